@@ -1,0 +1,101 @@
+# Each target is one `semiocity …` line that you could type yourself. `make` alone prints this list.
+PYTHON  ?= python3
+VENV    ?= .venv
+UV      := $(VENV)/bin/uv
+RECIPE  ?= shards/city.toml
+RUN     ?= runs/demo
+# Passed on: ARGS="--set resources.timeout_min=30 --dry-run"
+ARGS    ?=
+SEMIOCITY = $(VENV)/bin/semiocity
+
+.DEFAULT_GOAL := help
+.PHONY: help env login demo test soak lint bench lock image shards verify caption segment train generate evaluate \
+        report status tensorboard
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---- environment
+
+env: $(VENV)/.everything  ## a virtual environment with everything, from requirements.lock
+login: $(VENV)/.login  ## the same for a login node alone: plans, submits and watches, no torch
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 …" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+$(VENV)/.everything: $(UV) requirements.lock pyproject.toml
+	$(UV) pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
+	@touch $@
+
+$(VENV)/.login: $(UV) requirements.lock pyproject.toml
+	$(UV) pip install --quiet --python $(VENV)/bin/python --constraint requirements.lock --editable .
+	@touch $@
+
+# Any environment will do for the verbs of a login node; an existing one is left as it is.
+$(SEMIOCITY):
+	$(MAKE) $(VENV)/.everything
+
+lock:  ## write requirements.lock and containers/requirements.lock anew
+	$(UV) pip compile pyproject.toml --all-extras $(LOCK_FLAGS) -o requirements.lock
+	$(UV) pip compile pyproject.toml --extra train --extra ui -c requirements.lock $(LOCK_FLAGS) \
+	  -o containers/requirements.lock
+LOCK_FLAGS = --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
+  --no-annotate --custom-compile-command "make lock"
+
+# ---- the whole of it
+
+demo: env  ## packed shards, captions, masks, a trained model, scores and a page (RECIPE=… ROOT=… for your own images)
+	$(SEMIOCITY) demo --recipe $(RECIPE) $(if $(ROOT),--root $(ROOT)) $(ARGS)
+
+test: env  ## every test, in under 15 minutes on 2 cores
+	$(VENV)/bin/python -m pytest -m "not soak" $(ARGS)
+
+soak: env  ## the hours-long versions
+	$(VENV)/bin/python -m pytest -m soak $(ARGS)
+
+lint: env  ## ruff and mypy over everything
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: env  ## each claim against a peer in the same run; writes docs/benchmarks.md
+	$(VENV)/bin/python bench/all.py
+
+# ---- step by step
+
+image: $(SEMIOCITY)  ## the Apptainer image that jobs run in
+	$(SEMIOCITY) image $(ARGS)
+
+shards: $(SEMIOCITY)  ## pack RECIPE into tar shards
+	$(SEMIOCITY) pack $(RECIPE) $(ARGS)
+
+verify: $(SEMIOCITY)  ## re-read DATASET and name every fault
+	$(SEMIOCITY) verify $(or $(DATASET),data/city) $(ARGS)
+
+caption: $(SEMIOCITY)  ## add the column `caption` (JOB=jobs/caption.toml)
+	$(SEMIOCITY) caption $(or $(JOB),jobs/caption.toml) $(ARGS)
+
+segment: $(SEMIOCITY)  ## add the column `mask` (JOB=jobs/segment.toml)
+	$(SEMIOCITY) segment $(or $(JOB),jobs/segment.toml) $(ARGS)
+
+train: $(SEMIOCITY)  ## train, or go on training (JOB=jobs/train-sdm.toml)
+	$(SEMIOCITY) train $(or $(JOB),jobs/train-sdm.toml) $(ARGS)
+
+generate: $(SEMIOCITY)  ## images for held-out layouts (JOB=jobs/generate.toml)
+	$(SEMIOCITY) generate $(or $(JOB),jobs/generate.toml) $(ARGS)
+
+evaluate: $(SEMIOCITY)  ## scores of the generated images (JOB=jobs/evaluate.toml)
+	$(SEMIOCITY) evaluate $(or $(JOB),jobs/evaluate.toml) $(ARGS)
+
+report: $(SEMIOCITY)  ## one self-contained page about RUN
+	$(SEMIOCITY) report $(RUN) $(ARGS)
+
+status: $(SEMIOCITY)  ## what is done, running, failed and missing
+	@$(SEMIOCITY) status $(ARGS)
+
+tensorboard: $(SEMIOCITY)  ## TensorBoard on loopback, with the ssh line that reaches it
+	@$(SEMIOCITY) board $(ARGS)

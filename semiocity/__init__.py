@@ -1,0 +1,3 @@
+"""Semiocity."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,226 @@
+"""Configuration: strict pydantic models and TOML loading with `--set`.
+
+A wrong file is refused before anything is submitted, with the file, the dotted key, and what would be right.
+Importable on a login node (pydantic only).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from semiocity.errors import UserError
+from semiocity.files import canonical, digest, fsync_folder, read_json, write_atomic, write_json
+
+__all__ = [
+    "Cluster",
+    "Container",
+    "Job",
+    "Resources",
+    "StageJob",
+    "Strict",
+    "apply_set",
+    "canonical",
+    "check",
+    "digest",
+    "fsync_folder",
+    "load_toml",
+    "read_json",
+    "write_atomic",
+    "write_json",
+]
+
+
+class Strict(BaseModel):
+    """Base of every configuration model: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_toml(path: Path, model: type[Model], sets: Iterable[str] = (), **defaults: Any) -> Model:
+    """Read `path` as TOML, apply `--set a.b=value` overrides, and check it against `model`.
+
+    `defaults` are top-level keys used when the file does not give them.
+    Raises UserError naming the file, the dotted key and what would be right.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    for key, value in defaults.items():
+        data.setdefault(key, value)
+    for item in sets:
+        apply_set(data, item)
+    return check(data, model, where=str(path))
+
+
+def apply_set(data: dict[str, Any], item: str) -> None:
+    """Apply one `a.b=value` to nested `data`. The value is read as TOML; what is no TOML value is a plain string."""
+    key, equals, text = item.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"--set {item}: expected KEY=VALUE with a dotted key, such as --set resources.timeout_min=30")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    for part in parts[:-1]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise UserError(f"--set {item}: {part} is a value, not a table")
+    data[parts[-1]] = value
+
+
+def check(data: Mapping[str, Any], model: type[Model], where: str) -> Model:
+    """Validate `data` against `model`; UserError with one line a fault, each beginning with `where: dotted.key`."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(where, item, model) for item in error.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def _explain(where: str, item: Mapping[str, Any], model: type[BaseModel]) -> str:
+    dotted = ".".join(str(part) for part in item["loc"]) or "(top level)"
+    match item["type"]:
+        case "extra_forbidden":
+            known = _fields_at(model, item["loc"][:-1])
+            near = get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(known) or 'none'}"
+            return f"{where}: {dotted}: unknown key; {hint}"
+        case "missing":
+            return f"{where}: {dotted}: missing"
+        case "value_error":
+            return f"{where}: {dotted}: {item['msg'].removeprefix('Value error, ')}"
+        case _:
+            return f"{where}: {dotted}: {item['msg']} (got {item['input']!r})"
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Names of the fields that `model` knows at a location; a tagged union's tag in `loc` picks its member."""
+    candidates: list[type[BaseModel]] = [model]
+    for part in loc:
+        nested = [_models(c.model_fields[part].annotation) for c in candidates if part in c.model_fields]
+        if nested:
+            candidates = [m for group in nested for m in group]
+        else:
+            tagged = [c for c in candidates if part in [v for f in c.model_fields.values() for v in _literals(f)]]
+            candidates = tagged or candidates
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models(argument)]
+
+
+def _literals(field: Any) -> tuple[Any, ...]:
+    return get_args(field.annotation) if getattr(field.annotation, "__origin__", None) is Literal else ()
+
+
+# ---------------------------------------------------------------- jobs and cluster
+
+
+class Resources(Strict):
+    """What one task of a job asks of the cluster."""
+
+    nodes: int = Field(1, ge=1)
+    ranks_per_node: int = Field(1, ge=1)
+    """Processes on a node; one a GPU where there are GPUs."""
+    gpus_per_node: int = Field(0, ge=0)
+    cpus_per_rank: int = Field(1, ge=1)
+    mem_gb: float | None = Field(None, gt=0)
+    """Memory of a node; None leaves the partition's default."""
+    timeout_min: int = Field(60, ge=1)
+    signal_delay_s: int = Field(120, ge=10)
+    """How long before the time limit the job is told to save and stop; the largest save must fit in."""
+    array_parallelism: int = Field(64, ge=1)
+    """Most tasks of an array that run at the same time."""
+    shards_per_task: int = Field(1, ge=1)
+    partition: str | None = None
+    """Overrides the cluster's partition for this job."""
+
+    @model_validator(mode="after")
+    def _ranks_match_gpus(self) -> Resources:
+        if self.gpus_per_node and self.ranks_per_node not in (1, self.gpus_per_node):
+            raise ValueError(
+                f"ranks_per_node is {self.ranks_per_node} but gpus_per_node is {self.gpus_per_node}; one rank a GPU"
+            )
+        if self.signal_delay_s >= self.timeout_min * 60:
+            raise ValueError(
+                f"signal_delay_s ({self.signal_delay_s}) must be below timeout_min ({self.timeout_min} min)"
+            )
+        return self
+
+
+class Job(Strict):
+    """What every job file has."""
+
+    dataset: Path
+    """The dataset's folder, such as data/city."""
+    run: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the folder under runs/; by default made of the job's and the dataset's names."""
+    image: Path | None = None
+    """Apptainer image (.sif) to run in; None takes the cluster's, and without one the job runs in this environment."""
+    resources: Resources = Resources()
+
+
+class StageJob(Job):
+    """A stage over a dataset: adds one column (`jobs/caption.toml`)."""
+
+    stage: str
+    """Name of the stage, a key of semiocity.stages.base.STAGES."""
+    column: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]*$")
+    """The new column's name; the stage's own by default."""
+    args: dict[str, Any] = {}
+    """Arguments of the stage, checked against its own model."""
+
+
+class Container(Strict):
+    """How images are run on this cluster."""
+
+    image: Path | None = None
+    """Image for every job that names none."""
+    binds: list[str] = []
+    """Further folders to mount, `/scratch` or `/a:/b:ro`."""
+    apptainer: str = "apptainer"
+    """The command; a full path when it comes from a module."""
+    env: dict[str, str] = {}
+    """Environment for the container. No secrets: it is written into the sbatch file."""
+
+
+class Cluster(Strict):
+    """The site (`jobs/cluster.toml`): written once, used by every job."""
+
+    executor: Literal["local", "slurm"] = "local"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    setup: list[str] = []
+    """Shell lines before each job, such as `module load apptainer`."""
+    sbatch: dict[str, str | int | bool] = {}
+    """Further sbatch options by their long names."""
+    network_interface: str | None = None
+    """Interface for NCCL's and gloo's rendezvous, such as ib0."""
+    max_array: int = Field(1001, ge=1)
+    """The cluster's MaxArraySize; longer arrays are split."""
+    max_restarts: int = Field(100, ge=0)
+    """How often one job may come back before it counts as failed."""
+    local_parallelism: int = Field(2, ge=1)
+    """Array tasks at the same time with the local executor."""
+    container: Container = Container()

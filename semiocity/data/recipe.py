@@ -1,0 +1,136 @@
+"""Recipes: what a dataset is made of (`shards/NAME.toml`). Login-node code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from semiocity.config import Strict, load_toml
+from semiocity.data.sources import Source, defaults_of
+
+FIELDS = {
+    "image": "jpg|png",
+    "label": "label.png",
+    "instance": "instance.png",
+    "caption": "txt",
+    "meta": "json",
+}
+"""Logical fields of the base column → member extensions."""
+
+LARGEST_IMAGE = 178_000_000
+"""Pixels; above this Pillow refuses by itself."""
+
+Extent = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class ClassSpec(Strict):
+    """One class of the label maps; its id is its place in the list."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_ -]*$")
+    color: tuple[Byte, Byte, Byte]
+    """Red, green, blue in label pictures."""
+
+
+class ImagePolicy(Strict):
+    """What is done to pictures. Label and instance maps follow the same geometry."""
+
+    resize: Literal["none", "crop", "fit", "letterbox"] = "none"
+    """none: as it comes. crop: scaled to cover `size`, the middle cut out. fit: shrunk to lie within `size`, never
+    enlarged, so sizes differ from row to row. letterbox: scaled to lie within `size`, then padded to it (pictures
+    black, labels with the ignore id)."""
+    size: Extent | None = None
+    """Width and height in pixels."""
+    format: Literal["keep", "jpg", "png"] = "keep"
+    """keep: JPEG stays JPEG, everything else is PNG. What already is in the wanted format and needs no other change
+    is stored byte for byte."""
+    quality: int = Field(95, ge=50, le=100)
+    """JPEG quality where pictures are encoded again; colour is never subsampled then."""
+    max_pixels: int = Field(100_000_000, ge=64, le=LARGEST_IMAGE)
+    """A picture whose header says more is rejected before it is decoded."""
+
+    @model_validator(mode="after")
+    def _size_when_resizing(self) -> ImagePolicy:
+        if self.resize != "none" and self.size is None:
+            raise ValueError(f'resize = "{self.resize}" needs size = [width, height]')
+        if self.resize == "none" and self.size is not None:
+            raise ValueError('size has no effect with resize = "none"; set resize = "crop", "fit" or "letterbox"')
+        return self
+
+
+class LabelPolicy(Strict):
+    """How label maps are read."""
+
+    encoding: Literal["ids", "colors"] = "ids"
+    """ids: 8-bit single-channel or palette PNG that holds class ids. colors: RGB PNG in the classes' colours."""
+    other_size: Literal["reject", "resize"] = "reject"
+    """A map of another size than its picture: rejected, or resized to the picture's (nearest neighbour)."""
+
+
+class Recipe(Strict):
+    """A dataset: source, promised fields, classes, pictures, shards."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    note: str = ""
+    """What the data is, for people."""
+    license: str = ""
+    source: Source
+    fields: tuple[Literal["image", "label", "instance", "caption"], ...] | None = None
+    """Fields that every row has; a row that lacks one is rejected. By default what the source promises."""
+    classes: tuple[ClassSpec, ...] | None = None
+    """By default the source's own."""
+    ignore_id: Byte | None = None
+    """Label id that means unlabelled. By default the source's own."""
+    image: ImagePolicy = ImagePolicy()
+    label: LabelPolicy = LabelPolicy()
+    shard_rows: int = Field(2000, ge=1)
+    """Most rows in a shard."""
+    shard_mb: float = Field(512, gt=0)
+    """Most MB (10⁶ bytes) of source files in a shard, where the source has files."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_defaults(cls, data: Any) -> Any:
+        """Fill in what the source knows, so that a resolved recipe says everything."""
+        if isinstance(data, dict) and isinstance(data.get("source"), dict):
+            known = defaults_of(data["source"].get("kind"))
+            return {**known, **{name: value for name, value in data.items() if value is not None}}
+        return data
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> Recipe:
+        classes = self.classes or ()
+        if len({c.name for c in classes}) != len(classes):
+            raise ValueError("two classes have the same name")
+        if self.label.encoding == "colors" and len({c.color for c in classes}) != len(classes):
+            raise ValueError('label.encoding = "colors" needs classes with distinct colours')
+        if len(classes) + (self.ignore_id is not None) > 256:
+            raise ValueError("label maps have 8 bits: at most 256 ids, the ignore id among them")
+        if self.ignore_id is not None and self.ignore_id < len(classes):
+            raise ValueError(f"ignore_id {self.ignore_id} is the id of class {classes[self.ignore_id].name}")
+        if "label" in (self.fields or ()) and not classes:
+            raise ValueError("fields promises label, so classes must be given: [[classes]] name = …, color = [r, g, b]")
+        if self.image.resize == "letterbox" and classes and self.ignore_id is None:
+            raise ValueError('image.resize = "letterbox" needs an ignore_id to pad label maps with')
+        return self
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Width and height of every picture, or None when they differ or are not known."""
+        if self.image.resize in ("crop", "letterbox"):
+            return self.image.size
+        return getattr(self.source, "size", None) if self.image.resize == "none" else None
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole recipe as JSON, but for the folder it reads from: that is no property of the dataset."""
+        data = self.model_dump(mode="json")
+        data["source"].pop("root", None)
+        return data
+
+
+def load_recipe(path: Path, sets: Iterable[str] = ()) -> Recipe:
+    """Read `shards/NAME.toml`; the name is the file's unless it says otherwise. Raises UserError."""
+    return load_toml(path, Recipe, sets, name=Path(path).stem)

@@ -1,0 +1,348 @@
+"""The shard: one tar, one parquet index, one receipt. Writer and reader; the format is described in README.md."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from semiocity.config import canonical, fsync_folder, write_json
+from semiocity.data.keys import KEY
+from semiocity.data.manifest import FORMAT, ShardPath, read_receipt
+from semiocity.errors import UserError
+
+__all__ = ["FORMAT", "Head", "ShardError", "ShardPath", "ShardReader", "ShardWriter", "read_receipt"]
+
+BLOCK = 512
+RECORD = 10240
+"""A tar is padded to whole records, as GNU tar does."""
+LARGEST = 8**11 - 1
+"""Bytes: the largest size that a USTAR header can name."""
+TOMBSTONE = "tombstone.json"
+KINDS = ("permanent", "retry")
+
+Scalar = Literal["int", "float", "str", "bool"]
+_ARROW = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}
+
+
+class ShardError(UserError):
+    """A shard is damaged; the message names the shard, the key where it is known, and what to do."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is known of a shard before its first row; all of it goes into the receipt."""
+
+    column: str
+    revision: str
+    shard: int
+    parents: dict[str, dict[str, str]]
+    """Parent column → {"revision", "sha256" of the parent's shard}."""
+    stage: dict[str, Any]
+    """{"name", "version", "args"}"""
+    model: str | None
+    """Revision of the model's weights, if there is a model."""
+    execution: dict[str, Any]
+    """{"device", "dtype", "batch"}: with the same input these give the same bytes."""
+    fields: dict[str, str]
+    """Logical field → member extension; several that may occur are separated by `|`, as in `jpg|png`."""
+    scalars: dict[str, Scalar] = field(default_factory=dict)
+    """Scalar → type; they go into the parquet only."""
+
+
+def ustar_header(name: str, size: int) -> bytes:
+    """The 512 bytes before a member: USTAR, mode 0644, uid, gid and time 0, no user names."""
+    raw = name.encode("ascii")
+    if len(raw) > 100 or not 0 <= size <= LARGEST:
+        raise ValueError(
+            f"tar member {name!r} of {size} bytes: names have at most 100 characters, sizes {LARGEST} bytes"
+        )
+    head = raw.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"%011o\0" % 0
+    tail = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
+    total = sum(head) + sum(b" " * 8) + sum(tail)
+    return head + b"%06o\0 " % total + tail
+
+
+class ShardWriter:
+    """Writes one shard. The caller holds the shard's lease.
+
+    Nothing is visible before `publish`; leaving the `with` block otherwise, by an exception or not, discards everything.
+    Files that attempts which died left for this shard are removed at the start.
+
+        with ShardWriter(path, head) as writer:
+            writer.add(key, {"image": ("jpg", data)}, {"width": 640})
+            receipt = writer.publish()
+    """
+
+    def __init__(self, path: ShardPath, head: Head) -> None:
+        self.path = path
+        self.head = head
+        self._rows: list[dict[str, Any]] = []
+        self._rejected: list[dict[str, str]] = []
+        self._keys = hashlib.sha256()
+        self._splits: Counter[str] = Counter()
+        self._tombstones: Counter[str] = Counter(permanent=0, retry=0)
+        self._last = ""
+        self._hash = hashlib.sha256()
+        self._offset = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        attempt = uuid.uuid4().hex
+        self._tar = path.parent / f".{path.stem}.tar.{attempt}.tmp"
+        self._parquet = path.parent / f".{path.stem}.parquet.{attempt}.tmp"
+        self._file = self._tar.open("xb", buffering=1 << 20)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+        except OSError:
+            if error is None:
+                raise
+        finally:
+            self._tar.unlink(missing_ok=True)
+            self._parquet.unlink(missing_ok=True)
+
+    def add(self, key: str, fields: Mapping[str, tuple[str, bytes]], scalars: Mapping[str, Any] | None = None) -> None:
+        """Append a row: logical field → (extension, payload). Keys come in strictly ascending order.
+
+        Raises ValueError for what the head does not announce: that is a fault of the stage, not of the row.
+        """
+        if not fields:
+            raise ValueError(f"{self.path}: {key}: a row needs at least one field, or a tombstone")
+        row = self._row(key, scalars)
+        for name in self.head.fields:
+            if name not in fields:
+                continue
+            ext, payload = fields[name]
+            if ext not in self.head.fields[name].split("|"):
+                raise ValueError(f"{self.path}: {key}: field {name} has extension {ext}, not {self.head.fields[name]}")
+            row[f"{name}.ext"] = ext
+            row[f"{name}.offset"] = self._member(f"{key}.{ext}", payload)
+            row[f"{name}.length"] = len(payload)
+            row[f"{name}.crc32"] = zlib.crc32(payload)
+        unknown = set(fields) - set(self.head.fields)
+        if unknown:
+            raise ValueError(f"{self.path}: {key}: fields {sorted(unknown)} are not among {list(self.head.fields)}")
+        self._rows.append(row)
+
+    def tombstone(self, key: str, kind: str, reason: str, scalars: Mapping[str, Any] | None = None) -> None:
+        """Append a row that failed; kind `permanent` (bad input) or `retry` (may succeed another time)."""
+        if kind not in KINDS:
+            raise ValueError(f"{self.path}: {key}: tombstone of kind {kind!r}, not one of {KINDS}")
+        row = self._row(key, scalars)
+        row["tombstone"], row["reason"] = kind, reason
+        self._member(f"{key}.{TOMBSTONE}", canonical({"kind": kind, "reason": reason}).encode())
+        self._tombstones[kind] += 1
+        self._rows.append(row)
+
+    def reject(self, id: str, reason: str, detail: str) -> None:
+        """Note a source file that is not packed; it appears in the receipt only."""
+        self._rejected.append({"id": id, "reason": reason, "detail": detail})
+
+    def publish(self) -> dict[str, Any]:
+        """Make the shard visible, receipt last, and return the receipt. Call once, as the last thing."""
+        self._write(bytes(2 * BLOCK))
+        self._write(bytes(-self._offset % RECORD))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        parquet = self._write_parquet()
+        receipt = {
+            "format": FORMAT,
+            "column": self.head.column,
+            "revision": self.head.revision,
+            "shard": self.head.shard,
+            "rows": len(self._rows),
+            "bytes": self._offset,
+            "sha256": self._hash.hexdigest(),
+            "parquet_sha256": parquet,
+            "keys_digest": self._keys.hexdigest(),
+            "splits": dict(sorted(self._splits.items())),
+            "parents": self.head.parents,
+            "stage": self.head.stage,
+            "model": self.head.model,
+            "execution": self.head.execution,
+            "fields": self.head.fields,
+            "scalars": self.head.scalars,
+            "tombstones": dict(self._tombstones),
+            "rejected": self._rejected,
+        }
+        # An old receipt must not vouch for new bytes, not even for a moment.
+        if self.path.receipt.exists():
+            self.path.receipt.unlink()
+            fsync_folder(self.path.parent)
+        self._tar.rename(self.path.tar)
+        self._parquet.rename(self.path.parquet)
+        fsync_folder(self.path.parent)
+        write_json(self.path.receipt, receipt)
+        return receipt
+
+    def _row(self, key: str, scalars: Mapping[str, Any] | None) -> dict[str, Any]:
+        if not KEY.fullmatch(key):
+            raise ValueError(f"{self.path}: {key!r} is no key")
+        if key <= self._last:
+            raise ValueError(f"{self.path}: key {key} after {self._last}: keys must ascend")
+        given = dict(scalars or {})
+        unknown = set(given) - set(self.head.scalars)
+        if unknown:
+            raise ValueError(f"{self.path}: {key}: scalars {sorted(unknown)} are not among {list(self.head.scalars)}")
+        self._last = key
+        self._keys.update(key.encode() + b"\n")
+        if given.get("split") is not None:
+            self._splits[given["split"]] += 1
+        return {"key": key, **given}
+
+    def _member(self, name: str, payload: bytes) -> int:
+        """Write one tar member; returns the offset of its payload."""
+        self._write(ustar_header(name, len(payload)))
+        start = self._offset
+        self._write(payload)
+        self._write(bytes(-len(payload) % BLOCK))
+        return start
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._offset += len(data)
+
+    def _write_parquet(self) -> str:
+        table = pa.Table.from_pylist(self._rows, schema=index_schema(self.head.fields, self.head.scalars))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", compression_level=3)
+        data = sink.getvalue().to_pybytes()
+        with self._parquet.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return hashlib.sha256(data).hexdigest()
+
+
+def index_schema(fields: Mapping[str, str], scalars: Mapping[str, Scalar]) -> pa.Schema:
+    """Columns of a shard's parquet. `offset` is where the payload (not its header) begins in the tar."""
+    columns = [pa.field("key", pa.string(), nullable=False), ("tombstone", pa.string()), ("reason", pa.string())]
+    for name in fields:
+        columns += [
+            (f"{name}.ext", pa.string()),
+            (f"{name}.offset", pa.int64()),
+            (f"{name}.length", pa.int64()),
+            (f"{name}.crc32", pa.uint32()),
+        ]
+    columns += [(name, _ARROW[kind]) for name, kind in scalars.items()]
+    return pa.schema(columns)
+
+
+def remove_leftovers(path: ShardPath) -> None:
+    """Remove temporary files of this shard that attempts which died left behind. The caller holds the lease."""
+    with os.scandir(path.parent) as entries:
+        names = [e.name for e in entries if _leftover(e.name, path.stem)]
+    for name in names:
+        (path.parent / name).unlink(missing_ok=True)
+
+
+class ShardReader:
+    """Reads rows of one shard through its index. Opening reads the parquet; the tar is opened at the first `read`.
+
+    Raises ShardError, naming shard and key, when files are missing or damaged. Safe to use after a fork: reading
+    does not move a shared file position.
+    """
+
+    def __init__(self, path: ShardPath) -> None:
+        self.path = path
+        self._descriptor = -1
+        try:
+            self.table = pq.read_table(path.parquet, memory_map=False)
+            self.keys: list[str] = self.table.column("key").to_pylist()
+            self._tombstones: list[str | None] = self.table.column("tombstone").to_pylist()
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise ShardError(f"{path.parquet}: index cannot be read ({error}). {_remedy(path)}") from None
+        self._fields: dict[str, tuple[list[Any], list[Any], list[Any]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def tombstoned(self, i: int) -> tuple[str, str] | None:
+        """(kind, reason) when row i failed, else None."""
+        kind = self._tombstones[i]
+        return None if kind is None else (kind, self.table.column("reason")[i].as_py())
+
+    def has(self, field: str) -> bool:
+        """Whether this shard's rows may have the field."""
+        return f"{field}.offset" in self.table.column_names
+
+    def read(self, i: int, field: str, check: bool = True) -> bytes | None:
+        """The payload of a field of row i, or None when the row has none. `check` compares its crc32."""
+        offsets, lengths, sums = self._index(field)
+        if offsets[i] is None:
+            return None
+        if self._descriptor < 0:
+            self._open()
+        data = os.pread(self._descriptor, lengths[i], offsets[i])
+        if len(data) != lengths[i]:
+            raise ShardError(f"{self.path.tar}: ends inside {field} of {self.keys[i]}. {_remedy(self.path)}")
+        if check and zlib.crc32(data) != sums[i]:
+            raise ShardError(f"{self.path.tar}: {field} of {self.keys[i]} is damaged (crc32). {_remedy(self.path)}")
+        return data
+
+    def scalars(self, i: int) -> dict[str, Any]:
+        """The scalars of row i by name; None where the row has none."""
+        names = [n for n in self.table.column_names if "." not in n and n not in ("key", "tombstone", "reason")]
+        return {name: self.table.column(name)[i].as_py() for name in names}
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            self.close()
+
+    def _index(self, field: str) -> tuple[list[Any], list[Any], list[Any]]:
+        if field not in self._fields:
+            if not self.has(field):
+                raise ShardError(f"{self.path}: no field {field}")
+            parts = (self.table.column(f"{field}.{part}").to_pylist() for part in ("offset", "length", "crc32"))
+            offsets, lengths, sums = parts
+            self._fields[field] = (offsets, lengths, sums)
+        return self._fields[field]
+
+    def _open(self) -> None:
+        try:
+            self._descriptor = os.open(self.path.tar, os.O_RDONLY)
+        except OSError as error:
+            raise ShardError(f"{self.path.tar}: {error.strerror}. {_remedy(self.path)}") from None
+
+
+def _remedy(path: ShardPath) -> str:
+    return f"Remove {path.receipt.name} beside it and run the job that made it again: only this shard is made anew"
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _leftover(name: str, stem: str) -> bool:
+    return name.endswith(".tmp") and any(name.startswith(f".{stem}.{kind}.") for kind in ("tar", "parquet", "json"))

@@ -1,0 +1,104 @@
+"""Listing files below a root without ever leaving it. Names are bytes on disk, text by `keys.to_text` here."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from semiocity.data.keys import printable, to_bytes, to_text
+from semiocity.data.sources.base import Rejection
+from semiocity.errors import UserError
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+
+
+@dataclass(frozen=True)
+class Found:
+    """One file below the root."""
+
+    name: str
+    """Relative to the root, with `/`."""
+    size: int
+    problem: Rejection | None = None
+    """Why the file must not be read."""
+
+    @property
+    def stem(self) -> str:
+        """The name without its last extension."""
+        return split_name(self.name)[0]
+
+    @property
+    def extension(self) -> str:
+        """The last extension in lower case, without the dot; empty when there is none."""
+        return split_name(self.name)[1]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(name without its last extension, that extension in lower case). A leading dot begins no extension."""
+    folder, slash, last = name.rpartition("/")
+    stem, dot, extension = last.rpartition(".")
+    if not dot or not stem:
+        return name, ""
+    return folder + slash + stem, extension.lower()
+
+
+def check_root(root: Path) -> Path:
+    """The absolute root of a source. Raises UserError unless it is a folder."""
+    if not root.is_dir():
+        raise UserError(f"source.root: {root} is no folder; say where the pictures are: --set source.root=DIR")
+    return root.resolve()
+
+
+def walk(root: Path, below: str = "") -> Iterator[Found]:
+    """Every file below `root/below`, in sorted order, hidden files and folders left out.
+
+    Links to folders are not followed: inside the root their files are seen under their own names, and what leads out
+    is one file with a problem. Links to files are followed when they stay inside.
+    """
+    base = os.fsencode(root)
+    real = os.path.realpath(base)
+    yield from _walk(base, real, to_bytes(below))
+
+
+def _walk(base: bytes, real: bytes, below: bytes) -> Iterator[Found]:
+    with os.scandir(os.path.join(base, below) if below else base) as listing:
+        entries = sorted(listing, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.startswith(b"."):
+            continue
+        relative = below + b"/" + entry.name if below else entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(base, real, relative)
+            continue
+        found = _look(entry, to_text(relative), real)
+        if found is not None:
+            yield found
+
+
+def _look(entry: os.DirEntry[bytes], name: str, real: bytes) -> Found | None:
+    if entry.is_symlink():
+        target = os.path.realpath(entry.path)
+        if os.path.commonpath([real, target]) != real:
+            return Found(name, 0, Rejection(name, "outside_root", f"links to {printable(to_text(target))}"))
+        if not os.path.exists(target):
+            return Found(name, 0, Rejection(name, "broken_link", f"links to {printable(to_text(target))}"))
+    status = entry.stat()
+    if stat.S_ISDIR(status.st_mode):
+        return None  # a link to a folder inside the root
+    if not stat.S_ISREG(status.st_mode):
+        return Found(name, 0, Rejection(name, "not_a_file", stat.filemode(status.st_mode)))
+    return Found(name, status.st_size)
+
+
+def read_below(root: Path, name: str) -> bytes:
+    """The bytes of a file named as `walk` names it. Raises OSError."""
+    with open(os.path.join(os.fsencode(root), to_bytes(name)), "rb") as file:  # noqa: PTH123 (Path takes no bytes)
+        return file.read()
+
+
+def size_below(root: Path, name: str) -> int:
+    """Bytes of a file named as `walk` names it. Raises OSError."""
+    return os.stat(os.path.join(os.fsencode(root), to_bytes(name))).st_size  # noqa: PTH116 (Path takes no bytes)

@@ -1,0 +1,25 @@
+"""Why a source file is not packed: a closed list, so that counts can be compared over years."""
+
+REASONS: dict[str, str] = {
+    "duplicate_id": "another picture has the same name but for its extension; the first in sorted order is packed",
+    "outside_root": "a symbolic link that leads out of the source's folder",
+    "broken_link": "a symbolic link to nothing",
+    "not_a_file": "a pipe, socket or device",
+    "unreadable": "no permission to read",
+    "label_missing": "the recipe promises a label map and there is none",
+    "instance_missing": "the recipe promises an instance map and there is none",
+    "caption_missing": "the recipe promises a caption and there is none",
+    "image_empty": "zero bytes",
+    "image_unknown": "no picture of a known kind (JPEG, PNG, WebP, GIF, BMP, TIFF), whatever its name says",
+    "image_damaged": "decoding fails, as for a truncated file",
+    "image_too_large": "more pixels than image.max_pixels",
+    "label_format": "no 8-bit single-channel or palette PNG (or no RGB PNG where label.encoding says colors)",
+    "label_damaged": "decoding fails",
+    "label_size": "another size than the picture, and label.other_size is reject",
+    "label_range": "an id that is neither a class nor the ignore id",
+    "label_color": "a colour that belongs to no class",
+    "instance_format": "no 8-bit or 16-bit single-channel PNG",
+    "instance_damaged": "decoding fails",
+    "instance_size": "another size than the picture, and label.other_size is reject",
+    "caption_encoding": "no UTF-8 text",
+}

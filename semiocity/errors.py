@@ -1,0 +1,8 @@
+"""Errors that are the user's to mend: the command line prints their message alone and exits with status 2."""
+
+
+class UserError(Exception):
+    """Bad input, configuration or state, found before anything was harmed.
+
+    The message says what is wrong, where (file, dotted key, row key), and what would be right.
+    """

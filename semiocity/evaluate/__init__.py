@@ -1,0 +1,1 @@
+"""Generating images from layouts, scoring them, and showing what came out."""

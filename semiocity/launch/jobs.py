@@ -1,0 +1,181 @@
+"""From a job file to `Work`: everything that is checked and decided on the login node before anything is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from semiocity.config import Cluster, Job, Resources, StageJob, Strict, load_toml
+from semiocity.data import manifest
+from semiocity.errors import UserError
+
+CLUSTER_FILE = Path("jobs/cluster.toml")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One job, resolved: what its tasks will read from attempt.json, and what it asks of the cluster."""
+
+    kind: str
+    """Key of semiocity.launch.task.KINDS."""
+    run: Path
+    dataset: Path
+    job: dict[str, Any]
+    """The job file with every default filled in, as JSON."""
+    resources: Resources
+    image: Path | None = None
+    column: str = ""
+    revision: str = ""
+    shards: int = 0
+    """Shards of the column to make; 0 for work that makes none."""
+    units: int = 1
+    """Independent tasks of work that makes no shards (generation)."""
+    binds: tuple[Path, ...] = field(default=())
+    """Folders outside run and dataset that tasks read."""
+
+
+def load_cluster(path: Path | None) -> Cluster:
+    """`path`, or jobs/cluster.toml when there is one, or the local executor."""
+    if path is None and not CLUSTER_FILE.exists():
+        return Cluster()
+    return load_toml(path or CLUSTER_FILE, Cluster)
+
+
+def image_of(job_image: Path | None, cluster: Cluster) -> Path | None:
+    """The image a job runs in, as an absolute path; UserError when it does not exist."""
+    image = job_image or cluster.container.image
+    if image is None:
+        return None
+    if not image.is_file():
+        raise UserError(f"image {image}: no such file; build it with `make image`, or drop the key to run without one")
+    return image.resolve()
+
+
+def run_folder(name: str | None, *default: str) -> Path:
+    return (Path("runs") / (name or "-".join(default))).resolve()
+
+
+class PackJob(Strict):
+    """What packing asks of the cluster (`jobs/pack.toml`); what is packed is the recipe's affair."""
+
+    image: Path | None = None
+    resources: Resources = Resources()
+
+
+def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Path("data")) -> Work:
+    """Plan a dataset and describe the packing of its shards. Writes the frozen plan, nothing else."""
+    from semiocity.data.plan import make_plan
+    from semiocity.data.recipe import Recipe
+
+    job = load_toml(job_file, PackJob) if job_file.exists() else PackJob()
+    recipe = load_toml(recipe_file, Recipe, sets)
+    dataset = (data / recipe.name).resolve()
+    plan = make_plan(recipe, dataset)
+    root = getattr(recipe.source, "root", None)
+    return Work(
+        kind="pack",
+        run=run_folder(None, "pack", recipe.name),
+        dataset=dataset,
+        job=recipe.model_dump(mode="json"),
+        resources=job.resources,
+        image=job.image,
+        column="base",
+        revision=plan.revision,
+        shards=plan.shards,
+        binds=(Path(root).resolve(),) if root else (),
+    )
+
+
+def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Work:
+    """A stage over a dataset. `expect` is the stage that the command line's verb stands for."""
+    from semiocity.stages.base import check_needs, make_stage, revision
+
+    job = load_toml(job_file, StageJob, sets)
+    if expect is not None and job.stage != expect:
+        raise UserError(
+            f"{job_file}: stage: this is a {job.stage!r} job; run it with `semiocity {job.stage} {job_file}`"
+        )
+    made = make_stage(job.stage, job.args, where=f"{job_file}: args")
+    dataset = job.dataset.resolve()
+    facts = manifest.read(dataset)
+    check_needs(made, facts)
+    made.check()
+    column = job.column or made.column
+    parents = {name: facts["columns"][name]["revision"] for name in sorted({n.split(".")[0] for n in made.needs()})}
+    return Work(
+        kind="stage",
+        run=run_folder(job.run, column, dataset.name),
+        dataset=dataset,
+        job={**_resolved(job), "args": made.args.model_dump(mode="json")},
+        resources=job.resources,
+        image=job.image,
+        column=column,
+        revision=revision(made, parents),
+        shards=facts["columns"]["base"]["shards"],
+        binds=tuple(Path(path).resolve() for path in made.paths()),
+    )
+
+
+def train(job_file: Path, sets: Sequence[str]) -> Work:
+    """A training run."""
+    from semiocity.train.options import TrainJob, needs
+
+    job = load_toml(job_file, TrainJob, sets)
+    dataset = job.dataset.resolve()
+    manifest.require(manifest.read(dataset), needs(job), dataset)
+    return Work(
+        kind="train",
+        run=run_folder(job.run, job.task, dataset.name),
+        dataset=dataset,
+        job=_resolved(job),
+        resources=job.resources,
+        image=job.image,
+    )
+
+
+def generate(job_file: Path, sets: Sequence[str]) -> Work:
+    """Images for held-out layouts from a trained model; tasks share the layouts."""
+    from semiocity.evaluate.options import GenerateJob
+
+    job = load_toml(job_file, GenerateJob, sets)
+    dataset = job.dataset.resolve()
+    manifest.require(manifest.read(dataset), ("base.label",), dataset)
+    run = _existing_run(job, job_file)
+    if not (run / "export" / "config.json").exists():
+        raise UserError(
+            f"{run}/export: no trained model yet; run `semiocity train` first (`semiocity status` shows it)"
+        )
+    return Work(
+        kind="generate",
+        run=run,
+        dataset=dataset,
+        job=_resolved(job),
+        resources=job.resources,
+        image=job.image,
+        units=job.tasks,
+    )
+
+
+def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
+    """Scores of a run's generated images."""
+    from semiocity.evaluate.options import EvaluateJob
+
+    job = load_toml(job_file, EvaluateJob, sets)
+    dataset = job.dataset.resolve()
+    manifest.require(manifest.read(dataset), ("base.image", "base.label"), dataset)
+    run = _existing_run(job, job_file)
+    if not (run / "samples" / "manifest.json").exists():
+        raise UserError(f"{run}/samples: no generated images yet; run `semiocity generate {job_file}` first")
+    return Work(kind="evaluate", run=run, dataset=dataset, job=_resolved(job), resources=job.resources, image=job.image)
+
+
+def _existing_run(job: Job, job_file: Path) -> Path:
+    if job.run is None:
+        raise UserError(f'{job_file}: run: missing; name the training run whose model is meant, such as run = "demo"')
+    return run_folder(job.run)
+
+
+def _resolved(job: Job) -> dict[str, Any]:
+    return job.model_dump(mode="json")

@@ -1,0 +1,149 @@
+"""Run folders: what one submission of a job leaves on disk, and the only interface between login node and tasks.
+
+    runs/NAME/
+      job.json                  the newest attempt's resolved job
+      code/HASH/semiocity/      snapshot of this package; tasks import this and nothing else of ours
+      attempts/0001/
+        attempt.json            resolved job, executor, task map (index -> shards), job ids, code and image
+        tasks/0003.json         what task 3 is doing, written by the task
+        requeue/JOB.RESTART     "bring this job back", written by rank 0, read by the batch script
+        submitit/               submitit's files and the logs
+
+Standard library only: `status` reads these without anything installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import semiocity
+from semiocity.errors import UserError
+from semiocity.files import read_json, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One submission inside a run folder."""
+
+    run: Path
+    number: int
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "attempts" / f"{self.number:04d}"
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "attempt.json"
+
+    @property
+    def submitit(self) -> Path:
+        return self.folder / "submitit"
+
+    @property
+    def requeue(self) -> Path:
+        return self.folder / "requeue"
+
+    def task_file(self, index: int) -> Path:
+        return self.folder / "tasks" / f"{index:04d}.json"
+
+    def requeue_file(self, job_id: str, restart: int) -> Path:
+        return self.requeue / f"{job_id}.{restart}"
+
+    def read(self) -> dict[str, Any]:
+        """attempt.json; UserError when this is no attempt of a format we know."""
+        try:
+            data = read_json(self.file)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.file}: missing; {self.run} is no run folder of ours, or its submission broke off"
+            ) from None
+        if data.get("format") != FORMAT:
+            raise UserError(f"{self.file}: format {data.get('format')}, this version reads {FORMAT}")
+        return data
+
+    def write(self, data: dict[str, Any]) -> None:
+        write_json(self.file, {"format": FORMAT, **data})
+
+
+def attempts(run: Path) -> list[Attempt]:
+    """All attempts of a run, oldest first."""
+    folder = run / "attempts"
+    if not folder.is_dir():
+        return []
+    return [Attempt(run, int(name)) for name in sorted(p.name for p in folder.iterdir()) if name.isdigit()]
+
+
+def new_attempt(run: Path) -> Attempt:
+    """Create the next attempt's folder. Two submissions at once get different numbers (mkdir is atomic)."""
+    (run / "attempts").mkdir(parents=True, exist_ok=True)
+    number = max((attempt.number for attempt in attempts(run)), default=0) + 1
+    while True:
+        attempt = Attempt(run, number)
+        try:
+            attempt.folder.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        for folder in (attempt.folder / "tasks", attempt.requeue, attempt.submitit):
+            folder.mkdir()
+        return attempt
+
+
+def all_runs(root: Path) -> list[Path]:
+    """Run folders below `root`, by name."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if (path / "attempts").is_dir())
+
+
+def snapshot(run: Path) -> Path:
+    """Copy this package into the run folder, once for each state of the code; returns the folder for PYTHONPATH.
+
+    The copy is complete or absent (temporary name, rename), so tasks never import half of it.
+    """
+    source = Path(semiocity.__file__).resolve().parent
+    files = sorted(
+        path
+        for path in source.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+    )
+    state = hashlib.sha256()
+    for path in files:
+        state.update(f"{path.relative_to(source)}\0{path.stat().st_size}\0".encode())
+        state.update(path.read_bytes())
+    target = run / "code" / state.hexdigest()[:12]
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".code.", dir=target.parent))
+    try:
+        for path in files:
+            copy = temporary / "semiocity" / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not target.exists():  # another submission may have been quicker with the same code
+            raise
+    return target
+
+
+def last_line(log: Path, size: int = 8192) -> str:
+    """The last line with something in it of a log; empty when there is none. Reads the end of the file only."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - size))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,190 @@
+"""From a resolved job to jobs in the queue: pure builders of submitit parameters, and one function that submits.
+
+The local executor runs the same functions on this machine; it is the default without `jobs/cluster.toml`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semiocity.config import Cluster, Resources
+from semiocity.errors import UserError
+from semiocity.launch import container, squeue
+from semiocity.launch.runs import Attempt
+
+if TYPE_CHECKING:
+    import submitit
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything a submission needs to know beside the work itself."""
+
+    name: str
+    cluster: Cluster
+    resources: Resources
+    image: Path | None
+    code: Path
+    """Folder to put on PYTHONPATH: the run's code snapshot."""
+    binds: tuple[Path, ...]
+    """Folders that tasks read and write: run, dataset, weights."""
+    pwd: Path
+    """The project's folder, which relative paths in job files start from. Parent of the run folder."""
+    restart: int = 0
+    """With the local executor: how often this task came back. SLURM counts by itself."""
+
+
+def teardown(attempt: Attempt, max_restarts: int) -> list[str]:
+    """Shell lines after srun, outside the container: bring the job back when rank 0 asked for it, else keep the code.
+
+    The exit code is a hint only: with --kill-on-bad-exit one rank's death can hide it. The file decides.
+    """
+    marker = (
+        f"{shlex.quote(str(attempt.requeue))}/"
+        '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}.${SLURM_RESTART_COUNT:-0}"'
+    )
+    return [
+        "rc=$?",
+        f'if [ -e {marker} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]; then',
+        '  scontrol requeue "$SLURM_JOB_ID"',
+        "fi",
+        "exit $rc",
+    ]
+
+
+def environment(launch: Launch) -> dict[str, str]:
+    """Variables of every task. No secrets: they end up in the sbatch file."""
+    cpu_only = launch.resources.gpus_per_node == 0
+    interface = launch.cluster.network_interface
+    return {
+        "PYTHONPATH": str(launch.code),
+        # `python -m` would put the current folder, where a working copy of this package may lie, before the snapshot.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(launch.resources.cpus_per_rank),
+        **({"SEMIOCITY_RESTART": str(launch.restart)} if launch.restart else {}),
+        **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if cpu_only else {}),
+        **({"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}),
+        **launch.cluster.container.env,
+    }
+
+
+def python(launch: Launch) -> str:
+    """The shell command that stands for `python` in the job: this interpreter, or the image's."""
+    variables = environment(launch)
+    if launch.image is None:
+        assignments = [f"{key}={shlex.quote(value)}" for key, value in variables.items()]
+        return " ".join(["env", *assignments, shlex.quote(sys.executable)])
+    settings = launch.cluster.container
+    return container.python_command(
+        launch.image,
+        binds=[*(str(path) for path in launch.binds), f"{launch.code}:{launch.code}:ro", *settings.binds],
+        env={key: value for key, value in variables.items() if key != "PYTHONPATH"},
+        nv=launch.resources.gpus_per_node > 0,
+        pythonpath=launch.code,
+        pwd=launch.pwd,
+        apptainer=settings.apptainer,
+    )
+
+
+def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()) -> dict[str, Any]:
+    """Parameters of submitit's SlurmExecutor. `after` are job ids to wait for, however they end."""
+    cluster, asked = launch.cluster, launch.resources
+    extra: dict[str, Any] = {"requeue": True, **cluster.sbatch}
+    srun = [f"--cpus-per-task={asked.cpus_per_rank}"]  # srun ignores SLURM_CPUS_PER_TASK since 22.05
+    if asked.nodes * asked.ranks_per_node > 1:
+        srun.append("--kill-on-bad-exit=1")
+    if asked.gpus_per_node:
+        srun.append("--gpu-bind=none")  # isolated GPUs break peer-to-peer copies
+    options: dict[str, Any] = {
+        "job_name": f"semiocity-{launch.name}",
+        "time": asked.timeout_min,
+        "nodes": asked.nodes,
+        "ntasks_per_node": asked.ranks_per_node,
+        "cpus_per_task": asked.cpus_per_rank,
+        "gpus_per_node": asked.gpus_per_node or None,
+        "mem": None if asked.mem_gb is None else f"{asked.mem_gb * 1024:.0f}M",
+        "partition": asked.partition or cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "dependency": "afterany:" + ":".join(squeue.whole_jobs(after)) if after else None,
+        "signal_delay_s": asked.signal_delay_s,
+        "array_parallelism": asked.array_parallelism,
+        "setup": list(cluster.setup) or None,
+        "teardown": teardown(attempt, cluster.max_restarts),
+        "srun_args": srun,
+        "additional_parameters": extra,
+        "stderr_to_stdout": True,
+    }
+    # No wckey: submitit's own would be refused where a site keeps accounts by them.
+    return {"wckey": None} | {key: value for key, value in options.items() if value is not None}
+
+
+def sbatch_file(launch: Launch, attempt: Attempt, tasks: int) -> str:
+    """The text that `sbatch` would get, for `--dry-run` and golden tests. Needs no SLURM and writes nothing."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    command = f"{python(launch)} -u -m submitit.core._submit {shlex.quote(str(attempt.submitit))}"
+    parameters = slurm_parameters(launch, attempt)
+    if tasks > 1:
+        parameters["map_count"] = tasks
+    return _make_sbatch_string(command=command, folder=attempt.submitit, **parameters)
+
+
+def submit(launch: Launch, attempt: Attempt, indices: Sequence[int], after: Sequence[str] = ()) -> list[str]:
+    """Queue task `indices` of an attempt with SLURM; returns one job id an index, in order.
+
+    Arrays longer than the cluster's MaxArraySize are split. Raises UserError with sbatch's own words.
+    """
+    import submitit
+
+    from semiocity.launch import task
+
+    if shutil.which("sbatch") is None:
+        raise UserError('jobs/cluster.toml says executor = "slurm", but there is no sbatch on this machine\'s PATH')
+    made = submitit.SlurmExecutor(attempt.submitit, python=python(launch))
+    made.update_parameters(**slurm_parameters(launch, attempt, after))
+    ids: list[str] = []
+    longest = max(1, launch.cluster.max_array - 1)
+    for start in range(0, len(indices), longest):
+        part = list(indices[start : start + longest])
+        try:
+            jobs = made.map_array(task.main, [str(attempt.run)] * len(part), [attempt.number] * len(part), part)
+        except Exception as error:  # submitit wraps sbatch's failure in types of its own
+            raise UserError(f"sbatch refused {launch.name}: {error}") from error
+        ids += [job.job_id for job in jobs]
+    return ids
+
+
+def start_local(launch: Launch, attempt: Attempt, index: int) -> submitit.Job[str]:
+    """Start one task (all its ranks) on this machine and return at once."""
+    import submitit
+
+    from semiocity.launch import task
+
+    asked = launch.resources
+    if asked.nodes > 1:
+        raise UserError(f"resources.nodes is {asked.nodes}: several nodes need SLURM (executor in jobs/cluster.toml)")
+    made = submitit.LocalExecutor(attempt.submitit, python=python(launch))
+    made.update_parameters(
+        timeout_min=asked.timeout_min,
+        tasks_per_node=asked.ranks_per_node,
+        gpus_per_node=asked.gpus_per_node,
+        signal_delay_s=asked.signal_delay_s,
+        stderr_to_stdout=True,
+    )
+    # Tasks take Ctrl-C as "save and stop"; submitit's controller between us and them would kill them after a second.
+    # What is ignored here when a child starts stays ignored in it until it installs a handler of its own.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return made.submit(task.main, str(attempt.run), attempt.number, index)
+    finally:
+        signal.signal(signal.SIGINT, previous)

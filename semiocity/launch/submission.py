@@ -1,0 +1,280 @@
+"""Submitting work: what is missing minus what is under way, frozen into an attempt, queued or run here, followed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from semiocity.config import Cluster
+from semiocity.data import manifest
+from semiocity.errors import UserError
+from semiocity.files import read_json
+from semiocity.launch import slurm, squeue
+from semiocity.launch.jobs import Work, image_of
+from semiocity.launch.runs import Attempt, attempts, last_line, new_attempt, snapshot
+
+# Work whose results are merged by one more task when all others have ended.
+MERGED = {"pack", "stage", "generate"}
+POLL_S = {"local": 0.2, "slurm": 3.0}
+
+
+def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = False) -> bool:
+    """Bring `work` to the cluster. Returns True when it is known to be complete.
+
+    Only what is missing and not already queued is submitted. With the local executor, or `wait`, the call follows
+    the tasks to their end and raises UserError naming the first failure.
+    """
+    image = image_of(work.image, cluster)
+    if not dry_run and complete(work):
+        print(f"{describe(work)}: complete, nothing to do")
+        return True
+    busy = live_tasks(work)
+    tasks = plan_tasks(work, cluster, busy)
+    if dry_run:
+        attempt = Attempt(work.run, 1)
+        launch = _launch(work, cluster, image, work.run / "code" / "SNAPSHOT")
+        print(slurm.sbatch_file(launch, attempt, len(tasks)), end="")
+        return False
+    if not tasks:
+        print(f"{describe(work)}: everything that is missing is already queued or running; see `semiocity status`")
+        return False
+    if busy and work.shards == 0:
+        raise UserError(
+            f"{work.run.name} is already running (job {', '.join(sorted(set(busy)))}); see `semiocity status`"
+        )
+    attempt = new_attempt(work.run)
+    launch = _launch(work, cluster, image, snapshot(work.run))
+    data: dict[str, Any] = {
+        "kind": work.kind,
+        "job": work.job,
+        "run": str(work.run),
+        "dataset": str(work.dataset),
+        "column": work.column,
+        "revision": work.revision,
+        "executor": cluster.executor,
+        "host": socket.gethostname(),
+        "image": str(image) if image else None,
+        "code": str(launch.code),
+        "tasks": tasks,
+        "merge": len(tasks) if work.kind in MERGED else None,
+        "jobs": [],
+    }
+    attempt.write(data)
+    print(f"{describe(work)}: {len(tasks)} task{'s' * (len(tasks) != 1)} -> {_short(attempt.folder)}")
+    if cluster.executor == "slurm":
+        indices = range(len(tasks))
+        jobs = slurm.submit(launch, attempt, indices)
+        attempt.write({**data, "jobs": jobs})  # the dependant below may fail; these are queued already
+        if data["merge"] is not None:
+            light = replace(launch, resources=launch.resources.model_copy(update=_LIGHT))
+            jobs += slurm.submit(light, attempt, [data["merge"]], after=jobs)
+            attempt.write({**data, "jobs": jobs})
+        print(f"queued as SLURM job {', '.join(squeue.whole_jobs(jobs))}")
+        if not wait:
+            return False
+        for _ in follow_slurm(attempt, jobs):
+            _progress(attempt, len(tasks))
+    else:
+        run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
+    if complete(work):
+        return True
+    raise UserError(failure(attempt, work))
+
+
+# One small task that merges receipts; it needs neither GPUs nor many ranks.
+_LIGHT = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "cpus_per_rank": 1, "mem_gb": None}
+
+
+def _launch(work: Work, cluster: Cluster, image: Path | None, code: Path) -> slurm.Launch:
+    return slurm.Launch(
+        name=work.run.name,
+        cluster=cluster,
+        resources=work.resources,
+        image=image,
+        code=code,
+        binds=(work.run, work.dataset, *work.binds),
+        pwd=work.run.parents[1],
+    )
+
+
+def complete(work: Work) -> bool:
+    """Whether the work's results are all there: receipts and results on disk decide, never exit codes."""
+    match work.kind:
+        case "pack" | "stage":
+            return manifest.current(work.dataset, work.column) == work.revision
+        case "train":
+            done = work.run / "done.json"
+            return done.exists() and read_json(done)["steps"] >= work.job["steps"]
+        case "generate":
+            # Whether the images there are those that this job asks for is cheap to see for the tasks themselves.
+            return False
+        case _:
+            return False
+
+
+def live_tasks(work: Work) -> list[str]:
+    """Job ids of earlier attempts' tasks of the same work that are queued or running."""
+    return [job for attempt, data in _same(work) for job in live_jobs(attempt, data).values()]
+
+
+def _same(work: Work) -> Iterator[tuple[Attempt, Mapping[str, Any]]]:
+    for attempt in attempts(work.run):
+        if not attempt.file.exists():
+            continue  # a submission that broke off before anything was queued
+        data = attempt.read()
+        if (data["kind"], data["column"], data["revision"]) == (work.kind, work.column, work.revision):
+            yield attempt, data
+
+
+def live_jobs(attempt: Attempt, data: Mapping[str, Any]) -> dict[int, str]:
+    """Task index -> job id of the tasks of an attempt that SLURM holds, or that live on this machine."""
+    if data["executor"] == "slurm":
+        states = squeue.states(data["jobs"])
+        return {index: job for index, job in enumerate(data["jobs"]) if job in states}
+    if data["host"] != socket.gethostname():
+        return {}
+    return {index: job for index, job in enumerate(data["jobs"]) if job and _alive(job)}
+
+
+def _alive(pid: str) -> bool:
+    """Whether a local controller lives: the process exists and is submitit's, not another that got its number."""
+    try:
+        return b"submitit" in Path(f"/proc/{int(pid)}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def plan_tasks(work: Work, cluster: Cluster, busy: Sequence[str]) -> list[list[int]]:
+    """The map from task to shards: what is missing minus what is pending or running."""
+    if work.shards == 0:
+        return [[] for _ in range(work.units)]
+    held: set[int] = set()
+    if busy:
+        for attempt, data in _same(work):
+            for index in live_jobs(attempt, data):
+                if index < len(data["tasks"]):
+                    held.update(data["tasks"][index])
+    folder = manifest.column_folder(work.dataset, work.column, work.revision)
+    todo = [shard for shard in manifest.missing(folder, work.shards) if shard not in held]
+    if cluster.executor == "local":
+        count = min(cluster.local_parallelism, len(todo))
+        return [todo[start::count] for start in range(count)]
+    size = work.resources.shards_per_task
+    if not todo and not held:
+        return [[]]  # every receipt is there but nobody merged them: one task that finds nothing to do, then the merge
+    return [todo[start : start + size] for start in range(0, len(todo), size)]
+
+
+# ---------------------------------------------------------------- following
+
+
+def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], parallel: int) -> None:
+    """Run every task on this machine, at most `parallel` at a time, bringing back those that ask for it.
+
+    Ctrl-C lets the tasks save and stop; they go on with the next call.
+    """
+    waiting = deque((index, 0) for index in range(len(data["tasks"])))
+    running: dict[int, tuple[Any, int]] = {}
+    jobs: list[str] = [""] * (len(data["tasks"]) + (data["merge"] is not None))
+    interrupted = False
+
+    def start(index: int, restart: int) -> None:
+        job = slurm.start_local(replace(launch, restart=restart), attempt, index)
+        running[index] = (job, restart)
+        jobs[index] = job.job_id
+        attempt.write({**data, "jobs": jobs})
+
+    while waiting or running:
+        try:
+            while waiting and len(running) < parallel and not interrupted:
+                start(*waiting.popleft())
+            for index, (job, restart) in list(running.items()):
+                if job.done():
+                    del running[index]
+                    if attempt.requeue_file(job.job_id, restart).exists() and not interrupted:
+                        waiting.append((index, restart + 1))
+            _progress(attempt, len(data["tasks"]), final=not running and not waiting)
+            if interrupted and not running:
+                raise UserError(
+                    f"stopped; what was done is kept. Run the same command again to go on ({_short(attempt.run)})"
+                )
+            time.sleep(POLL_S["local"])
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
+            waiting.clear()
+            print("\nstopping: tasks save their work (Ctrl-C again leaves them to it)", file=sys.stderr)
+    if data["merge"] is not None:
+        start(data["merge"], 0)
+        running[data["merge"]][0].wait()
+
+
+def follow_slurm(attempt: Attempt, jobs: Sequence[str]) -> Iterator[None]:
+    """Yield at every look at the queue until none of `jobs` is in it. A controller that is busy is asked again."""
+    silent = 0
+    while True:
+        try:
+            if not squeue.states(jobs):
+                return
+            silent = 0
+        except UserError:
+            silent += 1
+            if silent > 20:
+                raise
+        yield
+        time.sleep(POLL_S["slurm"] * (1 + silent))
+
+
+def _progress(attempt: Attempt, tasks: int, final: bool = False) -> None:
+    """One line that is rewritten on a terminal, and printed anew every half minute elsewhere."""
+    from semiocity.launch.status import progress_line
+
+    now = time.monotonic()
+    terminal = sys.stderr.isatty()
+    last = _LAST_SHOWN.get(attempt.folder, 0.0)
+    if not final and now - last < (1.0 if terminal else 30.0):
+        return
+    _LAST_SHOWN[attempt.folder] = now
+    line = progress_line(attempt, tasks)
+    if terminal:
+        print(f"\r\033[K{line}", end="\n" if final else "", file=sys.stderr, flush=True)
+    elif final or last:
+        print(line, file=sys.stderr, flush=True)
+
+
+_LAST_SHOWN: dict[Path, float] = {}
+
+
+def failure(attempt: Attempt, work: Work) -> str:
+    """What went wrong first, with its place: for the message at the end of a followed submission."""
+    from semiocity.launch.status import task_states
+
+    failed = [state for state in task_states(attempt) if state["state"] in ("failed", "lost")]
+    lines = [f"{describe(work)}: not complete"]
+    for state in failed[:3]:
+        lines.append(f"  task {state['index']}: {state['reason']}")
+        if state["log"]:
+            lines.append(f"    {last_line(Path(state['log']))}\n    {_short(Path(state['log']))}")
+    if len(failed) > 3:
+        lines.append(f"  and {len(failed) - 3} more")
+    lines.append("  run the same command again for what is missing")
+    return "\n".join(lines)
+
+
+def describe(work: Work) -> str:
+    """`caption of city`, for messages."""
+    what = work.column if work.kind == "stage" else work.kind
+    return f"{what} of {work.dataset.name}" + ("" if work.shards else f" ({work.run.name})")
+
+
+def _short(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

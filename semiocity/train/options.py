@@ -1,0 +1,249 @@
+"""What a training job says (`jobs/train-*.toml`). Importable on a login node: pydantic only."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from semiocity.config import Job, Strict, check
+from semiocity.errors import UserError
+from semiocity.train.tasks import TASKS
+
+
+class TaskOptions(Strict):
+    """Base of a task's own options, the [model] table."""
+
+    def roles(self) -> dict[str, str]:
+        """What the task reads: role -> default field, such as {"image": "base.image"}."""
+        raise NotImplementedError
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError when the model cannot work at this size in pixels."""
+
+
+class DataOptions(Strict):
+    """What is read, and how."""
+
+    fields: dict[str, str] = {}
+    """Fields other than the task's defaults, by role: {label = "annotate.label"}."""
+    split: str = "train"
+    size: int | tuple[int, int] = Field(256)
+    """Side, or [height, width], in pixels. Rows of another size are cropped to this shape in the middle and resized."""
+    flip: bool = False
+    """Mirror half of the samples (keyed by step and row)."""
+    workers: int = Field(0, ge=0)
+    """Processes that read ahead, for each rank; 0 reads between the steps."""
+    window: int = Field(4, ge=1)
+    """Shards whose rows are shuffled together."""
+    tail: Literal["drop", "pad"] = "drop"
+    """What to do with the rows at the end of an epoch that fill no global batch."""
+    cache_mb: int = Field(0, ge=0)
+    """Memory of each rank for decoded rows; a small dataset is then decoded once. Divided among the workers."""
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @field_validator("size")
+    @classmethod
+    def _positive(cls, size: int | tuple[int, int]) -> int | tuple[int, int]:
+        if min((size,) if isinstance(size, int) else size) < 1:
+            raise ValueError("must be at least 1 pixel")
+        return size
+
+
+class OptimizerOptions(Strict):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient; None does not clip."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps in which the rate rises linearly from 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, or half a cosine down to 0 at the last step."""
+
+
+class EmaOptions(Strict):
+    """Exponential moving average of the fp32 master weights; it is what is sampled and exported.
+
+    After update n (from 0): ema += (1 - d)·(weights - ema) with d = min(decay, (1 + n) / (10 + n)) if `warmup`, else
+    d = decay. Buffers (batch statistics) are not averaged: the average goes with the buffers of the moment.
+    """
+
+    decay: float = Field(0.9999, ge=0, lt=1)
+    warmup: bool = True
+
+
+class ZeroOptions(Strict):
+    """How weights, gradients and optimizer states are kept on the ranks."""
+
+    stage: Literal[0, 1, 2, 3] = 2
+    """0: every rank keeps everything (fp32 only). 1: optimizer states divided; 2: gradients too; 3: weights too."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of weights and computation. Master weights, moments and gradient sums are fp32 always."""
+
+    @model_validator(mode="after")
+    def _stage_0_is_fp32(self) -> ZeroOptions:
+        if self.stage == 0 and self.precision != "fp32":
+            raise ValueError('stage 0 keeps no master weights, so precision must be "fp32"; for bf16 take stage 1 to 3')
+        return self
+
+
+class RehearseOptions(Strict):
+    """Rehearsing trouble on a cluster before a long run depends on it."""
+
+    slow_save_s: tuple[float, ...] = ()
+    """Seconds that rank i waits before it writes its part of a checkpoint; ranks beyond the list do not wait."""
+    slow_step_s: float = Field(0.0, ge=0)
+    """Seconds added to every step."""
+
+
+class TrainJob(Job):
+    """A training."""
+
+    task: str
+    """What is trained, a key of semiocity.train.tasks.TASKS."""
+    data: DataOptions = DataOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    ema: EmaOptions = EmaOptions()
+    zero: ZeroOptions = ZeroOptions()
+    steps: int = Field(ge=1)
+    """Optimizer steps altogether."""
+    global_batch: int = Field(ge=1)
+    """Samples of a step, over all ranks."""
+    accumulation: int = Field(1, ge=1)
+    """Parts into which a rank divides its samples of a step, one after the other, to save memory."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between checkpoints. There is one at the end and one at each stop as well."""
+    keep_last: int = Field(3, ge=2)
+    """Checkpoints to keep. At least 2: a damaged newest one must have somewhere to fall back to."""
+    sample_every: int = Field(1000, ge=0)
+    """Steps between image grids; 0 makes none."""
+    sample_images: int = Field(8, ge=1)
+    """Rows of a grid."""
+    sample_split: str | None = None
+    """Split that grids take their rows from; the training's by default."""
+    log_every: int = Field(50, ge=1)
+    """Steps between lines in the log and points in TensorBoard."""
+    bad_steps: int = Field(5, ge=1)
+    """Steps in a row without a finite loss and gradient after which the run goes back to the last good checkpoint, once;
+    the second time it fails."""
+    export_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the exported weights."""
+    rehearse: RehearseOptions = RehearseOptions()
+    model: dict[str, Any] = Field({}, validate_default=True)
+    """The task's own options, checked against its model of them."""
+
+    @field_validator("task")
+    @classmethod
+    def _task_exists(cls, task: str) -> str:
+        if task not in TASKS:
+            raise ValueError(f"no such task: {task!r}; there are: {', '.join(sorted(TASKS))}")
+        return task
+
+    @field_validator("model")
+    @classmethod
+    def _model_fits(cls, model: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "task" not in info.data or "data" not in info.data:
+            return model  # those have their own message
+        try:
+            options = task_options(info.data["task"], model)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        options.check_size(*info.data["data"].height_width)
+        unknown = set(info.data["data"].fields) - set(options.roles())
+        if unknown:
+            roles = ", ".join(sorted(options.roles()))
+            raise ValueError(f"data.fields.{min(unknown)}: task {info.data['task']} reads only: {roles}")
+        return options.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainJob:
+        check_batch(self, self.resources.nodes * self.resources.ranks_per_node)
+        return self
+
+    @property
+    def options(self) -> TaskOptions:
+        """The [model] table as the task's own type."""
+        return task_options(self.task, self.model)
+
+    def fields_by_role(self) -> dict[str, str]:
+        """Field that each role of the task reads."""
+        return {**self.options.roles(), **self.data.fields}
+
+
+def task_options(task: str, model: dict[str, Any]) -> TaskOptions:
+    """Check a [model] table; UserError with a line a fault."""
+    return check(model, load(TASKS[task].options), where="model")
+
+
+def check_batch(job: TrainJob, ranks: int) -> None:
+    """ValueError unless the global batch divides evenly among ranks and accumulation."""
+    parts = ranks * job.accumulation
+    if job.global_batch % parts:
+        below = job.global_batch // parts * parts
+        near = f"{below} or {below + parts}" if below else str(parts)
+        raise ValueError(
+            f"global_batch is {job.global_batch}, no multiple of {ranks} ranks × accumulation {job.accumulation} "
+            f"= {parts}; {near} would do"
+        )
+
+
+def needs(job: TrainJob) -> tuple[str, ...]:
+    """Fields that a training reads, for the check on the login node."""
+    return tuple(sorted(set(job.fields_by_role().values())))
+
+
+def load(reference: str) -> Any:
+    """The object that "module:name" names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# Settings that may differ when a run goes on: they change neither the samples nor what is computed from them.
+FREE = {
+    "accumulation",
+    "bad_steps",
+    "checkpoint_every",
+    "data.cache_mb",
+    "data.workers",
+    "dataset",
+    "export_dtype",
+    "image",
+    "keep_last",
+    "log_every",
+    "rehearse",
+    "resources",
+    "run",
+    "sample_every",
+    "sample_images",
+    "sample_split",
+}
+
+
+def identity(job: TrainJob) -> dict[str, Any]:
+    """Dotted setting -> value of everything that a resumed run must share with its checkpoint.
+
+    `steps` belongs to it only when the schedule of the rate depends on it.
+    """
+    free = FREE | ({"steps"} if job.optimizer.schedule == "constant" else set())
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if prefix in free:
+            return
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                walk(f"{prefix}.{name}" if prefix else name, inner)
+        else:
+            flat[prefix] = value
+
+    walk("", job.model_dump(mode="json"))
+    return flat
