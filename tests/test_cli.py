@@ -67,9 +67,8 @@ def test_status_of_nothing_says_how_to_begin(tmp_path: Path) -> None:
 
 def test_make_prints_help_and_every_documented_target_exists() -> None:
     done = subprocess.run(["make", "--no-print-directory"], capture_output=True, text=True, cwd=ROOT, check=True)
-    for target in (
-        "env demo test lint image shards caption segment train generate evaluate report status tensorboard"
-    ).split():
+    targets = "env demo test lint image shards caption segment train generate evaluate report status tensorboard"
+    for target in targets.split():
         assert re.search(rf"make {target}\s+\S", done.stdout), target
 
 

@@ -138,6 +138,14 @@ def snapshot(run: Path) -> Path:
     return target
 
 
+def alive(pid: str) -> bool:
+    """Whether the local executor's controller `pid` lives: the process exists, and is no other that got its number."""
+    try:
+        return b"submitit" in Path(f"/proc/{int(pid)}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return False
+
+
 def last_line(log: Path, size: int = 8192) -> str:
     """The last line with something in it of a log; empty when there is none. Reads the end of the file only."""
     try:

@@ -16,7 +16,7 @@ from typing import Any
 from semiocity.errors import UserError
 from semiocity.files import read_json
 from semiocity.launch import squeue
-from semiocity.launch.runs import Attempt, all_runs, attempts, last_line
+from semiocity.launch.runs import Attempt, alive, all_runs, attempts, last_line
 
 STALE_S = 120.0
 """A task on another machine that has not written for so long, and that nobody can ask about, counts as lost."""
@@ -65,7 +65,7 @@ def _judge(
     if not job:
         return "queued"
     if data["host"] == socket.gethostname():
-        return state if Path(f"/proc/{job}").exists() else "lost"
+        return state if alive(job) else "lost"
     return state if time.time() - facts.get("updated", 0) < STALE_S else "lost"
 
 

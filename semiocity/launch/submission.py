@@ -18,7 +18,7 @@ from semiocity.errors import UserError
 from semiocity.files import read_json
 from semiocity.launch import slurm, squeue
 from semiocity.launch.jobs import Work, image_of
-from semiocity.launch.runs import Attempt, attempts, last_line, new_attempt, snapshot
+from semiocity.launch.runs import Attempt, alive, attempts, last_line, new_attempt, snapshot
 
 # Work whose results are merged by one more task when all others have ended.
 MERGED = {"pack", "stage", "generate"}
@@ -140,15 +140,7 @@ def live_jobs(attempt: Attempt, data: Mapping[str, Any]) -> dict[int, str]:
         return {index: job for index, job in enumerate(data["jobs"]) if job in states}
     if data["host"] != socket.gethostname():
         return {}
-    return {index: job for index, job in enumerate(data["jobs"]) if job and _alive(job)}
-
-
-def _alive(pid: str) -> bool:
-    """Whether a local controller lives: the process exists and is submitit's, not another that got its number."""
-    try:
-        return b"submitit" in Path(f"/proc/{int(pid)}/cmdline").read_bytes()
-    except OSError:
-        return False
+    return {index: job for index, job in enumerate(data["jobs"]) if job and alive(job)}
 
 
 def plan_tasks(work: Work, cluster: Cluster, busy: Sequence[str]) -> list[list[int]]:

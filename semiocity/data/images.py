@@ -1,0 +1,231 @@
+"""Pictures as they come, made into what shards hold; the rules are stated in README.md.
+
+Every function raises Rejected, with a reason of `sources.reasons.REASONS`, for what cannot be used.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from semiocity.data.recipe import ImagePolicy
+from semiocity.data.sources.reasons import REASONS
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+WHITE = (255, 255, 255, 255)
+
+
+class Rejected(Exception):
+    """A file that cannot be packed."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        assert reason in REASONS, reason
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass
+class Picture:
+    """A decoded picture, upright, mode RGB or L."""
+
+    pixels: Image.Image
+    ext: str
+    """jpg when it came as JPEG, else png."""
+    data: bytes | None
+    """Its file, as long as that may be stored as it is."""
+    changes: list[str] = field(default_factory=list)
+    """What was done to the pixels, for the row's json."""
+
+
+def decode_image(data: bytes, max_pixels: int) -> Picture:
+    """Decode to the last pixel and normalise. The size is checked before anything is decoded."""
+    if not data:
+        raise Rejected("image_empty", "zero bytes")
+    image = _open(data, FORMATS, "image_unknown", "image_damaged", "image_too_large")
+    width, height = image.size
+    if width * height > max_pixels:
+        raise Rejected("image_too_large", f"{width}x{height} is more than max_pixels = {max_pixels}")
+    kind = image.format
+    jpeg = kind in ("JPEG", "MPO")
+    changes: list[str] = []
+    if getattr(image, "n_frames", 1) > 1 and not jpeg:
+        changes.append("first frame")
+    depth = _png_depth(data) if kind == "PNG" else 8
+    mode = image.mode
+    try:
+        image.load()
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever their parsers ran into
+        raise Rejected("image_damaged", f"{type(error).__name__}: {error}") from None
+    if depth == 16:
+        changes.append("16 bits to 8")
+    pixels = _to_rgb(image, changes)
+    if orientation in _TURNS:
+        pixels = pixels.transpose(_TURNS[orientation])
+        changes.append("orientation")
+    untouched = not changes and ((jpeg and _plain_jpeg(data)) or (kind == "PNG" and depth == 8 and mode in ("RGB", "L")))
+    return Picture(pixels, "jpg" if jpeg else "png", data if untouched else None, changes)
+
+
+def _open(data: bytes, formats: tuple[str, ...], unknown: str, damaged: str, too_large: str) -> Image.Image:
+    """Read the header only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is checked by the caller
+        try:
+            return Image.open(io.BytesIO(data), formats=formats)
+        except Image.DecompressionBombError as error:
+            raise Rejected(too_large, str(error)) from None
+        except Image.UnidentifiedImageError:
+            raise Rejected(unknown, f"begins with {data[:16]!r}") from None
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise Rejected(damaged, f"{type(error).__name__}: {error}") from None
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation → what brings the picture upright (Exif 2.3, tag 0x0112)."""
+
+
+def _to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:
+    """RGB or L, whatever came: the high byte of 16 bits, alpha over white, palette and CMYK by Pillow's conversion."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        if "16 bits to 8" not in changes:
+            changes.append("16 bits to 8")
+        if values.dtype == np.uint16:
+            return Image.fromarray((values >> 8).astype(np.uint8))
+        return Image.fromarray((np.clip(values, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        changes.append("alpha over white")
+        over = Image.new("RGBA", image.size, WHITE)
+        over.alpha_composite(image.convert("RGBA"))
+        return over.convert("RGB")
+    if image.mode in ("RGB", "L"):
+        return image
+    changes.append(f"{image.mode} to RGB")
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _png_depth(data: bytes) -> int:
+    """Bits a channel as the header says (PNG specification, IHDR)."""
+    return data[24]
+
+
+def _plain_jpeg(data: bytes) -> bool:
+    """Whether a JPEG is coded as every decoder reads it: baseline, extended or progressive, Huffman."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return marker in (0xC0, 0xC1, 0xC2) and data[at + 4] == 8
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+# ---------------------------------------------------------------- label and instance maps
+
+
+def decode_ids(data: bytes, field: str, bits: int) -> np.ndarray:
+    """A map of ids as the PNG holds them: [H, W], uint8 (`bits` 8) or uint16 (16). Palettes are read by index."""
+    image = _open_map(data, field)
+    depth, colour = data[24], data[25]
+    if colour not in (0, 3) or (colour == 0 and depth not in (8, bits)):
+        name = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}.get(colour, str(colour))
+        hint = ' (colour-coded maps: label.encoding = "colors")' if field == "label" and colour in (2, 6) else ""
+        raise Rejected(f"{field}_format", f"{depth}-bit {name} PNG{hint}")
+    return np.asarray(_loaded(image, field)).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def decode_colors(data: bytes, colors: list[tuple[int, int, int]], ignore_id: int | None) -> np.ndarray:
+    """A colour-coded label map as ids, uint8 [H, W]. Black is the ignore id unless a class is black."""
+    rgb = np.asarray(_loaded(_open_map(data, "label"), "label").convert("RGB"), dtype=np.uint32)
+    code = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+    table = {r << 16 | g << 8 | b: i for i, (r, g, b) in enumerate(colors)}
+    if ignore_id is not None:
+        table.setdefault(0, ignore_id)
+    found, inverse = np.unique(code, return_inverse=True)
+    for value in found.tolist():
+        if value not in table:
+            raise Rejected("label_color", f"({value >> 16}, {value >> 8 & 255}, {value & 255}) is no class's colour")
+    return np.array([table[v] for v in found.tolist()], dtype=np.uint8)[inverse].reshape(code.shape)
+
+
+def check_ids(ids: np.ndarray, allowed: Collection[int]) -> None:
+    """Raises Rejected naming the first id outside `allowed`."""
+    for value in np.unique(ids).tolist():
+        if value not in allowed:
+            count = int((ids == value).sum())
+            raise Rejected("label_range", f"id {value} in {count} pixels; allowed are {_ranges(allowed)}")
+
+
+def _ranges(ids: Collection[int]) -> str:
+    ordered = sorted(ids)
+    whole = [i for i in ordered if i < len(ordered)]
+    return ", ".join([f"0 to {len(whole) - 1}" if whole else "", *(str(i) for i in ordered[len(whole) :])]).strip(", ")
+
+
+def _open_map(data: bytes, field: str) -> Image.Image:
+    if not data.startswith(PNG_SIGNATURE):
+        raise Rejected(f"{field}_format", "no PNG" if data else "zero bytes")
+    image = _open(data, ("PNG",), f"{field}_format", f"{field}_damaged", f"{field}_format")
+    return image
+
+
+def _loaded(image: Image.Image, field: str) -> Image.Image:
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Rejected(f"{field}_damaged", f"{type(error).__name__}: {error}") from None
+    return image
+
+
+# ---------------------------------------------------------------- encoding
+
+
+def encode_image(picture: Picture, policy: ImagePolicy) -> tuple[str, bytes]:
+    """(extension, bytes): the original file where nothing needs changing, else JPEG 4:4:4 or PNG."""
+    wanted = picture.ext if policy.format == "keep" else policy.format
+    if picture.data is not None and picture.ext == wanted:
+        return wanted, picture.data
+    sink = io.BytesIO()
+    if wanted == "jpg":
+        picture.pixels.save(sink, "JPEG", quality=policy.quality, subsampling=0, exif=b"", icc_profile=None)
+    else:
+        picture.pixels.save(sink, "PNG", compress_level=6, exif=None, icc_profile=None)
+    return wanted, sink.getvalue()
+
+
+def encode_ids(ids: np.ndarray) -> bytes:
+    """A map of ids as grey PNG, 8 or 16 bits by its dtype."""
+    sink = io.BytesIO()
+    Image.fromarray(ids).save(sink, "PNG", compress_level=6)
+    return sink.getvalue()
+
+
+def picture_from_array(pixels: Any) -> Picture:
+    """A picture that a source made: uint8 [H, W, 3]."""
+    return Picture(Image.fromarray(pixels), "png", None)

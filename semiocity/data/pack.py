@@ -1,0 +1,192 @@
+"""Packing: the rows of a plan's shard, read, checked, normalised and written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import Image, features
+
+from semiocity.config import canonical
+from semiocity.data import geometry as geo
+from semiocity.data import images
+from semiocity.data.images import Picture, Rejected
+from semiocity.data.keys import printable
+from semiocity.data.lease import Owner, lease
+from semiocity.data.manifest import BASE, missing
+from semiocity.data.plan import PACKER_VERSION, Plan, PlanRow
+from semiocity.data.recipe import FIELDS, Recipe
+from semiocity.data.shard import Head, Scalar, ShardPath, ShardWriter
+from semiocity.data.sources import generated, scalars_of
+from semiocity.data.sources.base import Raw
+from semiocity.data.sources.files import read_below, size_below
+from semiocity.data.sources.generated import CitySource
+from semiocity.errors import UserError
+
+
+def pack_shards(
+    plan: Plan,
+    shards: Sequence[int],
+    owner: Owner,
+    stop: Callable[[], bool] = lambda: False,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> bool:
+    """Pack those of `shards` that are missing and that nobody else works on. False when `stop` said to leave early."""
+    absent = set(missing(plan.folder, plan.shards))
+    for shard in shards:
+        if stop():
+            return False
+        if shard not in absent:
+            report({"shard": shard, "state": "there"})
+            continue
+        path = plan.path(shard)
+        with lease(path.lease, owner) as held:
+            if not held:
+                report({"shard": shard, "state": "leased"})
+                continue
+            receipt = pack_shard(plan, shard, path)
+        report({"shard": shard, "state": "made", "rows": receipt["rows"], "rejected": len(receipt["rejected"])})
+    return True
+
+
+def pack_shard(plan: Plan, shard: int, path: ShardPath) -> dict[str, Any]:
+    """Pack one shard and return its receipt. The caller holds the shard's lease.
+
+    Bad input is rejected with a reason, row by row. Raises UserError when a source file is gone or has another size
+    than when the plan was made, and OSError when reading fails otherwise: both may be mended and tried again.
+    """
+    recipe = plan.recipe
+    with ShardWriter(path, make_head(plan, shard)) as writer:
+        for row in plan.rows(shard):
+            try:
+                fields, scalars = _pack_row(recipe, row, _read(recipe, row))
+            except Rejected as rejected:
+                writer.reject(row.name, rejected.reason, rejected.detail)
+            else:
+                writer.add(row.key, fields, scalars)
+        return writer.publish()
+
+
+def make_head(plan: Plan, shard: int) -> Head:
+    """The head of a base shard."""
+    scalars: dict[str, Scalar] = {"split": "str", "width": "int", "height": "int"}
+    codecs = {"pillow": PIL.__version__, "jpeg": features.version("jpg"), "zlib": features.version("zlib")}
+    return Head(
+        column=BASE,
+        revision=plan.revision,
+        shard=shard,
+        parents={},
+        stage={"name": "pack", "version": PACKER_VERSION, "args": {"plan": plan.revision}},
+        model=None,
+        # Pictures encoded again depend on the encoders; the others on nothing but their files.
+        execution={"device": "cpu", "dtype": "uint8", "batch": 1, **codecs},
+        fields={name: FIELDS[name] for name in (*plan.fields, "meta")},
+        scalars=scalars | scalars_of(recipe_kind(plan)),
+    )
+
+
+def recipe_kind(plan: Plan) -> str:
+    """The kind of the plan's source."""
+    return plan.recipe.source.kind
+
+
+def _read(recipe: Recipe, row: PlanRow) -> Raw:
+    source = recipe.source
+    if isinstance(source, CitySource):
+        return generated.load(source, row.extra)
+    return Raw(**{field: _read_file(source.root, row, field) for field in row.files})
+
+
+def _read_file(root: Path, row: PlanRow, field: str) -> bytes:
+    name, planned = row.files[field], row.sizes[field]
+    try:
+        # The size first: what has grown since the plan need not fit into memory.
+        if size_below(root, name) == planned:
+            data = read_below(root, name)
+            if len(data) == planned:
+                return data
+    except PermissionError:
+        raise Rejected("unreadable", f"{field}: {printable(name)}") from None
+    except FileNotFoundError:
+        raise UserError(
+            f"{root}: {printable(name)} is gone since the plan was made. Run `semiocity pack` again: it plans anew"
+        ) from None
+    raise UserError(
+        f"{root}: {printable(name)} no longer has the {planned} bytes it had when the plan was made. "
+        "Run `semiocity pack` again: it plans anew"
+    )
+
+
+def _pack_row(recipe: Recipe, row: PlanRow, raw: Raw) -> tuple[dict[str, tuple[str, bytes]], dict[str, Any]]:
+    """Fields and scalars of a row. Raises Rejected."""
+    if isinstance(raw.image, bytes):
+        picture = images.decode_image(raw.image, recipe.image.max_pixels)
+    else:
+        picture = images.picture_from_array(raw.image)
+    original = {"width": picture.pixels.width, "height": picture.pixels.height}
+    label = _label(recipe, raw.label, picture.pixels.size)
+    instance = _instance(recipe, raw.instance, picture.pixels.size)
+    geometry = geo.plan_geometry(recipe.image, *picture.pixels.size)
+    changes = picture.changes
+    if geometry is not None:
+        changes = [*changes, recipe.image.resize]
+        picture = Picture(geo.resize_image(picture.pixels, geometry), picture.ext, None)
+        if instance is not None:
+            instance = geo.resize_instances(instance, label, geometry)
+        if label is not None:
+            label = geo.resize_ids(label, geometry, pad=recipe.ignore_id or 0)
+    width, height = picture.pixels.size
+    scalars = {"split": row.split, "width": width, "height": height, **raw.scalars}
+    fields = {"image": images.encode_image(picture, recipe.image)}
+    if label is not None:
+        fields["label"] = ("label.png", images.encode_ids(label))
+    if instance is not None:
+        fields["instance"] = ("instance.png", images.encode_ids(instance))
+    if raw.caption is not None:
+        fields["caption"] = ("txt", _caption(raw.caption))
+    meta = {"id": row.id, "file": row.files.get("image"), "source": recipe.source.kind, "original": original}
+    fields["meta"] = ("json", canonical({**meta, **scalars, "changes": changes}).encode())
+    return fields, scalars
+
+
+def _label(recipe: Recipe, raw: Any, size: tuple[int, int]) -> np.ndarray | None:
+    """The label map at the picture's size, its ids checked."""
+    if raw is None:
+        return None
+    classes = recipe.classes or ()
+    allowed = set(range(len(classes))) | ({recipe.ignore_id} if recipe.ignore_id is not None else set())
+    if not isinstance(raw, bytes):
+        ids = raw
+    elif recipe.label.encoding == "colors":
+        ids = images.decode_colors(raw, [c.color for c in classes], recipe.ignore_id)
+    else:
+        ids = images.decode_ids(raw, "label", 8)
+    images.check_ids(ids, allowed)
+    return _at_size(recipe, ids, "label", size)
+
+
+def _instance(recipe: Recipe, raw: Any, size: tuple[int, int]) -> np.ndarray | None:
+    if raw is None:
+        return None
+    ids = images.decode_ids(raw, "instance", 16) if isinstance(raw, bytes) else raw
+    return _at_size(recipe, ids, "instance", size)
+
+
+def _at_size(recipe: Recipe, ids: np.ndarray, field: str, size: tuple[int, int]) -> np.ndarray:
+    found = ids.shape[::-1]
+    if found == size:
+        return ids
+    if recipe.label.other_size == "reject":
+        raise Rejected(f"{field}_size", f"{found[0]}x{found[1]}, the picture is {size[0]}x{size[1]}")
+    return geo.scale_ids(ids, size)
+
+
+def _caption(data: bytes) -> bytes:
+    try:
+        return data.decode("utf-8-sig").strip().encode()
+    except UnicodeDecodeError as error:
+        raise Rejected("caption_encoding", str(error)) from None

@@ -1,0 +1,200 @@
+"""What a stage is, which there are, and what names its output. Importable on a login node: pydantic only."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from semiocity.config import Strict, check, digest
+from semiocity.data import manifest
+from semiocity.errors import UserError
+
+
+class Methods(NamedTuple):
+    """A stage that can be done in several ways: `args.SELECTOR` names the class."""
+
+    selector: str
+    classes: dict[str, str]
+
+
+STAGES: dict[str, Methods] = {
+    "caption": Methods(
+        "captioner",
+        {
+            "labels": "semiocity.stages.caption:LabelCaption",
+            "blip2": "semiocity.stages.caption:Blip2Caption",
+        },
+    ),
+    "segment": Methods(
+        "segmenter",
+        {
+            "superpixels": "semiocity.stages.segment:SuperpixelSegment",
+            "sam": "semiocity.stages.segment:SamSegment",
+        },
+    ),
+}
+"""Stage → its ways and the classes that do them; imported when they are chosen."""
+
+
+class Row(NamedTuple):
+    """One row of the parents, as a stage sees it. Names are COLUMN.FIELD and COLUMN.SCALAR."""
+
+    key: str
+    fields: dict[str, bytes | None]
+    """All of `needs()` with a payload; of `wants()` those that the row has, else None."""
+    scalars: dict[str, Any]
+
+
+class Made(NamedTuple):
+    """A row of the new column: field → (extension, payload), and the scalars that go into the index."""
+
+    fields: dict[str, tuple[str, bytes]]
+    scalars: dict[str, Any]
+
+
+class Tombstone(NamedTuple):
+    """In place of a row that failed."""
+
+    kind: Literal["permanent", "retry"]
+    """`permanent`: the input is bad. `retry`: it may succeed another time (memory, I/O)."""
+    reason: str
+    """The same input gives the same words: no addresses, times or hosts."""
+
+
+class BadRow(Exception):
+    """This row's input cannot be used; the message is the tombstone's reason."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a stage may know of the dataset beyond its rows."""
+
+    name: str
+    classes: tuple[str, ...]
+    """Name of every class id of the label maps; empty when the dataset has none."""
+    ignore_id: int | None
+    """Label id that means "unknown"."""
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> DatasetInfo:
+        """From a dataset's manifest."""
+        recipe = facts["recipe"]
+        return cls(
+            name=facts["name"],
+            classes=tuple(entry["name"] for entry in recipe.get("classes") or ()),
+            ignore_id=recipe.get("ignore_id"),
+        )
+
+
+class StageArgs(Strict):
+    """Arguments that every stage has: its execution class. The same class gives the same bytes."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch: int = 1
+    """Rows in one call of `process`. Batches have fixed borders inside a shard."""
+
+
+class Stage(ABC):
+    """One way to make a column. Construction and everything above `load` is cheap and safe on a login node."""
+
+    name: ClassVar[str]
+    """Key of STAGES."""
+    version: ClassVar[int]
+    """Raised whenever the same input and arguments would give other bytes."""
+    column: ClassVar[str]
+    """Name of the new column unless the job names another."""
+    Args: ClassVar[type[StageArgs]]
+
+    def __init__(self, args: Any) -> None:
+        self.args = args
+
+    @abstractmethod
+    def needs(self) -> tuple[str, ...]:
+        """Fields without which a row cannot be made, such as "base.image". Their columns are the parents."""
+
+    def wants(self) -> tuple[str, ...]:
+        """Further fields of the parents that are read where they exist."""
+        return ()
+
+    @abstractmethod
+    def fields(self) -> dict[str, str]:
+        """Fields of the new column and their extensions."""
+
+    def scalars(self) -> dict[str, Literal["int", "float", "str", "bool"]]:
+        """Scalars of the new column and their types."""
+        return {}
+
+    def paths(self) -> list[str]:
+        """Folders outside the dataset that tasks read; they are mounted into the container."""
+        return []
+
+    def check(self) -> None:
+        """Refuse before submission what could not run: weights that are missing or unfit. Raises UserError."""
+        return
+
+    def model_revision(self) -> str | None:
+        """Digest of the weights' contents; None without weights."""
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments that, beside the execution class and the weights, decide the bytes."""
+        return self.args.model_dump(mode="json", exclude={"device", "dtype", "batch", "model"})
+
+    def execution(self) -> dict[str, Any]:
+        """The execution class."""
+        return {"device": self.args.device, "dtype": self.args.dtype, "batch": self.args.batch}
+
+    def load(self, info: DatasetInfo, device: str) -> None:
+        """Prepare for `process`: import what is heavy and load weights onto `device`. Raises UserError."""
+        return
+
+    @abstractmethod
+    def process(self, rows: list[Row]) -> list[Made | Tombstone]:
+        """Make one batch: as many results as rows, in their order.
+
+        A row whose input is bad becomes a Tombstone here. An exception makes the caller try the rows one by one.
+        """
+
+
+def make_stage(name: str, args: Mapping[str, Any], where: str = "args") -> Stage:
+    """The stage `name` with checked arguments. UserErrors begin with `where`, such as `jobs/caption.toml: args`."""
+    if name not in STAGES:
+        raise UserError(f"stage {name!r} does not exist; there are {', '.join(STAGES)}")
+    selector, classes = STAGES[name]
+    chosen = args.get(selector)
+    if chosen is None:
+        raise UserError(f"{where}: {selector}: missing; one of {', '.join(classes)}")
+    if chosen not in classes:
+        raise UserError(f"{where}: {selector}: {chosen!r} does not exist; one of {', '.join(classes)}")
+    module, _, attribute = classes[chosen].partition(":")
+    stage: type[Stage] = getattr(import_module(module), attribute)
+    return stage(check(args, stage.Args, where))
+
+
+def check_needs(stage: Stage, facts: Mapping[str, Any]) -> None:
+    """Refuse a dataset, given by its manifest, that lacks a needed column or field. Raises UserError."""
+    manifest.require(facts, stage.needs(), Path("data") / facts["name"])
+
+
+def parents_of(stage: Stage) -> list[str]:
+    """Columns that the stage reads, sorted."""
+    return sorted({reference.partition(".")[0] for reference in stage.needs()})
+
+
+def revision(stage: Stage, parents: Mapping[str, str]) -> str:
+    """Short hash of everything that decides the column's bytes; `parents` are column → revision."""
+    return digest(
+        {
+            "stage": stage.name,
+            "version": stage.version,
+            "settings": stage.settings(),
+            "model": stage.model_revision(),
+            "execution": stage.execution(),
+            "parents": dict(parents),
+        }
+    )

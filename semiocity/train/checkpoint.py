@@ -1,0 +1,190 @@
+"""Checkpoints: a folder that is there whole or not at all.
+
+    checkpoints/step-00001234/
+      PHASE/…               DeepSpeed's files: weights, master weights, optimizer states
+      PHASE.ema-00003.pt    rank 3's part of the average
+      state.json            step, order, settings, ranks, digests of frozen weights
+      complete.json         size and sha256 of every file above; written last
+    checkpoints/latest      name of the newest one
+
+All ranks write under a temporary name and make their files durable; then rank 0 renames the folder. Loading checks
+every file, and falls back to the checkpoint before when one is damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from semiocity.errors import UserError
+from semiocity.files import fsync_folder, read_json, write_atomic, write_json
+from semiocity.train import zero
+from semiocity.train.ema import Ema
+from semiocity.train.zero import Engine, World
+
+FORMAT = 1
+
+
+def name_of(step: int) -> str:
+    """Folder name of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
+class Checkpoints:
+    """The checkpoints of a run. `save` and `load_newest` are collective."""
+
+    def __init__(self, folder: Path, world: World, keep_last: int, delays_s: tuple[float, ...] = ()) -> None:
+        self.folder, self.world, self.keep_last, self.delays_s = folder, world, keep_last, delays_s
+        if world.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(".*.tmp"):  # what a killed attempt did not finish
+                shutil.rmtree(left, ignore_errors=True)
+        zero.barrier()
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def save(self, step: int, state: Mapping[str, Any], engines: list[Engine], averages: Mapping[str, Ema]) -> Path:
+        """Write the checkpoint of `step`. When this returns, on any rank, it is published and durable."""
+        first = self.world.rank == 0
+        final, temporary = self.folder / name_of(step), self.folder / f".{name_of(step)}.tmp"
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+        zero.barrier()
+        if self.world.rank < len(self.delays_s):
+            time.sleep(self.delays_s[self.world.rank])
+
+        files = [file for engine in engines for file in engine.save(temporary / engine.phase.name)]
+        for phase, average in averages.items():
+            file = self._ema_file(temporary, phase)
+            average.save(file)
+            files.append(file)
+        mine = {str(file.relative_to(temporary)): _seal(file) for file in files}
+
+        parts = zero.gather(mine)  # nobody passes before every rank has made its files durable
+        if first:
+            write_json(temporary / "state.json", {"format": FORMAT, "step": step, "ranks": self.world.size, **state})
+            listed = {name: seal for part in parts for name, seal in part.items()}
+            listed["state.json"] = _seal(temporary / "state.json")
+            for inner in {temporary, *((temporary / name).parent for name in listed)}:
+                fsync_folder(inner)
+            write_json(temporary / "complete.json", {"format": FORMAT, "files": listed})
+            _discard(final)  # a damaged one, or the same step from before a rollback
+            temporary.rename(final)
+            fsync_folder(self.folder)
+            write_atomic(self.folder / "latest", f"{final.name}\n".encode())
+            for old in self.published()[self.keep_last :]:
+                _discard(old)
+        zero.barrier()
+        return final
+
+    def _ema_file(self, folder: Path, phase: str) -> Path:
+        return folder / f"{phase}.ema-{self.world.rank:05d}.pt"
+
+    def published(self) -> list[Path]:
+        """Checkpoints with a complete.json, newest first."""
+        names = [p.name for p in self.folder.glob("step-*") if (p / "complete.json").is_file()]
+        return [self.folder / name for name in sorted(names, reverse=True)]
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    def load_newest(self, state: Mapping[str, Any], engines: list[Engine], averages: Mapping[str, Ema]) -> int | None:
+        """Load the newest undamaged checkpoint into engines and averages; returns its step, None when there is none.
+
+        Raises UserError when it belongs to other settings than `state`, another order of samples or another number of
+        ranks, or when there are checkpoints but all of them are damaged.
+        """
+        names = zero.from_first([path.name for path in self.published()])
+        for name in names:
+            folder = self.folder / name
+            faults = [fault for fault in zero.gather(self._fault(folder)) if fault]
+            if not faults:
+                return self._load(folder, state, engines, averages)
+            if self.world.rank == 0:
+                print(f"warning: {folder} is damaged, taking the one before: {faults[0]}", file=sys.stderr, flush=True)
+        if names:
+            raise UserError(
+                f"{self.folder}: all {len(names)} checkpoints are damaged; delete the folder to start from the beginning"
+            )
+        return None
+
+    def _fault(self, folder: Path) -> str | None:
+        """What is wrong with this rank's share of a checkpoint's files; None if nothing."""
+        try:
+            complete = read_json(folder / "complete.json")
+        except (UserError, OSError) as error:
+            return str(error)
+        if complete["format"] != FORMAT:
+            return f"format {complete['format']}, this version reads {FORMAT}"
+        for name, seal in sorted(complete["files"].items())[self.world.rank :: self.world.size]:
+            file = folder / name
+            try:
+                size = file.stat().st_size
+                if size != seal["bytes"]:
+                    return f"{name} has {size} bytes instead of {seal['bytes']}"
+                if _sha256(file) != seal["sha256"]:
+                    return f"{name} has other content than was written"
+            except OSError as error:
+                return str(error)
+        return None
+
+    def _load(self, folder: Path, state: Mapping[str, Any], engines: list[Engine], averages: Mapping[str, Ema]) -> int:
+        saved = read_json(folder / "state.json")
+        refuse_other(folder, saved, state, self.world.size)
+        for engine in engines:
+            engine.load(folder / engine.phase.name)
+        for phase, average in averages.items():
+            average.load(self._ema_file(folder, phase))
+        return int(saved["step"])
+
+
+def refuse_other(folder: Path, saved: Mapping[str, Any], state: Mapping[str, Any], ranks: int) -> None:
+    """UserError that names the first setting in which the checkpoint differs from this run."""
+    then, now = saved["settings"], state["settings"]
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key):
+            raise UserError(
+                f"{folder}: {key} was {then.get(key)!r} when this checkpoint was written and is {now.get(key)!r} now; "
+                f"set it back, or start another run with --set run=NAME"
+            )
+    for key, what in (("order", "order of samples"), ("frozen", "frozen weights")):
+        if saved[key] != state[key]:
+            raise UserError(
+                f"{folder}: the {what} is another one now ({saved[key]} then, {state[key]} now), so the dataset or the "
+                "weights have changed since; put them back, or start another run with --set run=NAME"
+            )
+    if saved["ranks"] != ranks:
+        raise UserError(
+            f"{folder}: written by {saved['ranks']} ranks, and this run has {ranks}; optimizer states are divided among "
+            f"the ranks, so submit it with as many (resources.nodes × resources.ranks_per_node = {saved['ranks']})"
+        )
+
+
+def _seal(file: Path) -> dict[str, Any]:
+    """Make a file durable; its size and digest."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _discard(folder: Path) -> None:
+    """Delete a folder in such an order that no reader takes what is left of it for a checkpoint."""
+    if folder.exists():
+        grave = folder.with_name(f".{folder.name}.old.tmp")
+        shutil.rmtree(grave, ignore_errors=True)
+        folder.rename(grave)
+        shutil.rmtree(grave, ignore_errors=True)

@@ -1,0 +1,116 @@
+"""What a training task is: its phases, its losses, how it samples and what it exports.
+
+The loop does the rest: order, engines, freezing, EMA, checkpoints, metrics. See `semiocity/train/README.md`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from semiocity.data.loader import Arrays
+from semiocity.train.options import OptimizerOptions, TrainJob, ZeroOptions
+
+Modules = Mapping[str, nn.Module]
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer and what it moves. A step runs its phases in the order in which the task lists them."""
+
+    name: str
+    modules: Modules
+    """Modules that this phase trains, by a name that no other phase uses. Parameters that do not require gradients stay
+    frozen and are left out of checkpoints."""
+    optimizer: OptimizerOptions
+    zero: ZeroOptions
+    every: int = 1
+    """The phase runs at each step that is a multiple of this."""
+    ema: bool = True
+    """Whether its weights are averaged; without, sampling and export take the weights themselves."""
+
+
+class Loss(NamedTuple):
+    """What a phase minimises for one part of a batch, and what to show of it."""
+
+    total: Tensor
+    """Scalar, the mean over the part's samples, each times its weight."""
+    shown: dict[str, tuple[Tensor, Tensor | float]]
+    """Name -> (sum, count), detached; the loop adds up both over all parts and ranks and shows their quotient. `loss` must
+    be there. The names must not depend on the samples: every rank has to send the same."""
+
+
+class DatasetFacts(NamedTuple):
+    """What a task may know of the dataset."""
+
+    name: str
+    digest: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore_id: int | None
+
+
+class Task(ABC):
+    """A training task. Made on every rank alike, under the same torch seed, before anything is distributed."""
+
+    def __init__(self, job: TrainJob, facts: DatasetFacts) -> None:
+        self.job = job
+        self.facts = facts
+
+    @abstractmethod
+    def phases(self) -> list[Phase]:
+        """The phases, with new modules in fp32 on the CPU. Called once."""
+
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """Modules that are used but never trained, such as a VAE. The loop puts them on the device, in eval mode."""
+        return {}
+
+    def frozen_digests(self) -> Mapping[str, str]:
+        """Digest of the weights of each of `frozen`, and of frozen parameters inside phases. A checkpoint names them
+        instead of copying them; a run does not go on with others."""
+        return {}
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def decode(self, row: Mapping[str, bytes | None]) -> Arrays:
+        """Arrays of a row, by role (see `TrainJob.fields_by_role`). Random choices belong in `collate`.
+
+        Raises ValueError or OSError for damaged payloads and UserError for what the user can mend.
+        """
+
+    @abstractmethod
+    def collate(
+        self, step: int, rows: NDArray[np.int64], weights: NDArray[np.float32], decoded: Sequence[Arrays]
+    ) -> Tensors:
+        """Tensors of a rank's slice, first dimension b = len(rows), with everything random that the losses use.
+
+        Randomness is keyed by (seed, step, row): see `semiocity.train.noise`. `weights` is 0 for rows that only fill up a
+        batch, else 1 (times global batch over its real rows), and goes into the losses.
+        """
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(self, phase: str, modules: Modules, batch: Tensors, step: int) -> Loss:
+        """The loss of a phase. `modules` holds those of all phases and `frozen`; only the phase's own take gradients."""
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def sample(self, modules: Modules, batch: Tensors) -> Tensor:
+        """A row of pictures for each sample of `batch`: uint8 [b, height, width, 3]. Called under no_grad, in eval mode,
+        with the averaged weights. Every rank calls it with as many samples, on its own part of the grid."""
+
+    @abstractmethod
+    def export(self, weights: Mapping[str, Tensors], folder: Path, facts: dict[str, Any]) -> None:
+        """Write the finished model into `folder`. `weights`: module name -> averaged state dict in fp32 on the CPU;
+        `facts`: step, seed and digests to store with it. Called on rank 0 alone."""

@@ -1,0 +1,336 @@
+"""DeepSpeed: the process group, and one engine a phase. The only file that imports deepspeed.
+
+What differs between ZeRO stages is behind `Engine`: where the fp32 master weights are, how they get back into the model,
+and how a step is refused when a gradient is not finite.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from semiocity.train.tasks.base import Loss, Modules, Phase, Task, Tensors
+
+TIMEOUT_MIN = 30
+"""How long a rank waits for the others; the slowest save of a checkpoint must fit in."""
+BUCKET_ELEMENTS = 50_000_000
+
+
+class World(Protocol):
+    """What training needs to know of the ranks (see `semiocity.launch.world`)."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def local_rank(self) -> int: ...
+    @property
+    def master_addr(self) -> str: ...
+    @property
+    def master_port(self) -> int: ...
+    @property
+    def job_id(self) -> str: ...
+    @property
+    def restart(self) -> int: ...
+
+
+@contextmanager
+def session(world: World, threads: int) -> Iterator[torch.device]:
+    """Join the process group of `world` and leave it at the end; yields this rank's device.
+
+    The one place that writes to the environment: DeepSpeed reads its place among the ranks from there, and its
+    accelerator when it is imported. `threads` is what a rank on CPUs may use.
+    """
+    gpus = torch.cuda.device_count()
+    # With one visible GPU a task, every rank's is number 0.
+    index = world.local_rank % gpus if gpus else world.local_rank
+    os.environ.update(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.size),
+        LOCAL_RANK=str(index),
+        MASTER_ADDR=world.master_addr,
+        MASTER_PORT=str(world.master_port),
+        DS_ACCELERATOR="cuda" if gpus else "cpu",
+    )
+    if gpus:
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(threads)
+    timeout = timedelta(minutes=TIMEOUT_MIN)
+    dist.init_process_group("nccl" if gpus else "gloo", rank=world.rank, world_size=world.size, timeout=timeout)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def start_deepspeed() -> None:
+    """Import DeepSpeed into the running session, quietly."""
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # Its shared-memory collectives for CPUs would be compiled at the first use, and images have no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+
+
+class Stepped(NamedTuple):
+    """What became of an optimizer step."""
+
+    applied: bool
+    """False when a gradient was not finite: nothing was changed, on any rank."""
+    gradient_norm: float
+    """Before clipping, over all ranks; infinite when not applied."""
+
+
+class Bundle(nn.Module):
+    """A phase's modules as the one module that an engine trains; its forward pass is the phase's loss.
+
+    So the engine sees one forward and one backward pass, whatever the task calls inside and how often.
+    """
+
+    def __init__(self, phase: Phase, task: Task, everything: Modules) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(dict(phase.modules))
+        self._name = phase.name
+        self._task = task
+        # Outside torch's registration: other phases' modules are used here but neither trained nor saved.
+        self._everything = lambda: everything
+
+    def forward(self, batch: Tensors, step: int) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor | float]]]:
+        loss: Loss = self._task.loss(self._name, self._everything(), batch, step)
+        return loss.total, loss.shown
+
+
+class Engine:
+    """A phase under DeepSpeed."""
+
+    def __init__(self, phase: Phase, bundle: Bundle, *, micro_batch: int, accumulation: int, device: torch.device) -> None:
+        import deepspeed
+
+        self.phase = phase
+        self.stage = phase.zero.stage
+        self.trained = [(name, p) for name, p in bundle.parts.named_parameters() if p.requires_grad]
+        self._partly_frozen = len(self.trained) < sum(1 for _ in bundle.parameters())
+        options = phase.optimizer
+        self.optimizer = torch.optim.AdamW(
+            [p for _, p in self.trained],
+            lr=options.lr,
+            betas=options.betas,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            fused=device.type == "cuda" or None,
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=bundle, optimizer=self.optimizer, config=self._config(micro_batch, accumulation), dist_init_required=False
+        )
+        self._writer = _writer()
+        self._engine.checkpoint_engine = self._writer
+
+    def _config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
+        numel = sum(p.numel() for _, p in self.trained)
+        bucket = max(min(BUCKET_ELEMENTS, numel), 1)
+        return {
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": accumulation,
+            "bf16": {"enabled": self.phase.zero.precision == "bf16", "check_grad_overflow": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            # At stage 0 the norm is needed anyway to refuse a step, so we clip there ourselves.
+            "gradient_clipping": (self.phase.optimizer.clip or 0.0) if self.stage else 0.0,
+            "zero_optimization": {
+                "stage": self.stage,
+                "overlap_comm": False,
+                "reduce_bucket_size": bucket,
+                "allgather_bucket_size": bucket,
+            },
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": None,
+        }
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+
+    def freeze(self, frozen: bool) -> None:
+        """Let the phase's parameters take gradients, or not while another phase runs."""
+        for _, parameter in self.trained:
+            parameter.requires_grad_(not frozen)
+
+    def backward(self, batch: Tensors, step: int, last: bool) -> dict[str, tuple[Tensor, Tensor | float]]:
+        """Loss and gradients of one part of a batch; `last` says that `step_with` comes next. Returns what to show."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        total, shown = self._engine(batch, step)
+        # A loss that is not finite need not have such gradients. Times NaN they are, and every stage refuses the step.
+        # Times 1 changes no bit.
+        self._engine.backward(total * torch.where(torch.isfinite(total.detach()), 1.0, torch.nan))
+        return shown
+
+    def step_with(self, lr: float) -> Stepped:
+        """Move the weights at rate `lr`, unless a gradient is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.stage == 0:
+            norm = self._norm_and_clip()
+            if not torch.isfinite(norm):
+                self._engine.zero_grad()
+                return Stepped(False, float("inf"))
+            self._engine.step()
+            return Stepped(True, float(norm))
+        self._engine.step()
+        applied = self._engine.was_step_applied()
+        return Stepped(applied, float(self._engine.get_global_grad_norm()) if applied else float("inf"))
+
+    def _norm_and_clip(self) -> Tensor:
+        parameters = [p for _, p in self.trained]
+        if self.phase.optimizer.clip is not None:
+            return nn.utils.clip_grad_norm_(parameters, self.phase.optimizer.clip)
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    # -- master weights -----------------------------------------------------------------------------------------------
+
+    def masters(self) -> list[Tensor]:
+        """This rank's part of the fp32 master weights, not copies. Ask again after `load`."""
+        optimizer = self._engine.optimizer
+        match self.stage, self.phase.zero.precision:
+            case 0, _:
+                return [p.data for _, p in self.trained]
+            case 1, "bf16":  # DeepSpeed has a class of its own for this pair
+                return [p.data for p in optimizer.fp32_groups_flat_partition]
+            case (1 | 2), _:
+                return [p.data for p in optimizer.single_partition_of_fp32_groups]
+            case _:
+                return [p.data for p in optimizer.fp32_partitioned_groups_flat]
+
+    def publish(self) -> None:
+        """Copy the master weights into the model, on all ranks."""
+        optimizer = self._engine.optimizer
+        if self.stage in (1, 2):
+            optimizer.update_lp_params()
+        elif self.stage == 3:
+            # Small parameters are kept whole on every rank: give them up, renew all shards, gather them again.
+            optimizer.checkpoint_event_prologue()
+            for group in range(len(optimizer.fp16_groups)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(group)
+            optimizer.checkpoint_event_epilogue()
+
+    def full_weights(self, keep: bool) -> dict[str, Tensors]:
+        """Module -> state dict of the whole master weights and the buffers, fp32 on the CPU. Collective.
+
+        Only ranks with `keep` get something. One parameter is gathered at a time.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        weights: dict[str, Tensors] = {name: {} for name in self.phase.modules}
+        for name, parameter in self.trained:
+            full = parameter.data if self.stage == 0 else safe_get_full_fp32_param(parameter)
+            if keep:
+                module, _, inner = name.partition(".")
+                weights[module][inner] = full.detach().to("cpu", torch.float32, copy=True)
+        if not keep:
+            return {}
+        for module, part in self.phase.modules.items():
+            persistent = part.state_dict().keys()
+            for inner, buffer in part.named_buffers():
+                if inner in persistent:
+                    weights[module][inner] = buffer.detach().to("cpu", copy=True)
+        return weights
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write weights, master weights and optimizer states into `folder`. Collective; returns this rank's files."""
+        self._writer.written.clear()
+        self._engine.save_checkpoint(
+            str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True
+        )
+        return list(self._writer.written)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, bit by bit, on as many ranks. Collective."""
+        found, _ = self._engine.load_checkpoint(
+            str(folder.parent), tag=folder.name, load_module_strict=not self._partly_frozen
+        )
+        if found is None:
+            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint there")
+
+    def train(self, mode: bool) -> None:
+        """Switch the modules between training and evaluation."""
+        self._engine.train(mode)
+
+    def close(self) -> None:
+        """Give back DeepSpeed's hooks and buffers."""
+        self._engine.destroy()
+
+
+def _writer() -> Any:
+    """DeepSpeed's own writer of checkpoint files, which also remembers them, so that we can make them durable."""
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+    class Remembering(TorchCheckpointEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.zipfile_serialization = True
+            self.written: list[Path] = []
+
+        def save(self, state_dict: Any, path: str) -> None:
+            super().save(state_dict, path)
+            self.written.append(Path(path))
+
+    return Remembering()
+
+
+# -- collectives ------------------------------------------------------------------------------------------------------
+
+
+def add_up(values: Tensor) -> list[float]:
+    """Sum of a 1-d tensor over all ranks, in float64."""
+    total = values.to(torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather(value: Any) -> list[Any]:
+    """A small picklable value from every rank, by rank."""
+    out: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def from_first(value: Any) -> Any:
+    """Rank 0's value."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()
+
+
+def average_statistics(modules: Mapping[str, nn.Module]) -> None:
+    """The rule for buffers: after every step, running statistics of norms become their mean over the ranks.
+
+    So every rank has what a checkpoint holds. All other buffers must be equal on the ranks by themselves.
+    """
+    norms = [m for module in modules.values() for m in module.modules() if isinstance(m, _NormBase)]
+    buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
+    if not buffers or dist.get_world_size() == 1:
+        return
+    flat = torch.cat([b.flatten().float() for b in buffers])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers])):
+        buffer.copy_(mean.view_as(buffer))
