@@ -73,7 +73,9 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
     if orientation in _TURNS:
         pixels = pixels.transpose(_TURNS[orientation])
         changes.append("orientation")
-    untouched = not changes and ((jpeg and _plain_jpeg(data)) or (kind == "PNG" and depth == 8 and mode in ("RGB", "L")))
+    untouched = not changes and (
+        (jpeg and _plain_jpeg(data)) or (kind == "PNG" and depth == 8 and mode in ("RGB", "L"))
+    )
     return Picture(pixels, "jpg" if jpeg else "png", data if untouched else None, changes)
 
 
@@ -189,8 +191,7 @@ def _ranges(ids: Collection[int]) -> str:
 def _open_map(data: bytes, field: str) -> Image.Image:
     if not data.startswith(PNG_SIGNATURE):
         raise Rejected(f"{field}_format", "no PNG" if data else "zero bytes")
-    image = _open(data, ("PNG",), f"{field}_format", f"{field}_damaged", f"{field}_format")
-    return image
+    return _open(data, ("PNG",), f"{field}_format", f"{field}_damaged", f"{field}_format")
 
 
 def _loaded(image: Image.Image, field: str) -> Image.Image:

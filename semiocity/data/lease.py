@@ -1,8 +1,8 @@
 """Leases: two attempts do not work on one shard at the same time.
 
-A lease is a small file beside the shard. It saves work; it does not guard the data: temporary names are unique and equal
-work gives equal bytes, so two holders by accident (a node that slept) waste time and harm nothing. Hence a simple
-protocol that needs nothing of the file system but exclusive creation and rename, neither locks nor hard links.
+A lease is a small file beside the shard. It saves work; it does not guard the data: temporary names are unique and
+equal work gives equal bytes, so two holders by accident (a node that slept) waste time and harm nothing. Hence a
+simple protocol that needs nothing of the file system but exclusive creation and rename, neither locks nor hard links.
 """
 
 from __future__ import annotations

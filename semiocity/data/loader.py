@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -53,35 +53,40 @@ class Slice:
         return Slice(self.step, self.keys, {name: tensor.pin_memory() for name, tensor in self.tensors.items()})
 
 
+class Row(NamedTuple):
+    """A decoded row."""
+
+    key: str
+    arrays: Arrays
+
+
 class Rows:
     """Decoded rows of a view, with a cache of up to `cache_mb` MB of arrays; rows beyond that are decoded every time."""
 
     def __init__(self, view: View, decode: Decode, cache_mb: int = 0) -> None:
         self._view, self._decode = view, decode
         self._room = cache_mb * 2**20
-        self._cache: dict[int, Arrays] = {}
+        self._cache: dict[int, Row] = {}
 
-    def __getitem__(self, row: int) -> Arrays:
-        """Arrays of one row. UserError naming dataset place and key when the row is damaged."""
-        if row in self._cache:
-            return self._cache[row]
+    def __getitem__(self, number: int) -> Row:
+        """A row by number. UserError naming its key when it cannot be read or decoded."""
+        if number in self._cache:
+            return self._cache[number]
+        key = self._view.key(number)
         try:
-            arrays = self._decode(self._view.read(row))
+            row = Row(key, self._decode(self._view.read(number)))
         except UserError as error:
-            raise UserError(f"row {self._view.key(row)}: {error}") from error
+            raise UserError(f"row {key}: {error}") from error
         except (ValueError, OSError) as error:
             raise UserError(
-                f"row {self._view.key(row)}: cannot be decoded: {error}; `semiocity verify` names all damaged rows"
+                f"row {key}: cannot be decoded: {error}; `semiocity verify` names all damaged rows"
             ) from error
-        size = sum(array.nbytes for array in arrays.values())
+        size = sum(array.nbytes for array in row.arrays.values())
         # What is in stays in: with a random order, replacing would only cost time.
         if size <= self._room:
             self._room -= size
-            self._cache[row] = arrays
-        return arrays
-
-    def key(self, row: int) -> str:
-        return self._view.key(row)
+            self._cache[number] = row
+        return row
 
 
 class _Steps(Dataset[Any]):
@@ -91,12 +96,13 @@ class _Steps(Dataset[Any]):
         self.rows, self.order, self.rank, self.world, self.collate = rows, order, rank, world, collate
 
     def __getitem__(self, step: int) -> Slice | UserError:
-        _, rows, weights = self.order.slice_of(step, self.rank, self.world)
+        _, numbers, weights = self.order.slice_of(step, self.rank, self.world)
         try:
-            decoded = [self.rows[int(row)] for row in rows]
-            return Slice(step, [self.rows.key(int(row)) for row in rows], self.collate(step, rows, weights, decoded))
+            found = [self.rows[int(number)] for number in numbers]
+            tensors = self.collate(step, numbers, weights, [row.arrays for row in found])
         except UserError as error:
             return error
+        return Slice(step, [row.key for row in found], tensors)
 
 
 def slices(

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,7 @@ def check_format(found: Any, where: Path) -> None:
         return
     if isinstance(number, int) and number > FORMAT:
         raise UserError(f"{where}: format {number}; this Semiocity reads up to {FORMAT}. Use a newer Semiocity")
-    raise UserError(
-        f"{where}: no Semiocity file of format {FORMAT} (its format is {number!r}). Remove it and make it again"
-    )
+    raise UserError(f"{where}: no file of format {FORMAT} (its format is {number!r}). Remove it and make it again")
 
 
 def read_receipt(path: ShardPath) -> dict[str, Any] | None:
@@ -97,6 +95,11 @@ def read_receipt(path: ShardPath) -> dict[str, Any] | None:
         return None
     check_format(receipt, path.receipt)
     return receipt
+
+
+def complete(path: ShardPath) -> bool:
+    """Whether receipt, tar and parquet of a shard are there."""
+    return path.receipt.exists() and path.tar.exists() and path.parquet.exists()
 
 
 def missing(folder: Path, shards: int) -> list[int]:
@@ -160,10 +163,32 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
         manifest = read_json(path)
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file; is {dataset} a dataset that was packed to its end? `semiocity pack RECIPE` makes one"
+            f"{path}: no such file; is {dataset} a dataset packed to its end? `semiocity pack RECIPE` makes one"
         ) from None
     check_format(manifest, path)
     return manifest
+
+
+def current(dataset: Path, column: str) -> str | None:
+    """The revision of a column that the dataset's manifest names; None when the column is not there (yet)."""
+    try:
+        facts = read_manifest(dataset)
+    except UserError:
+        return None
+    return facts["columns"].get(column, {}).get("revision")
+
+
+def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> None:
+    """Refuse a dataset, given by its manifest, that lacks one of the fields `needs` ("base.label"). Raises UserError."""
+    for reference in needs:
+        column, _, field = reference.partition(".")
+        found = facts["columns"].get(column)
+        if found is None:
+            there = ", ".join(sorted(facts["columns"]))
+            raise UserError(f"{dataset}: no column {column} (there are: {there}); run the job that makes it first")
+        if field not in found["fields"] and field not in found["scalars"]:
+            there = ", ".join([*found["fields"], *found["scalars"]])
+            raise UserError(f"{dataset}: column {column} has no field {field} (it has: {there})")
 
 
 def read_column_manifest(dataset: Path, column: str, revision: str) -> dict[str, Any]:
@@ -273,8 +298,8 @@ def _check_parents(dataset: Path, manifest: dict[str, Any]) -> None:
         now = columns.get(parent, {}).get("revision")
         if now != revision:
             raise UserError(
-                f"{dataset}: column {manifest['column']} was made from {parent} revision {revision}, which is now {now}. "
-                "Run its job again"
+                f"{dataset}: column {manifest['column']} was made from {parent} revision {revision}, but "
+                f"{parent} is now {now}. Run its job again"
             )
         shards = {s["shard"]: s for s in read_column_manifest(dataset, parent, revision)["shards"]}
         for entry in manifest["shards"]:

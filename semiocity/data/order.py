@@ -148,7 +148,9 @@ class Order:
         if epoch not in self._epochs:
             shards = self._permutation(len(self._sizes), "shards", epoch)
             ends = np.cumsum(self._sizes[shards])
-            last = np.minimum(np.arange(self.window_shards, len(ends) + self.window_shards, self.window_shards), len(ends))
+            last = np.minimum(
+                np.arange(self.window_shards, len(ends) + self.window_shards, self.window_shards), len(ends)
+            )
             _keep(self._epochs, epoch, _Epoch(shards, ends[last - 1]), 2)
         return self._epochs[epoch]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image, features
+from PIL import features
 
 from semiocity.config import canonical
 from semiocity.data import geometry as geo
@@ -17,7 +16,7 @@ from semiocity.data import images
 from semiocity.data.images import Picture, Rejected
 from semiocity.data.keys import printable
 from semiocity.data.lease import Owner, lease
-from semiocity.data.manifest import BASE, missing
+from semiocity.data.manifest import BASE, complete, missing
 from semiocity.data.plan import PACKER_VERSION, Plan, PlanRow
 from semiocity.data.recipe import FIELDS, Recipe
 from semiocity.data.shard import Head, Scalar, ShardPath, ShardWriter
@@ -37,19 +36,19 @@ def pack_shards(
 ) -> bool:
     """Pack those of `shards` that are missing and that nobody else works on. False when `stop` said to leave early."""
     absent = set(missing(plan.folder, plan.shards))
-    for shard in shards:
+    for done, shard in enumerate(shards):
         if stop():
             return False
-        if shard not in absent:
-            report({"shard": shard, "state": "there"})
-            continue
-        path = plan.path(shard)
-        with lease(path.lease, owner) as held:
-            if not held:
-                report({"shard": shard, "state": "leased"})
-                continue
-            receipt = pack_shard(plan, shard, path)
-        report({"shard": shard, "state": "made", "rows": receipt["rows"], "rejected": len(receipt["rejected"])})
+        report({"shard": shard, "done_shards": done, "shards": len(shards)})
+        if shard in absent:
+            path = plan.path(shard)
+            with lease(path.lease, owner) as held:
+                if not held:
+                    report({"leased": shard})  # somebody alive packs it
+                elif not complete(path):  # complete: another task has packed it since
+                    receipt = pack_shard(plan, shard, path)
+                    report({"rows": receipt["rows"], "rejected": len(receipt["rejected"])})
+        report({"done_shards": done + 1})
     return True
 
 
@@ -85,20 +84,16 @@ def make_head(plan: Plan, shard: int) -> Head:
         # Pictures encoded again depend on the encoders; the others on nothing but their files.
         execution={"device": "cpu", "dtype": "uint8", "batch": 1, **codecs},
         fields={name: FIELDS[name] for name in (*plan.fields, "meta")},
-        scalars=scalars | scalars_of(recipe_kind(plan)),
+        scalars=scalars | scalars_of(plan.recipe.source.kind),
     )
-
-
-def recipe_kind(plan: Plan) -> str:
-    """The kind of the plan's source."""
-    return plan.recipe.source.kind
 
 
 def _read(recipe: Recipe, row: PlanRow) -> Raw:
     source = recipe.source
     if isinstance(source, CitySource):
         return generated.load(source, row.extra)
-    return Raw(**{field: _read_file(source.root, row, field) for field in row.files})
+    files: dict[str, Any] = {field: _read_file(source.root, row, field) for field in row.files}
+    return Raw(**files)
 
 
 def _read_file(root: Path, row: PlanRow, field: str) -> bytes:

@@ -25,7 +25,7 @@ from semiocity.config import canonical, check, fsync_folder, read_json, write_js
 from semiocity.data.keys import DIGITS, key_of, printable
 from semiocity.data.manifest import BASE, FORMAT, ShardPath, check_format, column_folder
 from semiocity.data.recipe import FIELDS, Recipe
-from semiocity.data.sources import entries_of, version_of
+from semiocity.data.sources import entries_of, reads_files, version_of
 from semiocity.data.sources.base import Entry, Rejection
 from semiocity.errors import UserError
 
@@ -162,7 +162,9 @@ def _write(recipe: Recipe, scratch: Path) -> dict[str, Any]:
 def _check(recipe: Recipe, listing: _Listing, rows: int) -> None:
     if not rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(listing.rejected.items()))
-        raise UserError(f"{recipe.name}: nothing to pack: {listing.seen} picture files seen, rejected: {counts or 'none'}")
+        raise UserError(
+            f"{recipe.name}: nothing to pack: {listing.seen} picture files seen, rejected: {counts or 'none'}"
+        )
     if "label" in listing.fields and not recipe.classes:
         raise UserError(
             f"{recipe.name}: the source has label maps but the recipe has no classes; add [[classes]] with name and "
@@ -175,7 +177,7 @@ class _Listing:
 
     def __init__(self, recipe: Recipe, scratch: Path) -> None:
         self._promised = [name for name in recipe.fields or () if name != "image"]
-        self._has_files = version_of(recipe.source.kind) and hasattr(recipe.source, "root")
+        self._has_files = reads_files(recipe.source.kind)
         self._scratch = scratch
         self.seen = 0
         self.fields: set[str] = set()

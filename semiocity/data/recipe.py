@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from semiocity.config import Strict, load_toml
-from semiocity.data.sources import Source, defaults_of
+from semiocity.data.sources import Source, defaults_of, reads_files
 
 FIELDS = {
     "image": "jpg|png",
@@ -96,7 +96,10 @@ class Recipe(Strict):
     def _source_defaults(cls, data: Any) -> Any:
         """Fill in what the source knows, so that a resolved recipe says everything."""
         if isinstance(data, dict) and isinstance(data.get("source"), dict):
-            known = defaults_of(data["source"].get("kind"))
+            kind = data["source"].get("kind")
+            known = defaults_of(kind)
+            if reads_files(kind) and not data["source"].get("root"):
+                raise ValueError("source.root is missing; say where the pictures are: --set source.root=DIR")
             return {**known, **{name: value for name, value in data.items() if value is not None}}
         return data
 

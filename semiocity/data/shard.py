@@ -7,7 +7,7 @@ import os
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -64,9 +64,7 @@ def ustar_header(name: str, size: int) -> bytes:
     """The 512 bytes before a member: USTAR, mode 0644, uid, gid and time 0, no user names."""
     raw = name.encode("ascii")
     if len(raw) > 100 or not 0 <= size <= LARGEST:
-        raise ValueError(
-            f"tar member {name!r} of {size} bytes: names have at most 100 characters, sizes {LARGEST} bytes"
-        )
+        raise ValueError(f"tar member {name!r}, {size} bytes: at most 100 characters and {LARGEST} bytes")
     head = raw.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"%011o\0" % 0
     tail = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
     total = sum(head) + sum(b" " * 8) + sum(tail)
@@ -76,7 +74,7 @@ def ustar_header(name: str, size: int) -> bytes:
 class ShardWriter:
     """Writes one shard. The caller holds the shard's lease.
 
-    Nothing is visible before `publish`; leaving the `with` block otherwise, by an exception or not, discards everything.
+    Nothing is visible before `publish`; leaving the `with` block otherwise, by an exception or not, discards all.
     Files that attempts which died left for this shard are removed at the start.
 
         with ShardWriter(path, head) as writer:
@@ -89,7 +87,6 @@ class ShardWriter:
         self.head = head
         self._rows: list[dict[str, Any]] = []
         self._rejected: list[dict[str, str]] = []
-        self._keys = hashlib.sha256()
         self._splits: Counter[str] = Counter()
         self._tombstones: Counter[str] = Counter(permanent=0, retry=0)
         self._last = ""
@@ -146,7 +143,7 @@ class ShardWriter:
             raise ValueError(f"{self.path}: {key}: tombstone of kind {kind!r}, not one of {KINDS}")
         row = self._row(key, scalars)
         row["tombstone"], row["reason"] = kind, reason
-        self._member(f"{key}.{TOMBSTONE}", canonical({"kind": kind, "reason": reason}).encode())
+        self._member(f"{key}.{TOMBSTONE}", tombstone_payload(kind, reason))
         self._tombstones[kind] += 1
         self._rows.append(row)
 
@@ -171,7 +168,7 @@ class ShardWriter:
             "bytes": self._offset,
             "sha256": self._hash.hexdigest(),
             "parquet_sha256": parquet,
-            "keys_digest": self._keys.hexdigest(),
+            "keys_digest": keys_digest(row["key"] for row in self._rows),
             "splits": dict(sorted(self._splits.items())),
             "parents": self.head.parents,
             "stage": self.head.stage,
@@ -202,7 +199,6 @@ class ShardWriter:
         if unknown:
             raise ValueError(f"{self.path}: {key}: scalars {sorted(unknown)} are not among {list(self.head.scalars)}")
         self._last = key
-        self._keys.update(key.encode() + b"\n")
         if given.get("split") is not None:
             self._splits[given["split"]] += 1
         return {"key": key, **given}
@@ -230,6 +226,19 @@ class ShardWriter:
             file.flush()
             os.fsync(file.fileno())
         return hashlib.sha256(data).hexdigest()
+
+
+def tombstone_payload(kind: str, reason: str) -> bytes:
+    """What the tar holds for a row that failed."""
+    return canonical({"kind": kind, "reason": reason}).encode()
+
+
+def keys_digest(keys: Iterable[str]) -> str:
+    """sha256 over a shard's keys in their order, a line each."""
+    digest = hashlib.sha256()
+    for key in keys:
+        digest.update(key.encode() + b"\n")
+    return digest.hexdigest()
 
 
 def index_schema(fields: Mapping[str, str], scalars: Mapping[str, Scalar]) -> pa.Schema:
@@ -266,19 +275,20 @@ class ShardReader:
         self._descriptor = -1
         try:
             self.table = pq.read_table(path.parquet, memory_map=False)
-            self.keys: list[str] = self.table.column("key").to_pylist()
-            self._tombstones: list[str | None] = self.table.column("tombstone").to_pylist()
+            self._columns: dict[str, list[Any]] = {
+                name: self.table.column(name).to_pylist() for name in ("key", "tombstone", "reason")
+            }
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ShardError(f"{path.parquet}: index cannot be read ({error}). {_remedy(path)}") from None
-        self._fields: dict[str, tuple[list[Any], list[Any], list[Any]]] = {}
+        self.keys: list[str] = self._columns["key"]
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def tombstoned(self, i: int) -> tuple[str, str] | None:
         """(kind, reason) when row i failed, else None."""
-        kind = self._tombstones[i]
-        return None if kind is None else (kind, self.table.column("reason")[i].as_py())
+        kind = self._columns["tombstone"][i]
+        return None if kind is None else (kind, self._columns["reason"][i])
 
     def has(self, field: str) -> bool:
         """Whether this shard's rows may have the field."""
@@ -286,22 +296,36 @@ class ShardReader:
 
     def read(self, i: int, field: str, check: bool = True) -> bytes | None:
         """The payload of a field of row i, or None when the row has none. `check` compares its crc32."""
-        offsets, lengths, sums = self._index(field)
-        if offsets[i] is None:
+        if not self.has(field):
+            raise ShardError(f"{self.path}: no field {field}")
+        offset, length, crc = (self.column(f"{field}.{part}")[i] for part in ("offset", "length", "crc32"))
+        if offset is None:
             return None
         if self._descriptor < 0:
             self._open()
-        data = os.pread(self._descriptor, lengths[i], offsets[i])
-        if len(data) != lengths[i]:
+        data = os.pread(self._descriptor, length, offset)
+        if len(data) != length:
             raise ShardError(f"{self.path.tar}: ends inside {field} of {self.keys[i]}. {_remedy(self.path)}")
-        if check and zlib.crc32(data) != sums[i]:
+        if check and zlib.crc32(data) != crc:
             raise ShardError(f"{self.path.tar}: {field} of {self.keys[i]} is damaged (crc32). {_remedy(self.path)}")
         return data
 
     def scalars(self, i: int) -> dict[str, Any]:
         """The scalars of row i by name; None where the row has none."""
         names = [n for n in self.table.column_names if "." not in n and n not in ("key", "tombstone", "reason")]
-        return {name: self.table.column(name)[i].as_py() for name in names}
+        return {name: self.column(name)[i] for name in names}
+
+    def scalar(self, i: int, name: str) -> Any:
+        """One scalar of row i. Raises ShardError when the shard has no such scalar."""
+        return self.column(name)[i]
+
+    def column(self, name: str) -> list[Any]:
+        """A whole column of the index, such as split. Raises ShardError when there is none."""
+        if name not in self._columns:
+            if name not in self.table.column_names:
+                raise ShardError(f"{self.path}: no scalar {name}")
+            self._columns[name] = self.table.column(name).to_pylist()
+        return self._columns[name]
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -317,15 +341,6 @@ class ShardReader:
     def __del__(self) -> None:
         if getattr(self, "_descriptor", -1) >= 0:
             self.close()
-
-    def _index(self, field: str) -> tuple[list[Any], list[Any], list[Any]]:
-        if field not in self._fields:
-            if not self.has(field):
-                raise ShardError(f"{self.path}: no field {field}")
-            parts = (self.table.column(f"{field}.{part}").to_pylist() for part in ("offset", "length", "crc32"))
-            offsets, lengths, sums = parts
-            self._fields[field] = (offsets, lengths, sums)
-        return self._fields[field]
 
     def _open(self) -> None:
         try:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from semiocity.data.loader import to_unit
 from semiocity.errors import UserError
-from semiocity.evaluate.images import Pairs
+from semiocity.evaluate.pairs import Pairs
 from semiocity.evaluate.options import SegmenterSettings
 from semiocity.files import digest, read_json, write_atomic, write_json
 from semiocity.models.segmenter import Segmenter, SegmenterConfig

@@ -90,7 +90,7 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
 
 def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Work:
     """A stage over a dataset. `expect` is the stage that the command line's verb stands for."""
-    from semiocity.stages.base import check_needs, make_stage, revision
+    from semiocity.stages.base import check_needs, make_stage, parents_of, revision
 
     job = load_toml(job_file, StageJob, sets)
     if expect is not None and job.stage != expect:
@@ -99,11 +99,11 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
         )
     made = make_stage(job.stage, job.args, where=f"{job_file}: args")
     dataset = job.dataset.resolve()
-    facts = manifest.read(dataset)
+    facts = manifest.read_manifest(dataset)
     check_needs(made, facts)
     made.check()
     column = job.column or made.column
-    parents = {name: facts["columns"][name]["revision"] for name in sorted({n.split(".")[0] for n in made.needs()})}
+    parents = {name: facts["columns"][name]["revision"] for name in parents_of(made)}
     return Work(
         kind="stage",
         run=run_folder(job.run, column, dataset.name),
@@ -124,7 +124,7 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, TrainJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read(dataset), needs(job), dataset)
+    manifest.require(manifest.read_manifest(dataset), needs(job), dataset)
     return Work(
         kind="train",
         run=run_folder(job.run, job.task, dataset.name),
@@ -141,7 +141,7 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, GenerateJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read(dataset), ("base.label",), dataset)
+    manifest.require(manifest.read_manifest(dataset), ("base.label",), dataset)
     run = _existing_run(job, job_file)
     if not (run / "export" / "config.json").exists():
         raise UserError(
@@ -164,7 +164,7 @@ def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, EvaluateJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read(dataset), ("base.image", "base.label"), dataset)
+    manifest.require(manifest.read_manifest(dataset), ("base.image", "base.label"), dataset)
     run = _existing_run(job, job_file)
     if not (run / "samples" / "manifest.json").exists():
         raise UserError(f"{run}/samples: no generated images yet; run `semiocity generate {job_file}` first")

@@ -92,7 +92,8 @@ def _pack(data: dict[str, Any], index: int, world: World, stop: StopFlag, report
 
 
 def _stage(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
-    from semiocity.stages.base import make_stage, run_shards
+    from semiocity.stages.base import make_stage
+    from semiocity.stages.runner import run_shards
 
     job = data["job"]
     stage = make_stage(job["stage"], job["args"])

@@ -6,11 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from semiocity.config import Strict, check, digest
-from semiocity.data import manifest
 from semiocity.errors import UserError
 
 
@@ -38,6 +36,9 @@ STAGES: dict[str, Methods] = {
     ),
 }
 """Stage → its ways and the classes that do them; imported when they are chosen."""
+
+STAGES_OF = {"caption": "caption", "mask": "segment"}
+"""Column → the stage that makes it under its default name, for messages."""
 
 
 class Row(NamedTuple):
@@ -178,7 +179,23 @@ def make_stage(name: str, args: Mapping[str, Any], where: str = "args") -> Stage
 
 def check_needs(stage: Stage, facts: Mapping[str, Any]) -> None:
     """Refuse a dataset, given by its manifest, that lacks a needed column or field. Raises UserError."""
-    manifest.require(facts, stage.needs(), Path("data") / facts["name"])
+    for reference in stage.needs():
+        column, _, field = reference.partition(".")
+        known = facts["columns"].get(column)
+        where = f"dataset {facts['name']}: stage {stage.name} needs {reference}"
+        if known is None and column in facts.get("stale", {}):
+            raise UserError(f"{where}: column {column} is out of date, its parents have changed; {_remedy(column)}")
+        if known is None:
+            raise UserError(f"{where}: column {column} is missing; {_remedy(column)}")
+        if field not in known["fields"]:
+            there = ", ".join(f"{column}.{name}" for name in known["fields"])
+            raise UserError(f"{where}: there is no such field; column {column} has {there}")
+
+
+def _remedy(column: str) -> str:
+    if column in STAGES_OF:
+        return f"run `semiocity {STAGES_OF[column]} jobs/{STAGES_OF[column]}.toml` first"
+    return "run the job that makes it first"
 
 
 def parents_of(stage: Stage) -> list[str]:

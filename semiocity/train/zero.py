@@ -142,8 +142,8 @@ class Engine:
         self._engine.checkpoint_engine = self._writer
 
     def _config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
-        numel = sum(p.numel() for _, p in self.trained)
-        bucket = max(min(BUCKET_ELEMENTS, numel), 1)
+        # No more than the model needs (the buffers are made at once), and even, which DeepSpeed asks for.
+        bucket = min(BUCKET_ELEMENTS, (sum(p.numel() for _, p in self.trained) + 1) // 2 * 2)
         return {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulation,

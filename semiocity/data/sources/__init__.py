@@ -35,6 +35,11 @@ def defaults_of(kind: Any) -> dict[str, Any]:
     return known
 
 
+def reads_files(kind: Any) -> bool:
+    """Whether a source reads files below a `root`, rather than making its rows."""
+    return kind in SOURCES and SOURCES[kind] is not generated
+
+
 def version_of(kind: str) -> int:
     """Raised by a source whenever it would give other rows for the same files."""
     return SOURCES[kind].VERSION

@@ -16,7 +16,7 @@ class Entry(NamedTuple):
     sizes: dict[str, int]
     """Logical field → bytes of that file."""
     split: str
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any]
     """Whatever the source needs to make the row; JSON."""
 
     @property

@@ -1,7 +1,8 @@
 """CamVid in the form that SegNet made common: `train/NAME.png` with `trainannot/NAME.png`, the same for val and test.
 
 G. J. Brostow, J. Fauqueur, R. Cipolla, "Semantic object classes in video: a high-definition ground truth database",
-Pattern Recognition Letters 30(2), 2009; 11 classes as in V. Badrinarayanan, A. Kendall, R. Cipolla, "SegNet", TPAMI 2017.
+Pattern Recognition Letters 30(2), 2009; 11 classes as in V. Badrinarayanan, A. Kendall, R. Cipolla, "SegNet", TPAMI
+39(12), 2017.
 Pictures may be JPEG as well.
 """
 
@@ -61,4 +62,4 @@ def entries(source: CamvidSource) -> Iterator[Entry | Rejection]:
             label = labels.get(f"{found.stem.rpartition('/')[2]}.png")
             if label is not None and label.problem is None:
                 files["label"], sizes["label"] = label.name, label.size
-            yield Entry(found.stem, files, sizes, split)
+            yield Entry(found.stem, files, sizes, split, {})

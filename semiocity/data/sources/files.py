@@ -1,5 +1,7 @@
 """Listing files below a root without ever leaving it. Names are bytes on disk, text by `keys.to_text` here."""
 
+# pathlib takes no names that are bytes:
+# ruff: noqa: PTH110, PTH116, PTH118, PTH123
 from __future__ import annotations
 
 import os
@@ -95,10 +97,10 @@ def _look(entry: os.DirEntry[bytes], name: str, real: bytes) -> Found | None:
 
 def read_below(root: Path, name: str) -> bytes:
     """The bytes of a file named as `walk` names it. Raises OSError."""
-    with open(os.path.join(os.fsencode(root), to_bytes(name)), "rb") as file:  # noqa: PTH123 (Path takes no bytes)
+    with open(os.path.join(os.fsencode(root), to_bytes(name)), "rb") as file:
         return file.read()
 
 
 def size_below(root: Path, name: str) -> int:
     """Bytes of a file named as `walk` names it. Raises OSError."""
-    return os.stat(os.path.join(os.fsencode(root), to_bytes(name))).st_size  # noqa: PTH116 (Path takes no bytes)
+    return os.stat(os.path.join(os.fsencode(root), to_bytes(name))).st_size

@@ -76,7 +76,7 @@ def entries(source: FolderSource) -> Iterator[Entry | Rejection]:
             beside = companions.get((field, found.stem))
             if beside is not None and beside.problem is None:
                 files[field], sizes[field] = beside.name, beside.size
-        yield Entry(found.stem, files, sizes, _split(source, found.stem))
+        yield Entry(found.stem, files, sizes, _split(source, found.stem), {})
 
 
 def _companion(found: Found, parallel: dict[str, str | None], extension: dict[str, str]) -> tuple[str, str] | None:

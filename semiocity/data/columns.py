@@ -1,0 +1,258 @@
+"""A dataset as its users see it: columns side by side, rows by number.
+
+Fields are named COLUMN.FIELD, such as base.image. Shard number i of every column has the same keys in the same order,
+so that a join is nothing but opening the same shard number in each column.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semiocity.config import check, digest
+from semiocity.data.manifest import BASE, column_folder, read_column_manifest, read_manifest
+from semiocity.data.recipe import ClassSpec
+from semiocity.data.shard import ShardError, ShardPath, ShardReader
+from semiocity.errors import UserError
+
+OPEN_SHARDS = 16
+"""Shard readers, each with an open file, that a dataset keeps."""
+
+ROW_LISTS = 64
+"""Lists of a shard's rows that a view keeps."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """The current revision of one column."""
+
+    name: str
+    revision: str
+    digest: str
+    folder: Path
+    fields: dict[str, str]
+    """Logical field → member extension."""
+    scalars: dict[str, str]
+    """Scalar → int, float, str or bool."""
+    tombstones: dict[str, int]
+    """permanent, retry → rows that failed."""
+
+
+class Dataset:
+    """A dataset on disk. Opening reads the dataset's manifest; everything else is read when it is asked for."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.name: str = manifest["name"]
+        self.digest: str = manifest["digest"]
+        """sha256 over the base column's keys and bytes."""
+        self.splits: dict[str, int] = manifest["splits"]
+        """Split → rows."""
+        self.recipe: dict[str, Any] = manifest["recipe"]
+        """The resolved recipe, without the folder that it was read from."""
+        self.columns: dict[str, Column] = {
+            name: Column(
+                name,
+                entry["revision"],
+                entry["digest"],
+                column_folder(path, name, entry["revision"]),
+                entry["fields"],
+                entry["scalars"],
+                entry["tombstones"],
+            )
+            for name, entry in manifest["columns"].items()
+        }
+        self.classes: tuple[ClassSpec, ...] = tuple(
+            check(item, ClassSpec, where=str(path / "manifest.json")) for item in manifest["recipe"]["classes"] or ()
+        )
+        self.ignore_id: int | None = manifest["recipe"]["ignore_id"]
+        self.image_size: tuple[int, int] | None = _image_size(manifest["recipe"])
+        """Width and height of every picture, or None when they differ."""
+        self._manifests: dict[str, dict[str, Any]] = {}
+        self._readers: OrderedDict[tuple[str, int], ShardReader] = OrderedDict()
+
+    @classmethod
+    def open(cls, path: Path) -> Dataset:
+        """Raises UserError when `path` holds no packed dataset."""
+        return cls(Path(path).absolute(), read_manifest(Path(path)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": OrderedDict()}  # open files stay with the process
+
+    @property
+    def shards(self) -> int:
+        """Shards of every column."""
+        return len(self.shard_entries(BASE))
+
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        """RGB of each class id."""
+        return [spec.color for spec in self.classes]
+
+    def rows(self, split: str | None = None) -> int:
+        """Rows of a split, or of all. Raises UserError for a split that does not exist."""
+        if split is None:
+            return sum(self.splits.values())
+        if split not in self.splits:
+            raise UserError(f"{self.path}: no split {split}; there are {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def has(self, field: str) -> bool:
+        """Whether COLUMN.FIELD exists, as a field or a scalar."""
+        column, dot, name = field.partition(".")
+        found = self.columns.get(column)
+        return bool(dot) and found is not None and (name in found.fields or name in found.scalars)
+
+    def require(self, fields: Sequence[str]) -> None:
+        """Raises UserError naming the first of `fields` that the dataset lacks, and what makes it."""
+        for field in fields:
+            column = field.partition(".")[0]
+            if column not in self.columns:
+                raise UserError(
+                    f"{self.path}: {field} is needed but there is no column {column} (there are "
+                    f"{', '.join(self.columns)}); run the job that makes it"
+                )
+            if not self.has(field):
+                known = ", ".join(f"{column}.{known}" for known in self.columns[column].fields)
+                raise UserError(f"{self.path}: no field {field}; the column {column} has {known}")
+
+    def column(self, name: str) -> Column:
+        """Raises UserError when there is no such column, or its parents have changed since it was made."""
+        if name not in self.columns:
+            raise UserError(f"{self.path}: no column {name}; there are {', '.join(self.columns)}")
+        return self.columns[name]
+
+    def shard_entries(self, column: str) -> list[dict[str, Any]]:
+        """What the column's manifest says of each shard: rows, bytes, sha256, splits, tombstones, …"""
+        if column not in self._manifests:
+            self._manifests[column] = read_column_manifest(self.path, column, self.column(column).revision)
+        entries: list[dict[str, Any]] = self._manifests[column]["shards"]
+        return entries
+
+    def reader(self, column: str, shard: int) -> ShardReader:
+        """An open reader; the last few are kept. Raises ShardError when the shard is damaged."""
+        place = (column, shard)
+        if place not in self._readers:
+            reader = ShardReader(ShardPath(self.column(column).folder, shard))
+            expected = self.shard_entries(column)[shard]["rows"]
+            if len(reader) != expected:
+                raise ShardError(
+                    f"{reader.path.parquet}: {len(reader)} rows, the manifest says {expected}. "
+                    f"`semiocity verify {self.path}` tells more"
+                )
+            self._readers[place] = reader
+        self._readers.move_to_end(place)
+        # The oldest is only let go of: a caller may still hold it, and it closes its file when nobody does.
+        while len(self._readers) > OPEN_SHARDS:
+            self._readers.popitem(last=False)
+        return self._readers[place]
+
+    def view(self, fields: Sequence[str], split: str | None = None) -> View:
+        """The rows of a split (None: of all) with the given fields. Raises UserError when something is missing."""
+        return View(self, fields, split)
+
+
+class View:
+    """Rows of a dataset by number, in order of shard and key: those of a split that failed in none of the columns.
+
+    Rows that are a tombstone in any column that the view reads are left out, for every reader of the same view alike.
+    A row that merely lacks an optional field (a picture without a caption) is there and gives None.
+    """
+
+    def __init__(self, dataset: Dataset, fields: Sequence[str], split: str | None) -> None:
+        dataset.require(fields)
+        self.dataset = dataset
+        self.fields = tuple(fields)
+        self.split = split
+        dataset.rows(split)
+        self._columns = sorted({field.partition(".")[0] for field in fields} | {BASE})
+        self._rows: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for views that have the same rows with the same bytes in the same order."""
+        columns = {name: self.dataset.columns[name].digest for name in self._columns}
+        return digest({"columns": columns, "fields": sorted(self.fields), "split": self.split}, 64)
+
+    @cached_property
+    def shard_sizes(self) -> list[int]:
+        """Rows of each shard that belong to the view. Opens the indexes of shards with tombstones only."""
+        sizes = []
+        for shard, entry in enumerate(self.dataset.shard_entries(BASE)):
+            if self._with_tombstones(shard):
+                sizes.append(len(self._rows_of(shard)))
+            else:
+                sizes.append(entry["rows"] if self.split is None else entry["splits"].get(self.split, 0))
+        return sizes
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.array(list(accumulate(self.shard_sizes)), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """(shard, row of the shard) of row i of the view. Raises IndexError."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of a view with {len(self)} rows")
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        first = int(self._ends[shard - 1]) if shard else 0
+        return shard, int(self._rows_of(shard)[i - first])
+
+    def key(self, i: int) -> str:
+        """The key of row i."""
+        shard, row = self.locate(i)
+        return self.dataset.reader(BASE, shard).keys[row]
+
+    def read(self, i: int) -> dict[str, Any]:
+        """Field → bytes of row i (for a scalar its value); None where the row has none. Checks every crc32."""
+        shard, row = self.locate(i)
+        found: dict[str, Any] = {}
+        for field in self.fields:
+            column, _, name = field.partition(".")
+            reader = self.dataset.reader(column, shard)
+            if name in self.dataset.columns[column].fields:
+                found[field] = reader.read(row, name)
+            else:
+                found[field] = reader.scalar(row, name)
+        return found
+
+    def scalars(self, i: int, column: str = BASE) -> dict[str, Any]:
+        """The scalars of row i in a column."""
+        shard, row = self.locate(i)
+        return self.dataset.reader(column, shard).scalars(row)
+
+    def _with_tombstones(self, shard: int) -> list[str]:
+        return [c for c in self._columns if any(self.dataset.shard_entries(c)[shard]["tombstones"].values())]
+
+    def _rows_of(self, shard: int) -> np.ndarray:
+        """Rows of the shard that belong to the view, ascending."""
+        if shard not in self._rows:
+            base = self.dataset.reader(BASE, shard)
+            keep = np.ones(len(base), dtype=bool)
+            if self.split is not None:
+                keep &= np.array([split == self.split for split in base.column("split")], dtype=bool)
+            for column in self._with_tombstones(shard):
+                keep &= np.array(
+                    [kind is None for kind in self.dataset.reader(column, shard).column("tombstone")], bool
+                )
+            self._rows[shard] = np.flatnonzero(keep)
+        self._rows.move_to_end(shard)
+        while len(self._rows) > ROW_LISTS:
+            self._rows.popitem(last=False)
+        return self._rows[shard]
+
+
+def _image_size(recipe: dict[str, Any]) -> tuple[int, int] | None:
+    """As Recipe.image_size, for a resolved recipe that has lost its root."""
+    image, source = recipe["image"], recipe["source"]
+    size = image["size"] if image["resize"] in ("crop", "letterbox") else source.get("size")
+    return tuple(size) if size and image["resize"] != "fit" else None

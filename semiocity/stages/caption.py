@@ -1,0 +1,158 @@
+"""Captioners. Column `caption`: field `text` (the caption), scalars `text` (its short form) and `captioner`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from semiocity.stages import weights
+from semiocity.stages.base import DatasetInfo, Made, Row, Stage, StageArgs, Tombstone
+
+if TYPE_CHECKING:
+    from semiocity.stages.blip2 import Captioner
+
+
+def caption(text: str, short: str, captioner: str) -> Made:
+    """A row of the column."""
+    return Made({"text": ("txt", text.encode())}, {"text": short, "captioner": captioner})
+
+
+class LabelCaptionArgs(StageArgs):
+    """`captioner = "labels"`."""
+
+    captioner: Literal["labels"]
+    device: Literal["cpu"] = "cpu"
+    dtype: Literal["float32"] = "float32"
+    batch: int = Field(64, ge=1)
+
+
+class LabelCaption(Stage):
+    """Captions from label maps: what is there, how much of it, where; how many where there are instance maps. No weights."""
+
+    name = "caption"
+    version = 1
+    column = "caption"
+    Args = LabelCaptionArgs
+
+    info: DatasetInfo
+
+    def needs(self) -> tuple[str, ...]:
+        return ("base.label",)
+
+    def wants(self) -> tuple[str, ...]:
+        return ("base.instance",)
+
+    def fields(self) -> dict[str, str]:
+        return {"text": "txt"}
+
+    def scalars(self) -> dict[str, Literal["int", "float", "str", "bool"]]:
+        return {"text": "str", "captioner": "str"}
+
+    def load(self, info: DatasetInfo, device: str) -> None:
+        self.info = info
+
+    def process(self, rows: list[Row]) -> list[Made | Tombstone]:
+        from semiocity.stages.images import decode_rows
+
+        good, results = decode_rows(rows, self._describe)
+        results |= {place: caption(text, short, "labels") for place, (text, short) in good}
+        return [results[place] for place in range(len(rows))]
+
+    def _describe(self, row: Row) -> tuple[str, str]:
+        from semiocity.stages.images import decode_ids, payload
+        from semiocity.stages.label_facts import measure
+        from semiocity.stages.label_sentences import describe
+
+        label = decode_ids(payload(row, "base.label"), "label")
+        found = row.fields.get("base.instance")
+        instance = decode_ids(found, "instance") if found is not None else None
+        facts = measure(label, instance, len(self.info.classes), self.info.ignore_id)
+        return describe(facts, self.info.classes, row.scalars.get("base.time"), row.key)
+
+
+class Blip2CaptionArgs(StageArgs):
+    """`captioner = "blip2"`."""
+
+    captioner: Literal["blip2"]
+    model: Annotated[Path, weights.ModelFolder]
+    """Folder of a BLIP-2 with OPT or T5, as `save_pretrained` or a hub download leaves it."""
+    batch: int = Field(16, ge=1)
+    prompts: tuple[str, ...] = Field(("",), min_length=1)
+    """What the language model is given after the picture, as it is: "" for a plain caption, or questions such as
+    "Question: what is the weather? Answer:". The vision tower runs once a picture however many there are."""
+    max_new_tokens: int = Field(40, ge=1)
+    min_new_tokens: int = Field(0, ge=0)
+    no_repeat_ngram: int = Field(3, ge=0)
+    """No run of so many tokens comes twice in an answer; 0 switches it off."""
+    repetition_penalty: float = Field(1.0, ge=1)
+
+
+class Blip2Caption(Stage):
+    """Captions by BLIP-2 (Li et al. 2023, arXiv:2301.12597), decoded greedily.
+
+    With one prompt `text` is its answer. With several, it is the answers one a line, the short form is the first, and
+    the field `answers` holds them beside their prompts.
+    """
+
+    name = "caption"
+    version = 1
+    column = "caption"
+    Args = Blip2CaptionArgs
+
+    captioner: Captioner
+
+    def needs(self) -> tuple[str, ...]:
+        return ("base.image",)
+
+    def fields(self) -> dict[str, str]:
+        return {"text": "txt"} | ({"answers": "answers.json"} if len(self.args.prompts) > 1 else {})
+
+    def scalars(self) -> dict[str, Literal["int", "float", "str", "bool"]]:
+        return {"text": "str", "captioner": "str"}
+
+    def paths(self) -> list[str]:
+        return [str(self.args.model)]
+
+    def check(self) -> None:
+        weights.check(self.args.model, "args.model", model_type="blip-2", files=("tokenizer_config.json",))
+        weights.check_blip2(self.args.model, "args.model")
+
+    def model_revision(self) -> str | None:
+        return weights.revision(self.args.model)
+
+    def load(self, info: DatasetInfo, device: str) -> None:
+        from semiocity.stages.blip2 import Captioner
+
+        self.captioner = Captioner(weights.resolve(self.args.model), device, self.args.dtype)
+
+    def process(self, rows: list[Row]) -> list[Made | Tombstone]:
+        from semiocity.stages.images import decode_rgb, decode_rows, payload
+
+        good, results = decode_rows(rows, lambda row: decode_rgb(payload(row, "base.image")))
+        if good:
+            answers = self.captioner.answers(
+                [pixels for _, pixels in good],
+                self.args.prompts,
+                max_new_tokens=self.args.max_new_tokens,
+                min_new_tokens=self.args.min_new_tokens,
+                no_repeat_ngram_size=self.args.no_repeat_ngram,
+                repetition_penalty=self.args.repetition_penalty,
+            )
+            results |= {place: self._made(texts) for (place, _), texts in zip(good, answers, strict=True)}
+        return [results[place] for place in range(len(rows))]
+
+    def _made(self, answers: list[str]) -> Made | Tombstone:
+        from semiocity.files import canonical
+
+        texts = [" ".join(answer.split()) for answer in answers]
+        if not any(texts):
+            return Tombstone("permanent", "the model answered nothing")
+        made = caption("\n".join(text for text in texts if text), texts[0], "blip2")
+        if len(texts) > 1:
+            pairs: list[dict[str, Any]] = [{"prompt": p, "answer": a} for p, a in zip(self.args.prompts, texts, strict=True)]
+            made.fields["answers"] = ("answers.json", canonical(pairs).encode())
+        return made
+
+

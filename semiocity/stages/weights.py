@@ -1,0 +1,139 @@
+"""Folders of weights: where they are, whether they are complete, and what names their contents. Standard library and
+pydantic only, so that a login node refuses what could not run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import AfterValidator
+
+from semiocity.errors import UserError
+from semiocity.files import digest, read_json, write_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SMALL = (".json", ".txt", ".model")
+"""Suffixes of what is read beside the weights: configuration and vocabularies."""
+CACHE = ".semiocity-sha256.json"
+"""Hashes of large files, kept beside them where the folder can be written: name → [size, mtime in ns, sha256]."""
+
+ModelFolder = AfterValidator(lambda path: path.expanduser().absolute())
+"""Annotation for a model's folder in a stage's arguments: jobs run in another working folder than `submit`."""
+
+
+def resolve(folder: Path) -> Path:
+    """The folder with the files: `folder`, or the snapshot of `refs/main` when it is a repository of the hub's cache."""
+    reference = folder / "refs" / "main"
+    if reference.is_file():
+        return folder / "snapshots" / reference.read_text(encoding="ascii").strip()
+    return folder
+
+
+def check(folder: Path, where: str, model_type: str, files: Sequence[str] = ()) -> None:
+    """Refuse a folder that `from_pretrained` could not load as `model_type`. Raises UserError beginning with `where`.
+
+    Weights must be safetensors: the older pickles can run code when they are loaded.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"{where}: {folder}: no such folder. Compute nodes have no network: fetch the model on the login node, such "
+            f"as `hf download ORG/NAME --local-dir {folder}`"
+        )
+    folder = resolve(folder)
+    found = _json(folder, "config.json", where).get("model_type")
+    if found != model_type:
+        raise UserError(f"{where}: {folder}: holds a model of type {found!r}, not {model_type!r}")
+    for name in ("preprocessor_config.json", *files):
+        if not (folder / name).is_file() and not (folder / "processor_config.json").is_file():
+            raise UserError(f"{where}: {folder}: {name} is missing; fetch the whole repository")
+    _weight_files(folder, where)
+
+
+def check_blip2(folder: Path, where: str) -> None:
+    """Refuse BLIP-2 folders from before transformers 4.46, whose prompts have no places for the picture."""
+    folder = resolve(folder)
+    config = _json(folder, "config.json", where)
+    processor = _json(folder, "processor_config.json", where)
+    missing = [
+        f"{key} in {name}"
+        for key, name, found in (
+            ("image_token_index", "config.json", config),
+            ("num_query_tokens", "processor_config.json", processor),
+        )
+        if found.get(key) is None
+    ]
+    if missing:
+        raise UserError(f"{where}: {folder}: no {' and no '.join(missing)}; fetch a newer revision of the model")
+
+
+def revision(folder: Path) -> str:
+    """Digest of the contents of everything that is loaded from a model's folder; where it lies does not matter.
+
+    In the hub's cache large files are named by their sha256, which is taken. Otherwise they are read once, and their
+    hashes are kept beside them where that is possible.
+    """
+    folder = resolve(folder)
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in SMALL and path.name != CACHE)
+    names += [path.name for path in _weight_files(folder, str(folder))]
+    known = _read_cache(folder)
+    with ThreadPoolExecutor(4) as pool:
+        sums = list(pool.map(lambda name: _sha256(folder / name, known.get(name)), names))
+    large = {n: [*_stamp(folder / n), s] for n, s in zip(names, sums, strict=True) if n.endswith(".safetensors")}
+    if large != known:
+        with suppress(OSError):  # a folder that cannot be written is hashed anew each time
+            write_json(folder / CACHE, large)
+    return digest(dict(zip(names, sums, strict=True)))
+
+
+def _sha256(path: Path, known: Any) -> str:
+    target = path.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", target):
+        return target
+    if isinstance(known, list) and known[:2] == _stamp(path):
+        return str(known[2])
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_cache(folder: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / CACHE).read_text(encoding="ascii"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _weight_files(folder: Path, where: str) -> list[Path]:
+    """The safetensors files, sorted. Raises UserError when there are none or one that the index names is missing."""
+    index = folder / INDEX
+    if index.is_file():
+        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    else:
+        files = [folder / SINGLE]
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{where}: {folder}: {path.name} is missing; fetch the whole model as safetensors")
+    return files
+
+
+def _json(folder: Path, name: str, where: str) -> dict[str, Any]:
+    try:
+        found = read_json(folder / name)
+    except FileNotFoundError:
+        raise UserError(f"{where}: {folder}: {name} is missing; fetch the whole repository") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: {folder / name}: not a JSON object")
+    return found

@@ -1,0 +1,392 @@
+"""The training loop, one for every task: batches in order, phases, averages, checkpoints, metrics.
+
+A step is numbered by how many steps are done after it; the checkpoint `step-N` and line N of metrics.jsonl belong
+together. Everything random is keyed by seed, step and row, so a run that comes back goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from semiocity.data.loader import Rows, Slice, slices
+from semiocity.data.order import Order
+from semiocity.errors import UserError
+from semiocity.files import digest, fsync_folder, read_json, write_json
+from semiocity.train import zero
+from semiocity.train.checkpoint import Checkpoints
+from semiocity.train.ema import Ema
+from semiocity.train.metrics import Metrics
+from semiocity.train.noise import torch_seed
+from semiocity.train.options import OptimizerOptions, TrainJob, check_batch, identity, load
+from semiocity.train.tasks import TASKS
+from semiocity.train.tasks.base import DatasetFacts, Task, Tensors
+from semiocity.train.zero import Engine, World
+
+ROLLBACKS = 1
+
+
+def run(job: TrainJob, run: Path, dataset: Path, world: World, stop: Callable[[], bool]) -> bool:
+    """Train until the end or until any rank is asked to stop; call it on every rank alike.
+
+    True: finished, the model is exported. False: stopped; every rank has saved and passed a barrier. A run that was
+    stopped, killed or damaged goes on from its newest good checkpoint; a finished one returns True at once.
+    Raises UserError for settings that do not fit the dataset, the ranks or the checkpoint.
+    """
+    try:
+        check_batch(job, world.size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    settings = identity(job)
+    with zero.session(world, job.resources.cpus_per_rank) as device:
+        if zero.from_first(_is_done(run, job, settings)):
+            return True
+        zero.start_deepspeed()
+        trainer = Trainer(job, run, dataset, world, device, settings)
+        try:
+            return trainer.train(stop)
+        finally:
+            trainer.close()
+
+
+def learning_rate(options: OptimizerOptions, step: int, steps: int) -> float:
+    """Rate of the step that makes `step` done (from 1): linear warm-up, then constant or half a cosine to 0."""
+    if step <= options.warmup_steps:
+        return options.lr * step / options.warmup_steps
+    if options.schedule == "constant":
+        return options.lr
+    share = (step - options.warmup_steps) / max(steps - options.warmup_steps, 1)
+    return options.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+class Trainer:
+    """A training on one rank. Collective throughout: all ranks construct it and call its methods together."""
+
+    def __init__(
+        self, job: TrainJob, run: Path, dataset: Path, world: World, device: torch.device, settings: dict[str, Any]
+    ) -> None:
+        from semiocity.data.columns import Dataset
+
+        self.job, self.run, self.world, self.device = job, run, world, device
+        self.first = world.rank == 0
+        data = Dataset.open(dataset)
+        fields = job.fields_by_role()
+        view = data.view(sorted(set(fields.values())), job.data.split)
+        self.order = Order(
+            view.digest, tuple(view.shard_sizes), job.seed, job.global_batch, job.data.window, job.data.tail
+        )
+
+        torch.manual_seed(job.seed)  # the first weights; noise and order are keyed
+        self.facts = DatasetFacts(
+            data.name,
+            data.digest,
+            tuple(spec.name for spec in data.classes),
+            tuple(data.palette),
+            data.ignore_id,
+        )
+        self.task: Task = load(TASKS[job.task].task)(job, self.facts)
+        self.rows = Rows(ByRole(view, fields), self.task.decode, job.data.cache_mb // max(job.data.workers, 1))
+        sampled = data.view(sorted(set(fields.values())), job.sample_split) if job.sample_split else view
+        self.sample_rows = Rows(ByRole(sampled, fields), self.task.decode)
+        self.sampled = min(job.sample_images, len(sampled))
+
+        self._build_engines()
+        self.state = {
+            "settings": settings,
+            "order": self.order.digest,
+            "frozen": dict(self.task.frozen_digests()),
+        }
+        self.checkpoints = Checkpoints(run / "checkpoints", world, job.keep_last, job.rehearse.slow_save_s)
+        self.metrics: Metrics | None = None
+        self.done = 0
+        """Steps done."""
+        self.saved_at: int | None = None
+        self.bad: list[tuple[int, list[str]]] = []
+        """Steps in a row without a finite loss and gradient, and the keys of their samples."""
+        self.rollbacks = 0
+
+    def _build_engines(self) -> None:
+        phases = self.task.phases()
+        self.modules: dict[str, nn.Module] = {name: m for phase in phases for name, m in phase.modules.items()}
+        for name, module in self.task.frozen().items():
+            self.modules[name] = module.to(self.device).eval().requires_grad_(False)
+        self.engines = [
+            Engine(
+                phase,
+                zero.Bundle(phase, self.task, self.modules),
+                micro_batch=self.job.global_batch // (self.world.size * self.job.accumulation),
+                accumulation=self.job.accumulation,
+                device=self.device,
+            )
+            for phase in phases
+        ]
+        self.averages = {e.phase.name: Ema(e, self.job.ema) for e in self.engines if e.phase.ema}
+        if len(self.engines) > 1:
+            for engine in self.engines:
+                engine.freeze(True)
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def train(self, stop: Callable[[], bool]) -> bool:
+        """Go on from the newest checkpoint; see `run`."""
+        self.done = self.checkpoints.load_newest(self.state, self.engines, self.averages) or 0
+        self.saved_at = self.done or None
+        self._introduce()
+        while self.done < self.job.steps:
+            if not self._train_on(stop):
+                self._save()
+                self._say("stopped")
+                zero.barrier()
+                return False
+        self._save()
+        self._export()
+        return True
+
+    def _train_on(self, stop: Callable[[], bool]) -> bool:
+        """Steps until the end (True), a stop (False), or a rollback (True, with `done` set back)."""
+        waiting = time.monotonic()
+        for part in slices(
+            self.rows,
+            self.order,
+            rank=self.world.rank,
+            world=self.world.size,
+            steps=range(self.done, self.job.steps),
+            collate=self.task.collate,
+            workers=self.job.data.workers,
+            pin_memory=self.device.type == "cuda",
+        ):
+            waited_s = time.monotonic() - waiting
+            time.sleep(self.job.rehearse.slow_step_s)
+            values, applied, stopping = self._step(part, stop())
+            self.done += 1
+            if self.metrics:
+                self.metrics.step(self.done, values, waited_s)
+            if not applied and self._handle_bad(part):
+                return True
+            if applied:
+                self.bad.clear()
+            if stopping and self.done < self.job.steps:
+                return False
+            if self.job.sample_every and (self.done % self.job.sample_every == 0 or self.done == self.job.steps):
+                self._sample()
+            # Not while bad steps pile up: the last good checkpoint must stay one.
+            if self.done % self.job.checkpoint_every == 0 and not self.bad:
+                self._save()
+            waiting = time.monotonic()
+        return True
+
+    def _step(self, part: Slice, stopping: bool) -> tuple[dict[str, float], bool, bool]:
+        """One step through all phases that are due. Returns the values to show, whether every phase moved its weights,
+        and whether any rank wants to stop."""
+        batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in part.tensors.items()}
+        size = len(part) // self.job.accumulation
+        shown: dict[str, tuple[Tensor, Tensor]] = {}
+        local: dict[str, float] = {}
+        applied = True
+        for engine in (e for e in self.engines if part.step % e.phase.every == 0):
+            prefix = f"{engine.phase.name}/" if len(self.engines) > 1 else ""
+            torch.manual_seed(torch_seed(self.job.seed, part.step, self.world.rank))
+            if prefix:
+                engine.freeze(False)
+            for micro in range(self.job.accumulation):
+                piece = {name: tensor[micro * size : (micro + 1) * size] for name, tensor in batch.items()}
+                for name, pair in engine.backward(piece, part.step, micro == self.job.accumulation - 1).items():
+                    total, count = (torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in pair)
+                    before = shown.get(prefix + name)
+                    shown[prefix + name] = (before[0] + total, before[1] + count) if before else (total, count)
+            rate = learning_rate(engine.phase.optimizer, part.step + 1, self.job.steps)
+            stepped = engine.step_with(rate)
+            if prefix:
+                engine.freeze(True)
+            if stepped.applied and (average := self.averages.get(engine.phase.name)):
+                average.update()
+            applied &= stepped.applied
+            local[f"{prefix}lr"], local[f"{prefix}gradient_norm"] = rate, stepped.gradient_norm
+        zero.average_statistics(self.modules)
+
+        # One small message a step carries all that the ranks must agree on.
+        flag = torch.tensor(float(stopping), dtype=torch.float64, device=self.device)
+        wanted, *sums = zero.add_up(torch.stack([flag, *(x for pair in shown.values() for x in pair)]))
+        values = {
+            name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(shown) if sums[2 * i + 1] != 0
+        }
+        values.setdefault("loss", values.get(f"{self.engines[0].phase.name}/loss", math.nan))
+        return {**values, **local}, applied, wanted > 0
+
+    # -- trouble ------------------------------------------------------------------------------------------------------
+
+    def _handle_bad(self, part: Slice) -> bool:
+        """After a step that was refused: go on, or go back to the last good checkpoint (True), or fail."""
+        self.bad.append((self.done, part.keys))
+        if self.first:
+            print(f"step {self.done}: loss or gradient is not finite; weights left as they were", flush=True)
+        if len(self.bad) < self.job.bad_steps:
+            return False
+        if self.rollbacks < ROLLBACKS and self.saved_at is not None:
+            self.rollbacks += 1
+            at = self.checkpoints.load_newest(self.state, self.engines, self.averages)
+            assert at is not None, "a checkpoint was saved or loaded before"
+            self.done = at
+            self.bad.clear()
+            if self.first:
+                print(f"{self.job.bad_steps} such steps in a row: going back to step {at}", flush=True)
+                self._open_metrics()
+            return True
+        steps = f"{self.bad[0][0]} to {self.bad[-1][0]}"
+        keys = sorted({key for part_keys in zero.gather([k for _, ks in self.bad for k in ks]) for key in part_keys})
+        again = " again after going back" if self.rollbacks else ""
+        raise UserError(
+            f"{self.run}: no finite loss or gradient in steps {steps}{again}; weights are as of the last good checkpoint. "
+            f"A lower optimizer.lr, a longer warmup_steps or zero.precision = \"fp32\" may help, or one of these samples is "
+            f"to blame: {', '.join(keys[:50])}"
+        )
+
+    # -- what is left behind ------------------------------------------------------------------------------------------
+
+    def _introduce(self) -> None:
+        """Say what is trained, and note in history.jsonl that this attempt began and where."""
+        if not self.first:
+            return
+        self.run.mkdir(parents=True, exist_ok=True)
+        order, parameters = self.order, sum(p.numel() for m in self.modules.values() for p in m.parameters())
+        what = {"drop": "dropped", "pad": "filled up at weight 0"}[order.tail]
+        print(
+            f"{self.job.task}: {parameters:,} parameters; {order.rows:,} rows, {order.steps_per_epoch:,} steps an epoch, "
+            f"{order.left_over} rows {what} at its end; {self.world.size} ranks on {self.device.type}; "
+            f"{'going on after' if self.done else 'starting at'} step {self.done} of {self.job.steps}",
+            flush=True,
+        )
+        entry = {
+            "first_step": self.done,
+            "ranks": self.world.size,
+            "job": self.world.job_id,
+            "restart": self.world.restart,
+            "rows": order.rows,
+            "steps_per_epoch": order.steps_per_epoch,
+            "tail": {order.tail: order.left_over},
+            "order": order.digest,
+            "time": round(time.time(), 1),
+        }
+        with (self.run / "history.jsonl").open("a", encoding="ascii") as file:
+            file.write(json.dumps(entry, sort_keys=True) + "\n")
+        self._open_metrics()
+
+    def _open_metrics(self) -> None:
+        if self.metrics:
+            self.metrics.close()
+        self.metrics = Metrics(
+            self.run,
+            step=self.done,
+            steps=self.job.steps,
+            log_every=self.job.log_every,
+            global_batch=self.job.global_batch,
+        )
+
+    def _save(self) -> None:
+        if self.saved_at == self.done:
+            return
+        if self.metrics:
+            self.metrics.flush()  # a checkpoint never knows more steps than the metrics do
+        self.checkpoints.save(self.done, self.state, self.engines, self.averages)
+        self.saved_at = self.done
+
+    def _say(self, state: str) -> None:
+        if self.metrics:
+            self.metrics.progress(self.done, None, state)
+            print(f"{state} after step {self.done} of {self.job.steps}", flush=True)
+
+    def _with_averages(self) -> ExitStack:
+        """A context in which every averaged phase has its averaged weights, and all modules are in eval mode."""
+        stack = ExitStack()
+        for engine in self.engines:
+            engine.train(False)
+            stack.callback(engine.train, True)
+        for average in self.averages.values():
+            stack.enter_context(average.applied())
+        return stack
+
+    @torch.no_grad()
+    def _sample(self) -> None:
+        """An image grid from the averaged weights; every rank makes its part of the rows."""
+        each = math.ceil(self.sampled / self.world.size)
+        mine = [(self.world.rank * each + i) % self.sampled for i in range(each)]
+        # Step 0 for every grid: the same noise each time, so that grids differ by the weights alone.
+        batch = collate_rows(self.task, self.sample_rows, mine)
+        with self._with_averages():
+            pictures = self.task.sample(self.modules, {k: v.to(self.device) for k, v in batch.items()})
+        parts = zero.gather(pictures.cpu().numpy())
+        if self.metrics:
+            rows = torch.cat([torch.from_numpy(part) for part in parts])[: self.sampled]
+            self.metrics.images(self.done, rows.reshape(-1, *rows.shape[2:]))
+
+    def _export(self) -> None:
+        """Export the averaged weights, then mark the run as done. The folder is there whole or not at all."""
+        weights: dict[str, Tensors] = {}
+        with self._with_averages():
+            for engine in self.engines:
+                weights.update(engine.full_weights(keep=self.first))
+        if self.first:
+            final, temporary = self.run / "export", self.run / ".export.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            self.task.export(
+                weights,
+                temporary,
+                {"step": self.done, "seed": self.job.seed, "dataset": self.facts.name, "dataset_digest": self.facts.digest},
+            )
+            fsync_folder(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            write_json(self.run / "done.json", {"step": self.done, "settings": digest(self.state["settings"])})
+            self._say("done")
+        zero.barrier()
+
+    def close(self) -> None:
+        """Close files and engines."""
+        if self.metrics:
+            self.metrics.close()
+        for engine in self.engines:
+            engine.close()
+
+
+class ByRole:
+    """A view of a dataset whose fields have the names that the task knows them by."""
+
+    def __init__(self, view: Any, fields: Mapping[str, str]) -> None:
+        self._view, self._fields = view, fields
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def key(self, i: int) -> str:
+        return self._view.key(i)
+
+    def read(self, i: int) -> dict[str, bytes | None]:
+        row = self._view.read(i)
+        return {role: row[field] for role, field in self._fields.items()}
+
+
+def collate_rows(task: Task, rows: Rows, wanted: list[int]) -> Tensors:
+    """The tensors of some rows outside of training."""
+    decoded = [rows[row].arrays for row in wanted]
+    return task.collate(0, np.array(wanted), np.ones(len(wanted), np.float32), decoded)
+
+
+def _is_done(run: Path, job: TrainJob, settings: dict[str, Any]) -> bool:
+    """Whether the run finished with these settings and as many steps."""
+    try:
+        done = read_json(run / "done.json")
+    except FileNotFoundError:
+        return False
+    return done["step"] == job.steps and done["settings"] == digest(settings)
+

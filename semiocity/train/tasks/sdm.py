@@ -1,0 +1,259 @@
+"""Training a Semantic Diffusion Model: layout in, photograph out (Wang et al. 2022, arXiv 2207.00050)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from semiocity.data.geometry import Geometry, plan_geometry, resize_ids, resize_image, resize_instances
+from semiocity.data.loader import Arrays, stack, to_bytes, to_unit
+from semiocity.data.recipe import ImagePolicy
+from semiocity.errors import UserError
+from semiocity.files import read_json, write_json
+from semiocity.models.diffusion import Diffusion, DiffusionConfig, sample_ddim
+from semiocity.models.sdm import SDM, SDMConfig
+from semiocity.train.noise import generator, normal
+from semiocity.train.options import TrainJob
+from semiocity.train.tasks.base import DatasetFacts, Loss, Modules, Phase, Task, Tensors
+from semiocity.train.tasks.sdm_options import SDMOptions
+
+EXPORT_FORMAT = 1
+NO_LABEL = 255
+"""Id of pixels without a class inside a task: their one-hot vector is all zeros. Label maps have 8 bits and, with an
+ignore id, at most 255 classes, so no class has this id."""
+QUARTERS = 4
+
+
+class SDMTask(Task):
+    """One phase, one module: the U-Net."""
+
+    def __init__(self, job: TrainJob, facts: DatasetFacts) -> None:
+        super().__init__(job, facts)
+        options = job.options
+        assert isinstance(options, SDMOptions)
+        if not facts.classes:
+            raise UserError(f"dataset {facts.name} has no classes; task sdm needs label maps and their classes")
+        self.options = options
+        self.config = model_config(options, len(facts.classes), job.data.height_width[0])
+        self.diffusion = Diffusion(diffusion_config(options))
+
+    def phases(self) -> list[Phase]:
+        return [Phase("sdm", {"sdm": SDM(self.config)}, self.job.optimizer, self.job.zero)]
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def decode(self, row: Mapping[str, bytes | None]) -> Arrays:
+        """`image` [H, W, 3] uint8, `label` [H, W] uint8 with NO_LABEL, and `instance` [H, W] int32 with edges."""
+        height, width = self.job.data.height_width
+        image = Image.open(io.BytesIO(_payload(row, "image"))).convert("RGB")
+        policy = ImagePolicy(resize="crop", size=(width, height))
+        geometry = plan_geometry(policy, image.width, image.height)
+        arrays: Arrays = {"image": np.asarray(resize_image(image, geometry) if geometry else image)}
+        label = decode_label(_payload(row, "label"), self.facts)
+        if label.shape != (image.height, image.width):
+            raise UserError(f"the label map has shape {label.shape}, the image {(image.height, image.width)}")
+        arrays["label"] = resize_ids(label, geometry, NO_LABEL) if geometry else label
+        if self.options.edges:
+            instance = _ids(_payload(row, "instance")).astype(np.uint16)
+            arrays["instance"] = (resize_instances(instance, label, geometry) if geometry else instance).astype(np.int32)
+        return arrays
+
+    def collate(
+        self, step: int, rows: NDArray[np.int64], weights: NDArray[np.float32], decoded: Sequence[Arrays]
+    ) -> Tensors:
+        """The arrays stacked, with `weight` [b], `t` [b] int64, `drop` [b] bool and `noise` [b, 3, H, W]."""
+        height, width = self.job.data.height_width
+        draws = np.empty((len(rows), 3))
+        noise = np.empty((len(rows), 3, height, width), np.float32)
+        for i, row in enumerate(rows):
+            random = generator(self.job.seed, step, int(row))
+            draws[i] = random.random(3)
+            random.standard_normal(out=noise[i], dtype=np.float32)
+        batch = {name: stack(decoded, name) for name in decoded[0]}
+        if self.job.data.flip:
+            mirrored = torch.from_numpy(draws[:, 2] < 0.5)
+            for name, tensor in batch.items():
+                turn = mirrored.view(-1, *[1] * (tensor.ndim - 1))
+                batch[name] = torch.where(turn, tensor.flip(2), tensor)
+        batch["weight"] = torch.from_numpy(weights)
+        batch["t"] = torch.from_numpy((draws[:, 0] * self.options.timesteps).astype(np.int64))
+        batch["drop"] = torch.from_numpy(draws[:, 1] < self.options.label_dropout)
+        batch["noise"] = torch.from_numpy(noise)
+        return batch
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def loss(self, phase: str, modules: Modules, batch: Tensors, step: int) -> Loss:
+        """L_simple, plus the variational bound where the variance is learned; shown overall and by quarter of t."""
+        images, t, noise = to_unit(batch["image"]), batch["t"], batch["noise"]
+        layout = self._layout(batch) * ~batch["drop"].view(-1, 1, 1, 1)
+        output = modules["sdm"](self.diffusion.q_sample(images, noise, t), t, layout)
+        terms = {name: term * batch["weight"] for name, term in self.diffusion.loss(output, images, noise, t).items()}
+
+        size = len(t)
+        shown = {name: (term.detach().sum(), size) for name, term in terms.items() if name != "simple" or "vlb" in terms}
+        quarter = t * QUARTERS // self.options.timesteps
+        for i in range(QUARTERS):
+            inside = quarter == i
+            shown[f"loss_by_t/quarter_{i + 1}"] = ((terms["loss"].detach() * inside).sum(), inside.sum())
+        return Loss(terms["loss"].mean(), shown)  # type: ignore[arg-type]
+
+    def _layout(self, batch: Tensors) -> Tensor:
+        instance = batch["instance"] if self.options.edges else None
+        return one_hot(batch["label"], len(self.facts.classes), instance)
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def sample(self, modules: Modules, batch: Tensors) -> Tensor:
+        """Layout in the dataset's colours, real image and sample side by side: [b, H, 3·W, 3] uint8."""
+        # The noise of step 0 in every grid: grids then differ by the weights alone.
+        made = sample_ddim(
+            self.diffusion,
+            modules["sdm"],
+            batch["noise"],
+            self._layout(batch),
+            steps=self.options.sample_steps,
+            guidance=self.options.sample_guidance,
+        )
+        palette = torch.zeros(256, 3, dtype=torch.uint8, device=made.device)
+        palette[: len(self.facts.palette)] = torch.tensor(self.facts.palette, dtype=torch.uint8, device=made.device)
+        return torch.cat([palette[batch["label"].long()], batch["image"], to_bytes(made)], dim=2)
+
+    def export(self, weights: Mapping[str, Tensors], folder: Path, facts: dict[str, Any]) -> None:
+        """model.safetensors and config.json, which `load_export` reads."""
+        dtype = torch.bfloat16 if self.job.export_dtype == "bf16" else torch.float32
+        state = {name: tensor.to(dtype).contiguous() for name, tensor in weights["sdm"].items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        write_json(
+            folder / "config.json",
+            {
+                "format": EXPORT_FORMAT,
+                "family": "sdm",
+                "model": asdict(self.config),
+                "diffusion": asdict(diffusion_config(self.options)),
+                "size": list(self.job.data.height_width),
+                "edges": self.options.edges,
+                "label_dropout": self.options.label_dropout,
+                "classes": list(self.facts.classes),
+                "palette": [list(colour) for colour in self.facts.palette],
+                "ignore_id": self.facts.ignore_id,
+                "fields": self.job.fields_by_role(),
+                **facts,
+            },
+        )
+
+
+def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[SDM, dict[str, Any]]:
+    """The model of an export folder in fp32 and eval mode, and its config.json.
+
+    Raises UserError when there is no export, or one of a newer format.
+    """
+    try:
+        meta = read_json(folder / "config.json")
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no exported model here; it is written when a training ends") from None
+    if meta["format"] != EXPORT_FORMAT or meta["family"] != "sdm":
+        raise UserError(
+            f"{folder}/config.json: {meta['family']} in format {meta['format']}; this reads sdm in format {EXPORT_FORMAT}"
+        )
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["model"].items()}
+    model = SDM(SDMConfig(**config))
+    state = load_file(folder / "model.safetensors")
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return model.to(device).eval().requires_grad_(False), meta
+
+
+def model_config(options: SDMOptions, classes: int, height: int) -> SDMConfig:
+    """The model that the options describe, for a dataset's number of classes."""
+    return SDMConfig(
+        label_channels=classes + options.edges,
+        image_size=height,
+        channels=options.channels,
+        mult=options.mult,
+        res_blocks=options.res_blocks,
+        attention_resolutions=options.attention_resolutions,
+        head_channels=options.head_channels,
+        spade_hidden=options.spade_hidden,
+        learn_sigma=options.learn_sigma,
+        dropout=options.dropout,
+        resblock_updown=options.resblock_updown,
+        patch=options.patch,
+        checkpoint=options.checkpoint,
+    )
+
+
+def diffusion_config(options: SDMOptions) -> DiffusionConfig:
+    """The diffusion process that the options describe."""
+    return DiffusionConfig(
+        timesteps=options.timesteps,
+        beta_start=options.beta_start,
+        beta_end=options.beta_end,
+        prediction=options.prediction,
+        min_snr_gamma=options.min_snr_gamma,
+        vlb_weight=options.vlb_weight,
+    )
+
+
+def one_hot(label: Tensor, classes: int, instance: Tensor | None = None) -> Tensor:
+    """Layout [B, L, H, W] in fp32 from ids [B, H, W]; ids outside 0 … classes-1 give all zeros.
+
+    With `instance` ids [B, H, W] there is one channel more: 1 where a pixel's instance differs from that of one of its
+    four neighbours (Wang et al. 2018, arXiv 1711.11585, section 3.3).
+    """
+    ids = torch.arange(classes, dtype=label.dtype, device=label.device)
+    layout = (label[:, None] == ids[None, :, None, None]).float()
+    return layout if instance is None else torch.cat([layout, edges(instance)], dim=1)
+
+
+def edges(instance: Tensor) -> Tensor:
+    """[B, 1, H, W] in fp32: 1 on both sides of every border between instances [B, H, W]."""
+    edge = torch.zeros_like(instance, dtype=torch.bool)
+    across = instance[:, :, 1:] != instance[:, :, :-1]
+    down = instance[:, 1:] != instance[:, :-1]
+    edge[:, :, 1:] |= across
+    edge[:, :, :-1] |= across
+    edge[:, 1:] |= down
+    edge[:, :-1] |= down
+    return edge[:, None].float()
+
+
+def decode_label(payload: bytes, facts: DatasetFacts) -> NDArray[np.uint8]:
+    """A label map [H, W]; the dataset's ignore id becomes NO_LABEL. UserError for an id that is no class."""
+    ids = _ids(payload)
+    known = len(facts.classes)
+    ignored = ids == facts.ignore_id if facts.ignore_id is not None else np.zeros(ids.shape, bool)
+    wrong = ids[(ids >= known) & ~ignored]
+    if wrong.size:
+        raise UserError(
+            f"label {int(wrong[0])} is no class: {facts.name} has classes 0 to {known - 1}, ignore id {facts.ignore_id}"
+        )
+    return np.where(ignored, NO_LABEL, ids).astype(np.uint8)
+
+
+def sampling_noise(seed: int, rows: Sequence[int], index: int, height: int, width: int) -> Tensor:
+    """x_T for image number `index` of each row's layout: [len(rows), 3, height, width], keyed by seed, index and row."""
+    return torch.from_numpy(normal(seed, index, rows, (3, height, width), "sample"))
+
+
+def _ids(payload: bytes) -> NDArray[Any]:
+    ids = np.asarray(Image.open(io.BytesIO(payload)))
+    if ids.ndim != 2:
+        raise UserError(f"a map of ids must have one channel, this one has shape {ids.shape}")
+    return ids
+
+
+def _payload(row: Mapping[str, bytes | None], role: str) -> bytes:
+    payload = row[role]
+    if payload is None:
+        raise UserError(f"has no {role}")
+    return payload
