@@ -16,7 +16,6 @@ class Gaussian(NamedTuple):
 
     mean: NDArray[np.float64]
     factor: NDArray[np.float64]
-    count: int
 
 
 def gaussian(features: Features) -> Gaussian:
@@ -32,17 +31,19 @@ def gaussian(features: Features) -> Gaussian:
         raise ValueError("features hold values that are not finite")
     mean = vectors.mean(axis=0)
     centred = (vectors - mean) / np.sqrt(len(vectors) - 1)
-    factor = np.linalg.qr(centred, mode="r") if len(vectors) > vectors.shape[1] else centred
-    return Gaussian(mean, factor, len(vectors))
+    if len(vectors) > vectors.shape[1]:
+        centred = np.linalg.qr(centred).R
+    return Gaussian(mean, centred)
 
 
 def frechet(one: Gaussian, other: Gaussian) -> float:
     """Squared Fréchet distance |μ₁-μ₂|² + tr(Σ₁ + Σ₂ - 2·(Σ₁Σ₂)^½) (Heusel et al. 2017, arXiv 1706.08500, eq. 6).
 
-    With Σ₁ = AᵀA and Σ₂ = BᵀB, the eigenvalues of Σ₁Σ₂ that are not zero are those of (ABᵀ)(ABᵀ)ᵀ, so the trace of the root is
-    the sum of the singular values of ABᵀ. That holds for singular covariances too (fewer images than dimensions): no
-    matrix root that may turn complex, and nothing is added to a diagonal. Small sets still overestimate the distance,
-    so compare only distances of sets of equal size. Never below 0.
+    With Σ₁ = AᵀA and Σ₂ = BᵀB, the eigenvalues of Σ₁Σ₂ that are not zero are those of (ABᵀ)(ABᵀ)ᵀ, so the trace of the
+    root is the sum of the singular values of ABᵀ. That holds for singular covariances too (fewer images than
+    dimensions): no matrix root that may turn complex, and nothing is added to a diagonal. Small sets still
+    overestimate the distance, so compare only distances of sets of equal size. Never below 0. ValueError when the
+    dimensions differ.
     """
     if one.mean.shape != other.mean.shape:
         raise ValueError(f"features of {len(one.mean)} and {len(other.mean)} dimensions cannot be compared")
@@ -64,7 +65,8 @@ def kid(one: Features, other: Features, *, subsets: int, subset_images: int, see
     """Kernel Inception distance (Bińkowski et al. 2018, arXiv 1801.01401): MMD² with the kernel (x·y/D + 1)³.
 
     Mean and standard deviation over `subsets` pairs of random subsets without replacement, `subset_images` from each
-    set or as many as the smaller set has. Unbiased, so it can be read with few images, where the Fréchet distance cannot.
+    set or as many as the smaller set has. Unbiased, so it can be read with few images, where the Fréchet distance
+    cannot. ValueError when a set has fewer than two.
     """
     x, y = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     size = min(subset_images, len(x), len(y))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +29,24 @@ def decode_image(data: bytes, size: Size | None = None) -> Pixels:
     return np.array(resize_image(image, geometry) if geometry else image)
 
 
-def decode_label(data: bytes, classes: int, ignore_id: int | None, size: Size | None = None) -> Pixels:
-    """A label map as uint8 [H, W], brought to `size` as `RESIZE` says. ValueError when an id is out of range."""
+def decode_ids(data: bytes, classes: int, ignore_id: int | None = None) -> NDArray[Any]:
+    """A map of ids [H, W] as the PNG holds it. ValueError when an id is `classes` or more, but for `ignore_id`."""
     ids = np.array(Image.open(io.BytesIO(data)))
-    geometry = size and plan_geometry(_policy(size), ids.shape[1], ids.shape[0])
-    if geometry:
-        ids = resize_ids(ids, geometry, pad=0)
+    if ids.ndim != 2:
+        raise ValueError(f"a map of ids has one channel, this one has shape {list(ids.shape)}")
     wrong = [value for value in np.unique(ids).tolist() if value >= classes and value != ignore_id]
     if wrong:
-        raise ValueError(f"label map holds id {wrong[0]}; there are {classes} classes, and the ignored id is {ignore_id}")
+        raise ValueError(
+            f"its label map holds id {wrong[0]}; classes are 0 to {classes - 1}, the ignored id {ignore_id}"
+        )
     return ids
+
+
+def decode_label(data: bytes, classes: int, ignore_id: int | None, size: Size | None = None) -> Pixels:
+    """A label map as uint8 [H, W], brought to `size` as `RESIZE` says. ValueError when an id is out of range."""
+    ids = decode_ids(data, classes, ignore_id).astype(np.uint8)
+    geometry = size and plan_geometry(_policy(size), ids.shape[1], ids.shape[0])
+    return resize_ids(ids, geometry, pad=0) if geometry else ids
 
 
 def encode_png(pixels: Pixels) -> bytes:

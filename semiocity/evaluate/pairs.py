@@ -20,7 +20,7 @@ class Pairs:
 
     def __init__(self, dataset: Dataset, split: str, size: Size, rows: list[int] | None = None) -> None:
         """`rows` picks rows of the split's view, in that order; None takes all."""
-        self.classes = tuple(dataset.classes)
+        self.classes = tuple(spec.name for spec in dataset.classes)
         self.ignore_id = dataset.ignore_id
         self.size = size
         self._view = dataset.view([IMAGE, LABEL], split)

@@ -1,10 +1,10 @@
 """Generated images on disk. No torch here.
 
-    samples/
-      plan.json              settings, their digest, and the keys of all layouts, in order
-      KEY/00.png 01.png …    the images of one layout
-      KEY/sample.json        their digests and seeds; the folder appears by one rename, complete
-      manifest.json          everything above in one file, once all layouts are there
+samples/
+  plan.json              settings, their digest, and the keys of all layouts, in order
+  KEY/00.png 01.png …    the images of one layout
+  KEY/sample.json        their digests and seeds; the folder appears by one rename, complete
+  manifest.json          everything above in one file, once all layouts are there
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def merge_samples(folder: Path) -> dict[str, Any]:
     missing = [key for key in plan["keys"] if not is_done(folder, key, plan["settings_digest"])]
     if missing:
         raise UserError(
-            f"{folder}: the images of {len(missing)} of {len(plan['keys'])} layouts are missing (such as {missing[0]}); "
+            f"{folder}: the images of {len(missing)} of {len(plan['keys'])} layouts are missing, such as {missing[0]}; "
             "run `semiocity generate` again, it makes only those"
         )
     images = [

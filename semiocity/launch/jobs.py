@@ -67,10 +67,10 @@ class PackJob(Strict):
 def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Path("data")) -> Work:
     """Plan a dataset and describe the packing of its shards. Writes the frozen plan, nothing else."""
     from semiocity.data.plan import make_plan
-    from semiocity.data.recipe import Recipe
+    from semiocity.data.recipe import load_recipe
 
     job = load_toml(job_file, PackJob) if job_file.exists() else PackJob()
-    recipe = load_toml(recipe_file, Recipe, sets)
+    recipe = load_recipe(recipe_file, sets)
     dataset = (data / recipe.name).resolve()
     plan = make_plan(recipe, dataset)
     root = getattr(recipe.source, "root", None)

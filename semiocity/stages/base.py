@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from pydantic import Field
+
 from semiocity.config import Strict, check, digest
 from semiocity.errors import UserError
 
@@ -96,8 +98,10 @@ class StageArgs(Strict):
 
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch: int = 1
+    batch: int = Field(1, ge=1)
     """Rows in one call of `process`. Batches have fixed borders inside a shard."""
+    rehearse_slow_batch_s: float = Field(0, ge=0)
+    """Seconds added to each batch, to rehearse what happens when a task is killed. Changes no byte."""
 
 
 class Stage(ABC):
@@ -144,7 +148,7 @@ class Stage(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The arguments that, beside the execution class and the weights, decide the bytes."""
-        return self.args.model_dump(mode="json", exclude={"device", "dtype", "batch", "model"})
+        return self.args.model_dump(mode="json", exclude={*StageArgs.model_fields, "model"})
 
     def execution(self) -> dict[str, Any]:
         """The execution class."""

@@ -1,4 +1,4 @@
-"""Captioners. Column `caption`: field `text` (the caption), scalars `text` (its short form) and `captioner`."""
+"""Captioners. Column `caption`: field `text` (the caption), scalars `short` (its beginning) and `captioner`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def caption(text: str, short: str, captioner: str) -> Made:
     """A row of the column."""
-    return Made({"text": ("txt", text.encode())}, {"text": short, "captioner": captioner})
+    return Made({"text": ("txt", text.encode())}, {"short": short, "captioner": captioner})
 
 
 class LabelCaptionArgs(StageArgs):
@@ -29,7 +29,7 @@ class LabelCaptionArgs(StageArgs):
 
 
 class LabelCaption(Stage):
-    """Captions from label maps: what is there, how much of it, where; how many where there are instance maps. No weights."""
+    """Captions from label maps: what is there, how much, where; how many, where instance maps exist. No weights."""
 
     name = "caption"
     version = 1
@@ -48,7 +48,7 @@ class LabelCaption(Stage):
         return {"text": "txt"}
 
     def scalars(self) -> dict[str, Literal["int", "float", "str", "bool"]]:
-        return {"text": "str", "captioner": "str"}
+        return {"short": "str", "captioner": "str"}
 
     def load(self, info: DatasetInfo, device: str) -> None:
         self.info = info
@@ -92,7 +92,7 @@ class Blip2CaptionArgs(StageArgs):
 class Blip2Caption(Stage):
     """Captions by BLIP-2 (Li et al. 2023, arXiv:2301.12597), decoded greedily.
 
-    With one prompt `text` is its answer. With several, it is the answers one a line, the short form is the first, and
+    With one prompt `text` is its answer. With several, it is the answers one a line, `short` is the first, and
     the field `answers` holds them beside their prompts.
     """
 
@@ -110,7 +110,7 @@ class Blip2Caption(Stage):
         return {"text": "txt"} | ({"answers": "answers.json"} if len(self.args.prompts) > 1 else {})
 
     def scalars(self) -> dict[str, Literal["int", "float", "str", "bool"]]:
-        return {"text": "str", "captioner": "str"}
+        return {"short": "str", "captioner": "str"}
 
     def paths(self) -> list[str]:
         return [str(self.args.model)]
@@ -151,8 +151,8 @@ class Blip2Caption(Stage):
             return Tombstone("permanent", "the model answered nothing")
         made = caption("\n".join(text for text in texts if text), texts[0], "blip2")
         if len(texts) > 1:
-            pairs: list[dict[str, Any]] = [{"prompt": p, "answer": a} for p, a in zip(self.args.prompts, texts, strict=True)]
+            pairs: list[dict[str, Any]] = [
+                {"prompt": p, "answer": a} for p, a in zip(self.args.prompts, texts, strict=True)
+            ]
             made.fields["answers"] = ("answers.json", canonical(pairs).encode())
         return made
-
-

@@ -1,4 +1,4 @@
-"""Facts about a label map in English. The same facts and key give the same words; other keys give other turns of phrase."""
+"""Facts about a label map in English. Equal facts and keys give equal words; other keys give other turns of phrase."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _sky(facts: Facts, words: list[Word], speech: Speech) -> str:
 
 
 def _main(facts: Facts, words: list[Word]) -> list[Region]:
-    """The largest regions that are no sky, parts or small things, at most two, each at least a twelfth of the picture."""
+    """At most two large regions, each at least a twelfth of the picture, that are neither sky nor parts nor things."""
     large = [region for region in facts.regions if region.share >= 0.08]
     known = [region for region in large if words[region.id].kind in ("built", "green", "ground", "water")]
     other = [region for region in large if words[region.id].kind == "other"]

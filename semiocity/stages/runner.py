@@ -1,4 +1,4 @@
-"""Runs a stage over shards: reads the parents, cuts batches at fixed borders, isolates rows that fail, writes the column.
+"""Runs a stage over shards: reads the parents, cuts batches at fixed borders, isolates rows that fail, writes.
 
 A shard is made whole or not at all. What it holds depends on the parents' bytes, the stage and its execution class:
 not on which task made it, when it was stopped, or what else failed.
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,8 @@ def run_shards(
     parents = {name: facts["columns"][name]["revision"] for name in parents_of(stage)}
     if revision(stage, parents) != column_revision:
         raise UserError(
-            f"{dataset}: column {column}: revision {column_revision} was to be made, but dataset, weights and arguments "
-            f"now give {revision(stage, parents)}. They changed since the job was submitted; submit it again"
+            f"{dataset}: column {column}: revision {column_revision} was to be made, but dataset, weights and "
+            f"arguments now give {revision(stage, parents)}: they changed since the job was submitted; submit it again"
         )
     target = Target(stage, Path(dataset), column, column_revision, parents, DatasetInfo.of(facts))
     loaded = False
@@ -90,10 +91,14 @@ def run_shards(
             if not loaded:
                 stage.load(target.info, stage.execution()["device"])
                 loaded = True
-            if not _make_shard(target, shard, stop, lambda rows, known=progress: report(known | rows)):
+            if not _make_shard(target, shard, stop, partial(_report, report, progress)):
                 return False
         report(progress | {"done_shards": done + 1})
     return True
+
+
+def _report(report: Report, known: dict[str, Any], rows: dict[str, Any]) -> None:
+    report(known | rows)
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,7 @@ def _make_shard(target: Target, shard: int, stop: Stop, report: Report) -> bool:
             if stop():
                 return False
             results, error = _process(stage, rows)
+            time.sleep(stage.args.rehearse_slow_batch_s)
             failure = failure or error
             if error is not None:
                 writer.head = replace(head, execution={**head.execution, "shrunk_to": 1})
@@ -211,7 +217,7 @@ class Inputs:
             yield [(self.keys[i], self.row(i)) for i in range(start, min(start + size, len(self.keys)))]
 
     def row(self, i: int) -> Row | Tombstone:
-        """Row i, or why it cannot be used. Damage in a parent's shard raises ShardError: that is no fault of the row."""
+        """Row i, or why it cannot be used. Damage in a parent's shard raises ShardError: it is not the row's fault."""
         for column, reader in self.readers.items():
             dead = reader.tombstoned(i)
             if dead is not None:
@@ -225,7 +231,9 @@ class Inputs:
             fields[f"{column}.{field}"] = payload
         for column, field in self.wants:
             fields[f"{column}.{field}"] = self.readers[column].read(i, field)
-        scalars = {f"{c}.{name}": value for c, reader in self.readers.items() for name, value in reader.scalars(i).items()}
+        scalars = {
+            f"{c}.{name}": value for c, reader in self.readers.items() for name, value in reader.scalars(i).items()
+        }
         return Row(self.keys[i], fields, scalars)
 
 

@@ -43,8 +43,8 @@ class SuperpixelSegmentArgs(StageArgs):
     """SLIC's weight of nearness against likeness of colour."""
     masks_max: int = Field(40, ge=1)
     """Regions are joined until there are no more than this."""
-    join: float = Field(0.12, ge=0)
-    """And further while the likest two neighbours differ by no more than this; larger joins more."""
+    join: float = Field(0.015, ge=0)
+    """And further while the cheapest join costs no more than this; larger joins more (`superpixels.join_regions`)."""
 
 
 class SuperpixelSegment(Segment):

@@ -30,7 +30,7 @@ ModelFolder = AfterValidator(lambda path: path.expanduser().absolute())
 
 
 def resolve(folder: Path) -> Path:
-    """The folder with the files: `folder`, or the snapshot of `refs/main` when it is a repository of the hub's cache."""
+    """The folder with the files: `folder`, or the snapshot of `refs/main` of a repository in the hub's cache."""
     reference = folder / "refs" / "main"
     if reference.is_file():
         return folder / "snapshots" / reference.read_text(encoding="ascii").strip()
@@ -44,8 +44,8 @@ def check(folder: Path, where: str, model_type: str, files: Sequence[str] = ()) 
     """
     if not folder.is_dir():
         raise UserError(
-            f"{where}: {folder}: no such folder. Compute nodes have no network: fetch the model on the login node, such "
-            f"as `hf download ORG/NAME --local-dir {folder}`"
+            f"{where}: {folder}: no such folder. Compute nodes have no network: fetch the model on the login node, "
+            f"such as `hf download ORG/NAME --local-dir {folder}`"
         )
     folder = resolve(folder)
     found = _json(folder, "config.json", where).get("model_type")

@@ -127,13 +127,11 @@ class Trainer:
                 micro_batch=self.job.global_batch // (self.world.size * self.job.accumulation),
                 accumulation=self.job.accumulation,
                 device=self.device,
+                alone=len(phases) == 1,
             )
             for phase in phases
         ]
         self.averages = {e.phase.name: Ema(e, self.job.ema) for e in self.engines if e.phase.ema}
-        if len(self.engines) > 1:
-            for engine in self.engines:
-                engine.freeze(True)
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -196,18 +194,15 @@ class Trainer:
         for engine in (e for e in self.engines if part.step % e.phase.every == 0):
             prefix = f"{engine.phase.name}/" if len(self.engines) > 1 else ""
             torch.manual_seed(torch_seed(self.job.seed, part.step, self.world.rank))
-            if prefix:
-                engine.freeze(False)
-            for micro in range(self.job.accumulation):
-                piece = {name: tensor[micro * size : (micro + 1) * size] for name, tensor in batch.items()}
-                for name, pair in engine.backward(piece, part.step, micro == self.job.accumulation - 1).items():
-                    total, count = (torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in pair)
-                    before = shown.get(prefix + name)
-                    shown[prefix + name] = (before[0] + total, before[1] + count) if before else (total, count)
             rate = learning_rate(engine.phase.optimizer, part.step + 1, self.job.steps)
-            stepped = engine.step_with(rate)
-            if prefix:
-                engine.freeze(True)
+            with engine.thawed():
+                for micro in range(self.job.accumulation):
+                    piece = {name: tensor[micro * size : (micro + 1) * size] for name, tensor in batch.items()}
+                    for name, pair in engine.backward(piece, part.step, micro == self.job.accumulation - 1).items():
+                        total, count = (torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in pair)
+                        before = shown.get(prefix + name)
+                        shown[prefix + name] = (before[0] + total, before[1] + count) if before else (total, count)
+                stepped = engine.step_with(rate)
             if stepped.applied and (average := self.averages.get(engine.phase.name)):
                 average.update()
             applied &= stepped.applied
@@ -217,9 +212,7 @@ class Trainer:
         # One small message a step carries all that the ranks must agree on.
         flag = torch.tensor(float(stopping), dtype=torch.float64, device=self.device)
         wanted, *sums = zero.add_up(torch.stack([flag, *(x for pair in shown.values() for x in pair)]))
-        values = {
-            name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(shown) if sums[2 * i + 1] != 0
-        }
+        values = {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(shown) if sums[2 * i + 1] != 0}
         values.setdefault("loss", values.get(f"{self.engines[0].phase.name}/loss", math.nan))
         return {**values, **local}, applied, wanted > 0
 
@@ -247,7 +240,7 @@ class Trainer:
         again = " again after going back" if self.rollbacks else ""
         raise UserError(
             f"{self.run}: no finite loss or gradient in steps {steps}{again}; weights are as of the last good checkpoint. "
-            f"A lower optimizer.lr, a longer warmup_steps or zero.precision = \"fp32\" may help, or one of these samples is "
+            f'A lower optimizer.lr, a longer warmup_steps or zero.precision = "fp32" may help, or one of these samples is '
             f"to blame: {', '.join(keys[:50])}"
         )
 
@@ -342,7 +335,12 @@ class Trainer:
             self.task.export(
                 weights,
                 temporary,
-                {"step": self.done, "seed": self.job.seed, "dataset": self.facts.name, "dataset_digest": self.facts.digest},
+                {
+                    "step": self.done,
+                    "seed": self.job.seed,
+                    "dataset": self.facts.name,
+                    "dataset_digest": self.facts.digest,
+                },
             )
             fsync_folder(temporary)
             shutil.rmtree(final, ignore_errors=True)
@@ -389,4 +387,3 @@ def _is_done(run: Path, job: TrainJob, settings: dict[str, Any]) -> bool:
     except FileNotFoundError:
         return False
     return done["step"] == job.steps and done["settings"] == digest(settings)
-

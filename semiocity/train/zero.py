@@ -50,7 +50,8 @@ def session(world: World, threads: int) -> Iterator[torch.device]:
     """Join the process group of `world` and leave it at the end; yields this rank's device.
 
     The one place that writes to the environment: DeepSpeed reads its place among the ranks from there, and its
-    accelerator when it is imported. `threads` is what a rank on CPUs may use.
+    accelerator when it is imported. `threads` is what a rank on CPUs may use. A session inside another one shares its
+    group, since DeepSpeed keeps its groups for the life of the process.
     """
     gpus = torch.cuda.device_count()
     # With one visible GPU a task, every rank's is number 0.
@@ -69,6 +70,9 @@ def session(world: World, threads: int) -> Iterator[torch.device]:
     else:
         device = torch.device("cpu")
         torch.set_num_threads(threads)
+    if dist.is_initialized():
+        yield device
+        return
     timeout = timedelta(minutes=TIMEOUT_MIN)
     dist.init_process_group("nccl" if gpus else "gloo", rank=world.rank, world_size=world.size, timeout=timeout)
     try:
@@ -119,8 +123,20 @@ class Bundle(nn.Module):
 class Engine:
     """A phase under DeepSpeed."""
 
-    def __init__(self, phase: Phase, bundle: Bundle, *, micro_batch: int, accumulation: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        phase: Phase,
+        bundle: Bundle,
+        *,
+        micro_batch: int,
+        accumulation: int,
+        device: torch.device,
+        alone: bool,
+    ) -> None:
+        """`alone`: no other phase, so that the parameters may take gradients all the time."""
         import deepspeed
+
+        self._alone = alone
 
         self.phase = phase
         self.stage = phase.zero.stage
@@ -136,10 +152,14 @@ class Engine:
             fused=device.type == "cuda" or None,
         )
         self._engine, *_ = deepspeed.initialize(
-            model=bundle, optimizer=self.optimizer, config=self._config(micro_batch, accumulation), dist_init_required=False
+            model=bundle,
+            optimizer=self.optimizer,
+            config=self._config(micro_batch, accumulation),
+            dist_init_required=False,
         )
         self._writer = _writer()
         self._engine.checkpoint_engine = self._writer
+        self._require_gradients(alone)
 
     def _config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
         # No more than the model needs (the buffers are made at once), and even, which DeepSpeed asks for.
@@ -163,10 +183,18 @@ class Engine:
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
-    def freeze(self, frozen: bool) -> None:
-        """Let the phase's parameters take gradients, or not while another phase runs."""
+    @contextmanager
+    def thawed(self) -> Iterator[None]:
+        """Within, the phase's parameters take gradients, and DeepSpeed counts them as trained."""
+        self._require_gradients(True)
+        try:
+            yield
+        finally:
+            self._require_gradients(not self._alone)
+
+    def _require_gradients(self, wanted: bool) -> None:
         for _, parameter in self.trained:
-            parameter.requires_grad_(not frozen)
+            parameter.requires_grad_(wanted)
 
     def backward(self, batch: Tensors, step: int, last: bool) -> dict[str, tuple[Tensor, Tensor | float]]:
         """Loss and gradients of one part of a batch; `last` says that `step_with` comes next. Returns what to show."""
@@ -208,7 +236,7 @@ class Engine:
                 return [p.data for _, p in self.trained]
             case 1, "bf16":  # DeepSpeed has a class of its own for this pair
                 return [p.data for p in optimizer.fp32_groups_flat_partition]
-            case (1 | 2), _:
+            case ((1 | 2), _):
                 return [p.data for p in optimizer.single_partition_of_fp32_groups]
             case _:
                 return [p.data for p in optimizer.fp32_partitioned_groups_flat]
@@ -233,11 +261,12 @@ class Engine:
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights: dict[str, Tensors] = {name: {} for name in self.phase.modules}
-        for name, parameter in self.trained:
-            full = parameter.data if self.stage == 0 else safe_get_full_fp32_param(parameter)
-            if keep:
-                module, _, inner = name.partition(".")
-                weights[module][inner] = full.detach().to("cpu", torch.float32, copy=True)
+        with self.thawed():
+            for name, parameter in self.trained:
+                full = parameter.data if self.stage == 0 else safe_get_full_fp32_param(parameter)
+                if keep:
+                    module, _, inner = name.partition(".")
+                    weights[module][inner] = full.detach().to("cpu", torch.float32, copy=True)
         if not keep:
             return {}
         for module, part in self.phase.modules.items():
@@ -252,16 +281,18 @@ class Engine:
     def save(self, folder: Path) -> list[Path]:
         """Write weights, master weights and optimizer states into `folder`. Collective; returns this rank's files."""
         self._writer.written.clear()
-        self._engine.save_checkpoint(
-            str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True
-        )
+        with self.thawed():
+            self._engine.save_checkpoint(
+                str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True
+            )
         return list(self._writer.written)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, bit by bit, on as many ranks. Collective."""
-        found, _ = self._engine.load_checkpoint(
-            str(folder.parent), tag=folder.name, load_module_strict=not self._partly_frozen
-        )
+        with self.thawed():
+            found, _ = self._engine.load_checkpoint(
+                str(folder.parent), tag=folder.name, load_module_strict=not self._partly_frozen
+            )
         if found is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint there")
 

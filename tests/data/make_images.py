@@ -58,7 +58,10 @@ def bomb(side: int = 20_000) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-CLASSES = [{"name": name, "color": color} for name, color in (("sky", (0, 0, 255)), ("road", (90, 90, 90)), ("car", (255, 0, 0)))]
+CLASSES = [
+    {"name": name, "color": color}
+    for name, color in (("sky", (0, 0, 255)), ("road", (90, 90, 90)), ("car", (255, 0, 0)))
+]
 
 
 def city_recipe(**changes: Any) -> Recipe:

@@ -117,7 +117,7 @@ def test_the_hours_can_be_told_apart(small: list[Scene]) -> None:
 
 @pytest.mark.parametrize("large", [128, 256, 512])
 def test_a_scene_is_the_same_street_at_every_size(large: int) -> None:
-    """Agreement after taking the middle pixel of each block of the larger map, and mean colours that hardly move."""
+    """Agreement after taking the middle pixel of each block of the larger map, and colours that differ by fine detail alone."""
     step = large // 64
     for index in range(6):
         little, big = scene(9, index, 64, 64), scene(9, index, large, large)
@@ -126,7 +126,7 @@ def test_a_scene_is_the_same_street_at_every_size(large: int) -> None:
         assert (big.label[middle, middle] == little.label).mean() >= 0.9
         assert (big.instance[middle, middle] == little.instance).mean() >= 0.9
         block_means = big.image.reshape(64, step, 64, step, 3).mean(axis=(1, 3))
-        assert np.abs(block_means - little.image).mean() < 8
+        assert np.abs(block_means - little.image).mean() < 15
 
 
 def test_instances_are_things_of_one_class(small: list[Scene]) -> None:
@@ -147,6 +147,15 @@ def test_windows_stand_out_from_their_walls(small: list[Scene]) -> None:
             colours = made.image.astype(np.float64)
             steps.append(np.abs(colours[:, :-2] - colours[:, 2:]).sum(axis=2)[pair])
         assert np.median(np.concatenate(steps)) > 60, time
+
+
+def test_ground_lies_below_the_horizon_and_sky_above() -> None:
+    """What is behind the camera must not be drawn upside down."""
+    ground = [CLASSES.index(name) for name in ("road", "pavement", "crossing", "grass")]
+    for index in range(600):
+        label = scene(6, index, 32, 32).label
+        assert not np.isin(label[:14], ground).any(), index
+        assert not (label[20:] == CLASSES.index("sky")).any(), index
 
 
 def test_palette_names_every_class_once() -> None:

@@ -31,7 +31,7 @@ def parameters(config: SDMConfig) -> int:
         return sum(p.numel() for p in SDM(config).parameters())
 
 
-def fill(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def fill(model: SDM, seed: int = 0) -> SDM:
     """Give every parameter numbers that depend on `seed` alone, not on torch's version or initialisation."""
     generator = np.random.Generator(np.random.Philox(seed))
     with torch.no_grad():
@@ -96,7 +96,8 @@ def test_labels_enter_the_middle_and_the_decoder_only() -> None:
 def test_encoder_does_not_see_the_layout() -> None:
     model = fill(SDM(TINY))
     seen: list[Tensor] = []
-    model.encoder[-1][0].register_forward_hook(lambda module, args, out: seen.append(out.detach()))
+    last = model.get_submodule(f"encoder.{len(model.encoder) - 1}.0")
+    last.register_forward_hook(lambda module, args, out: seen.append(out.detach()))
     x, t, layout = inputs(TINY)
     outputs = [model(x, t, layout), model(x, t, torch.zeros_like(layout))]
     assert torch.equal(seen[0], seen[1])
@@ -204,7 +205,7 @@ def golden_output() -> list[float]:
 
 
 def test_golden_output() -> None:
-    """The function that old checkpoints were trained as has not moved. Rewrite with `python tests/models/test_sdm.py`."""
+    """The function that old checkpoints were trained as has not moved. Rewrite: `python tests/models/test_sdm.py`."""
     expected = torch.tensor(json.loads(GOLDEN.read_text()))
     assert expected.std() > 0.1
     torch.testing.assert_close(torch.tensor(golden_output()), expected, rtol=1e-3, atol=1e-3)

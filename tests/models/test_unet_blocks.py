@@ -40,8 +40,9 @@ def test_spade_with_one_constant_class_is_an_affine_map() -> None:
     layout = F.one_hot(torch.full((2, 12, 12), 2), 4).permute(0, 3, 1, 2).float()
     out = norm(x, LayoutPyramid(layout))
     # Far from the border every 3x3 window is full, so a convolution of the constant layout is the sum of its kernel.
-    hidden = F.relu(norm.shared.weight[:, 2].sum((1, 2)) + norm.shared.bias)
-    scale, shift = (norm.scale_shift.weight.sum((2, 3)) @ hidden + norm.scale_shift.bias).chunk(2)
+    weights = dict(norm.named_parameters())
+    hidden = F.relu(weights["shared.weight"][:, 2].sum((1, 2)) + weights["shared.bias"])
+    scale, shift = (weights["scale_shift.weight"].sum((2, 3)) @ hidden + weights["scale_shift.bias"]).chunk(2)
     expected = norm.norm(x) * (1 + scale[:, None, None]) + shift[:, None, None]
     torch.testing.assert_close(out[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], rtol=1e-4, atol=1e-5)
 
@@ -78,7 +79,7 @@ def test_residual_branch_starts_as_nothing() -> None:
 def test_attention_matches_the_naive_formula() -> None:
     torch.manual_seed(0)
     attention = Attention(channels=8, head_channels=4)
-    torch.nn.init.normal_(attention.out.weight)
+    torch.nn.init.normal_(attention.get_parameter("out.weight"))
     x = torch.randn(2, 8, 3, 5)
     query, key, value = attention.qkv(attention.norm(x)).flatten(2).chunk(3, dim=1)
     heads = []

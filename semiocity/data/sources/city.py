@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semiocity.data.sources.city_layout import Dice, Kind, layout
+from semiocity.data.sources.city_layout import Dice, Kind
 from semiocity.data.sources.city_paint import paint
+from semiocity.data.sources.city_streets import layout
 from semiocity.errors import UserError
 
 VERSION = 1  # raised whenever the bytes of a scene would change

@@ -107,11 +107,12 @@ class Canvas:
         self.w, self.h = width * self.fine, height * self.fine
         self.unit = min(self.w, self.h)
         self.focal = camera.focal * self.unit
-        self.cx, self.cy = camera.vanish * self.w, camera.horizon * self.h
+        # Pillow's whole numbers are the middles of pixels.
+        self.cx, self.cy = camera.vanish * self.w - 0.5, camera.horizon * self.h - 0.5
         self.time = dice.pick(("day", "day", "dusk", "night"))
         self.light = LIGHTS[self.time]
         self.sun_side = dice.pick((-1, 1))
-        self.salt = dice.word()
+        self.salt = hash(str(width))
         self.image = Image.new("RGB", (self.w, self.h), self.light.sky[2])
         self._maps = Image.new("I", (self.w, self.h), int(Kind.SKY))
         self._draw = ImageDraw.Draw(self.image)

@@ -20,7 +20,7 @@ FLOWERS: tuple[Colour, ...] = ((236, 60, 90), (250, 220, 80), (230, 130, 220))
 GLASS: Colour = (70, 110, 148)
 FRAMES: tuple[Colour, ...] = ((242, 238, 228), (242, 238, 228), (66, 58, 58))
 DARK: Colour = (24, 16, 30)
-SMALLEST = 0.012  # narrower windows and doors, as a share of the picture's shorter side, are left out of every size
+SMALLEST = 0.018  # narrower windows and doors, as a share of the picture's shorter side, are left out of every size
 FRONT_SUN = 0.55
 
 

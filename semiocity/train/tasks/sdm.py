@@ -65,7 +65,9 @@ class SDMTask(Task):
         arrays["label"] = resize_ids(label, geometry, NO_LABEL) if geometry else label
         if self.options.edges:
             instance = _ids(_payload(row, "instance")).astype(np.uint16)
-            arrays["instance"] = (resize_instances(instance, label, geometry) if geometry else instance).astype(np.int32)
+            arrays["instance"] = (resize_instances(instance, label, geometry) if geometry else instance).astype(
+                np.int32
+            )
         return arrays
 
     def collate(
@@ -101,7 +103,9 @@ class SDMTask(Task):
         terms = {name: term * batch["weight"] for name, term in self.diffusion.loss(output, images, noise, t).items()}
 
         size = len(t)
-        shown = {name: (term.detach().sum(), size) for name, term in terms.items() if name != "simple" or "vlb" in terms}
+        shown = {
+            name: (term.detach().sum(), size) for name, term in terms.items() if name != "simple" or "vlb" in terms
+        }
         quarter = t * QUARTERS // self.options.timesteps
         for i in range(QUARTERS):
             inside = quarter == i

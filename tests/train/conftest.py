@@ -1,0 +1,33 @@
+"""Two ranks and a small packed dataset for the tests of training."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from train_ranks import Ranks
+
+from semiocity.data.lease import Owner
+from semiocity.data.manifest import merge
+from semiocity.data.pack import pack_shards
+from semiocity.data.plan import make_plan
+from semiocity.data.recipe import Recipe
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Two gloo ranks that stay for the whole session."""
+    made = Ranks()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed dataset: 22 rows of 32×32 for training in three shards, with label and instance maps."""
+    folder = tmp_path_factory.mktemp("data") / "city"
+    source = {"kind": "city", "train": 22, "val": 5, "size": [32, 32]}
+    recipe = Recipe.model_validate({"name": "city", "source": source, "shard_rows": 9})
+    plan = make_plan(recipe, folder)
+    assert pack_shards(plan, range(plan.shards), Owner.here(), stop=lambda: False, report=lambda facts: None)
+    merge(folder, "base", plan.revision)
+    return folder
