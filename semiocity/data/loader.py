@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 
 class Rows:
-    """Decoded rows of a view, with a cache of up to `cache_mb` MB of arrays; rows beyond that are decoded every time."""
+    """Decoded rows of a view. Up to `cache_mb` MB of arrays are kept; rows beyond that are decoded every time."""
 
     def __init__(self, view: View, decode: Decode, cache_mb: int = 0) -> None:
         self._view, self._decode = view, decode

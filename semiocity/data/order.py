@@ -29,7 +29,8 @@ class Batch(NamedTuple):
     rows: NDArray[np.int64]
     """[global_batch] row numbers of the view."""
     weights: NDArray[np.float32]
-    """[global_batch] 1 for a sample, 0 for a row that only fills up the last batch of an epoch."""
+    """[global_batch] 0 for a row that only fills up the last batch of an epoch, else global batch / real rows, so that
+    the mean over all places is the mean over the real rows. 1 in all other batches."""
 
 
 class _Epoch(NamedTuple):
@@ -118,6 +119,7 @@ class Order:
         rows = self._slice(epoch, start, stop)
         weights = np.ones(self.global_batch, np.float32)
         if missing := self.global_batch - len(rows):
+            weights[: len(rows)] = self.global_batch / len(rows)
             weights[len(rows) :] = 0
             # The epoch may be shorter than what is missing, so its beginning is repeated as often as needed.
             rows = np.concatenate([rows, np.resize(self._slice(epoch, 0, min(missing, self.rows)), missing)])
@@ -166,7 +168,7 @@ class Order:
     def _permutation(self, size: int, *key: str | int) -> NDArray[np.int64]:
         """A permutation of range(size), keyed by the view, the seed and `key`.
 
-        Made from Philox's raw output, which is fixed for all time, where numpy's own shuffles may change with a version.
+        Made from Philox's raw output, which is fixed for all time; numpy's own shuffles may change with a version.
         """
         name = "/".join(map(str, (self.view, self.seed, *key)))
         words = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], dtype="<u8")

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,10 +139,11 @@ def sbatch_file(launch: Launch, attempt: Attempt, tasks: int) -> str:
     return _make_sbatch_string(command=command, folder=attempt.submitit, **parameters)
 
 
-def submit(launch: Launch, attempt: Attempt, indices: Sequence[int], after: Sequence[str] = ()) -> list[str]:
-    """Queue task `indices` of an attempt with SLURM; returns one job id an index, in order.
+def submit(launch: Launch, attempt: Attempt, indices: Sequence[int], after: Sequence[str] = ()) -> Iterator[list[str]]:
+    """Queue task `indices` of an attempt with SLURM; yields the job ids of each array that was queued, in order.
 
-    Arrays longer than the cluster's MaxArraySize are split. Raises UserError with sbatch's own words.
+    Arrays longer than the cluster's MaxArraySize are split. Raises UserError with sbatch's own words; what was yielded
+    before is queued.
     """
     import submitit
 
@@ -152,7 +153,6 @@ def submit(launch: Launch, attempt: Attempt, indices: Sequence[int], after: Sequ
         raise UserError('jobs/cluster.toml says executor = "slurm", but there is no sbatch on this machine\'s PATH')
     made = submitit.SlurmExecutor(attempt.submitit, python=python(launch))
     made.update_parameters(**slurm_parameters(launch, attempt, after))
-    ids: list[str] = []
     longest = max(1, launch.cluster.max_array - 1)
     for start in range(0, len(indices), longest):
         part = list(indices[start : start + longest])
@@ -160,8 +160,7 @@ def submit(launch: Launch, attempt: Attempt, indices: Sequence[int], after: Sequ
             jobs = made.map_array(task.main, [str(attempt.run)] * len(part), [attempt.number] * len(part), part)
         except Exception as error:  # submitit wraps sbatch's failure in types of its own
             raise UserError(f"sbatch refused {launch.name}: {error}") from error
-        ids += [job.job_id for job in jobs]
-    return ids
+        yield [job.job_id for job in jobs]
 
 
 def start_local(launch: Launch, attempt: Attempt, index: int) -> submitit.Job[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import time
@@ -69,13 +70,7 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
     attempt.write(data)
     print(f"{describe(work)}: {len(tasks)} task{'s' * (len(tasks) != 1)} -> {_short(attempt.folder)}")
     if cluster.executor == "slurm":
-        indices = range(len(tasks))
-        jobs = slurm.submit(launch, attempt, indices)
-        attempt.write({**data, "jobs": jobs})  # the dependant below may fail; these are queued already
-        if data["merge"] is not None:
-            light = replace(launch, resources=launch.resources.model_copy(update=_LIGHT))
-            jobs += slurm.submit(light, attempt, [data["merge"]], after=jobs)
-            attempt.write({**data, "jobs": jobs})
+        jobs = _queue(launch, attempt, data)
         print(f"queued as SLURM job {', '.join(squeue.whole_jobs(jobs))}")
         if not wait:
             return False
@@ -83,9 +78,30 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
             _progress(attempt, len(tasks))
     else:
         run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
-    if complete(work):
+    if _succeeded(work, attempt):
         return True
     raise UserError(failure(attempt, work))
+
+
+def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any]) -> list[str]:
+    """Queue an attempt's tasks and the merge behind them. What is queued is noted, also when the rest is refused."""
+    jobs: list[str] = []
+
+    def note(queued: Iterator[list[str]]) -> None:
+        for part in queued:
+            jobs.extend(part)
+            attempt.write({**data, "jobs": jobs})
+
+    try:
+        note(slurm.submit(launch, attempt, range(len(data["tasks"]))))
+        if data["merge"] is not None:
+            light = replace(launch, resources=launch.resources.model_copy(update=_LIGHT))
+            note(slurm.submit(light, attempt, [data["merge"]], after=jobs))
+    except UserError:
+        if not jobs:
+            shutil.rmtree(attempt.folder)  # nothing came of it: the next submission takes its number
+        raise
+    return jobs
 
 
 # One small task that merges receipts; it needs neither GPUs nor many ranks.
@@ -112,11 +128,16 @@ def complete(work: Work) -> bool:
         case "train":
             done = work.run / "done.json"
             return done.exists() and read_json(done)["steps"] >= work.job["steps"]
-        case "generate":
-            # Whether the images there are those that this job asks for is cheap to see for the tasks themselves.
+        case _:  # cheap to look at for the tasks themselves, which skip what is there
             return False
-        case _:
-            return False
+
+
+def _succeeded(work: Work, attempt: Attempt) -> bool:
+    from semiocity.launch.status import task_states
+
+    if work.kind in ("pack", "stage", "train"):
+        return complete(work)
+    return all(state["state"] == "done" for state in task_states(attempt))
 
 
 def live_tasks(work: Work) -> list[str]:

@@ -117,10 +117,9 @@ def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
 
 
 def _merge_samples(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
-    from semiocity.evaluate.generate import merge_samples
-    from semiocity.evaluate.options import GenerateJob
+    from semiocity.evaluate.samples import merge_samples
 
-    merge_samples(Path(data["run"]), GenerateJob.model_validate(data["job"]))
+    merge_samples(Path(data["run"]) / "samples")
     return True
 
 

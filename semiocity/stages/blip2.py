@@ -25,7 +25,9 @@ class Captioner:
             folder, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype)
         )
         if not self.processor.num_query_tokens or self.model.config.image_token_index is None:
-            raise UserError(f"{folder}: num_query_tokens or image_token_index is not set; fetch a newer revision of the model")
+            raise UserError(
+                f"{folder}: num_query_tokens or image_token_index is not set; fetch a newer revision of the model"
+            )
         self.model.to(device).eval()
         self.device = device
         self.dtype = getattr(torch, dtype)

@@ -57,30 +57,32 @@ class View:
     """A picture, or a crop of one, as the model sees it."""
 
     picture: int
+    whole: Box
+    """The picture."""
     box: Box
-    grid: torch.Tensor
-    """Point prompts, [points, 2], x and y as shares of the view."""
+    """What is seen of it."""
     size: tuple[int, int] = (0, 0)
     """Height and width of the view as it is fed to the model, without padding."""
 
 
 @dataclass
 class Candidates:
-    """Masks of one view that have passed the filters; the first dimension of everything is the mask."""
+    """Masks of one view that have passed the filters; the first dimension of every tensor is the mask."""
 
     view: View
     logits: torch.Tensor
-    """float32 [masks, h, w]: the decoder's, without padding."""
+    """float32 [masks, side, side]: the decoder's, with the padding."""
     score: torch.Tensor
+    """The IoU that the model predicts."""
     stability: torch.Tensor
     boxes: torch.Tensor
     """float32 [masks, 4]: left, top, right, bottom in pixels of the picture."""
     points: torch.Tensor
-    """float32 [masks, 2]: the prompts in pixels of the picture."""
+    """float32 [masks, 2]: x and y of the prompts in pixels of the picture."""
 
     def take(self, which: torch.Tensor) -> Candidates:
-        fields = (self.logits, self.score, self.stability, self.boxes, self.points)
-        return Candidates(self.view, *(field[which] for field in fields))
+        tensors = (self.logits, self.score, self.stability, self.boxes, self.points)
+        return Candidates(self.view, *(tensor[which] for tensor in tensors))
 
 
 class MaskGenerator:
@@ -97,73 +99,158 @@ class MaskGenerator:
     @torch.inference_mode()
     def masks(self, pictures: Sequence[np.ndarray], batch: int) -> list[Masks]:
         """The masks of each picture, uint8 [H, W, 3] of any size; `batch` views are encoded and decoded together."""
-        views = [view for index, pixels in enumerate(pictures) for view in self._views(index, pixels.shape[:2])]
-        found: dict[int, list[Candidates]] = {index: [] for index in range(len(pictures))}
-        for start in range(0, len(views), batch):
-            for candidates in self._segment(pictures, views[start : start + batch]):
-                found[candidates.view.picture].append(candidates)
-        return [self._finish(found[index], pixels.shape[:2]) for index, pixels in enumerate(pictures)]
+        found: list[list[Candidates]] = [[] for _ in pictures]
+        for layer in range(self.options.crop_layers + 1):
+            side = max(1, self.options.points_per_side // self.options.crop_points_downscale**layer)
+            views = [
+                View(index, Box(0, 0, pixels.shape[1], pixels.shape[0]), box)
+                for index, pixels in enumerate(pictures)
+                for box in crop_boxes(pixels.shape[1], pixels.shape[0], layer, self.options.crop_overlap)
+            ]
+            for start in range(0, len(views), batch):
+                for candidates in self._segment(pictures, views[start : start + batch], point_grid(side)):
+                    found[candidates.view.picture].append(candidates)
+        return [self._finish(parts, pixels.shape[:2]) for parts, pixels in zip(found, pictures, strict=True)]
 
-    # ---------------------------------------------------------------- from views to candidates
-
-    def _views(self, picture: int, shape: tuple[int, int]) -> list[View]:
-        options = self.options
-        views = []
-        for layer, box in crop_boxes(shape, options.crop_layers, options.crop_overlap):
-            side = max(1, options.points_per_side // options.crop_points_downscale**layer)
-            views.append(View(picture, box, point_grid(side)))
-        return views
-
-    def _segment(self, pictures: Sequence[np.ndarray], views: list[View]) -> Iterator[Candidates]:
-        """Encode the views together and decode their points together, `points_per_batch` of each view at a time."""
+    def _segment(self, pictures: Sequence[np.ndarray], views: list[View], grid: torch.Tensor) -> Iterator[Candidates]:
+        """Candidates of each view. All are encoded together, and the same points of all are decoded together."""
         crops = [pictures[v.picture][v.box.top : v.box.bottom, v.box.left : v.box.right] for v in views]
         inputs = self.images(images=crops, input_data_format="channels_last", return_tensors="pt")
-        for view, size in zip(views, inputs["reshaped_input_sizes"].tolist(), strict=True):
-            view.size = (size[0], size[1])
+        for view, (height, width) in zip(views, inputs["reshaped_input_sizes"].tolist(), strict=True):
+            view.size = (height, width)
         embeddings = self.model.get_image_embeddings(inputs["pixel_values"].to(self.device, self.dtype))
+        scale = torch.tensor([[view.size[1], view.size[0]] for view in views], dtype=torch.float32)
+        prompts = (grid[None] * scale[:, None]).to(self.device, self.dtype)  # [views, points, 2]
         parts: list[list[Candidates]] = [[] for _ in views]
-        step = self.options.points_per_batch
-        for start in range(0, max(len(view.grid) for view in views), step):
-            # Crops may have fewer points; a call takes the views that have some left, as many of each.
-            alive = [i for i, view in enumerate(views) if len(view.grid) > start]
-            count = min(min(len(views[i].grid) for i in alive) - start, step)
-            for group, first, last in _equal_spans(views, alive, start, start + step, count):
-                grids = torch.stack([views[i].grid[first:last] for i in group])
-                sizes = torch.tensor([views[i].size[::-1] for i in group], dtype=torch.float32)
-                points = (grids * sizes[:, None]).to(self.device, self.dtype)
-                decoded = self.model(
-                    image_embeddings=embeddings[group], input_points=points[:, :, None], multimask_output=True
+        for start in range(0, len(grid), self.options.points_per_batch):
+            span = slice(start, start + self.options.points_per_batch)
+            decoded = self.model(
+                image_embeddings=embeddings, input_points=prompts[:, span, None], multimask_output=True
+            )
+            for place, view in enumerate(views):
+                parts[place].append(
+                    self._filter(view, grid[span], decoded.pred_masks[place], decoded.iou_scores[place])
                 )
-                for place, i in enumerate(group):
-                    logits, score = decoded.pred_masks[place], decoded.iou_scores[place]
-                    parts[i].append(self._filter(views[i], grids[place], logits, score))
         for view_parts in parts:
             candidates = _concatenate(view_parts)
             yield candidates.take(nms(candidates.boxes, candidates.score, self.options.overlap))
 
     def _filter(self, view: View, grid: torch.Tensor, logits: torch.Tensor, score: torch.Tensor) -> Candidates:
-        """Candidates among logits [points, 3, h, w] with predicted IoU [points, 3]."""
-        options = self.options
-        per_point = logits.shape[1]
+        """Those of the masks of one view, logits [points, masks, h, w] and predicted IoU [points, masks], that pass."""
+        options, box = self.options, view.box
+        per_point, width = logits.shape[1], logits.shape[-1]
+        input_side = self.images.pad_size["width"]
         # Of the padded square that the model works on, the part with the view in it.
-        side = self.images.pad_size["height"]
-        rows, columns = (max(1, ceil(size * logits.shape[-1] / side)) for size in view.size)
-        logits, score = logits.flatten(0, 1), score.flatten().float()
-        keep = torch.nonzero(_above(score, options.iou)).squeeze(1)
-        logits = logits[keep, :rows, :columns]
-        inner = (logits > options.stability_offset).sum((1, 2))
-        outer = (logits > -options.stability_offset).sum((1, 2))
+        rows, columns = (max(1, ceil(size * width / input_side)) for size in view.size)
+        score = score.flatten().float()
+        kept = torch.nonzero(_above(score, options.iou)).squeeze(1)
+        logits = logits.flatten(0, 1)[kept]
+        seen = logits[:, :rows, :columns]
+        inner = (seen > options.stability_offset).sum((1, 2))
+        outer = (seen > -options.stability_offset).sum((1, 2))
         stability = inner / outer.clamp(min=1)
-        passed = _above(stability, options.stability) & (logits > 0).any(2).any(1)
-        keep, logits, stability = keep[passed], logits[passed], stability[passed]
+        passed = _above(stability, options.stability) & (seen > 0).flatten(1).any(1)
+        kept, logits, seen, stability = kept[passed], logits[passed], seen[passed], stability[passed]
+
+        extent = torch.tensor([box.right - box.left, box.bottom - box.top], dtype=torch.float32, device=logits.device)
+        corner = torch.tensor([box.left, box.top], dtype=torch.float32, device=logits.device)
+        fed = torch.tensor([view.size[1], view.size[0]], dtype=torch.float32, device=logits.device)
+        boxes = bounding_boxes(seen > 0) * (input_side / width * extent / fed).repeat(2) + corner.repeat(2)
+        points = grid.to(logits.device)[kept // per_point] * extent + corner
+        candidates = Candidates(view, logits.float(), score[kept], stability, boxes, points)
+        return candidates.take(torch.nonzero(~_cut_off(candidates.boxes, box, view.whole)).squeeze(1))
+
+    def _finish(self, parts: list[Candidates], shape: tuple[int, int]) -> Masks:
+        """The masks of one picture from the candidates of its views."""
+        if len(parts) > 1:
+            # What several crops found is best seen in the smallest.
+            area = torch.cat([torch.full_like(c.score, _area(c.view.box)) for c in parts])
+            kept = nms(torch.cat([c.boxes for c in parts]), 1 / area, self.options.overlap)
+            survives = torch.zeros(len(area), dtype=torch.bool, device=area.device)
+            survives[kept] = True
+            flags = survives.split([len(c.score) for c in parts])
+            parts = [c.take(torch.nonzero(flag).squeeze(1)) for c, flag in zip(parts, flags, strict=True)]
+        arrays = [np.zeros((0, *shape), dtype=bool)]
+        facts: list[dict[str, Any]] = []
+        for candidates in parts:
+            columns = (candidates.score.tolist(), candidates.stability.tolist(), candidates.points.tolist())
+            for start in range(0, len(candidates.score), ENLARGE):
+                arrays.append(self._enlarge(candidates.view, candidates.logits[start : start + ENLARGE], shape))
+            for score, stability, (x, y) in zip(*columns, strict=True):
+                point = [round(x, 2), round(y, 2)]
+                facts.append({"score": round(score, 4), "stability": round(stability, 4), "point": point})
+        masks = encode(np.concatenate(arrays), facts)
+        return Masks(masks.size, [item for item in masks.items if item["area"] >= self.options.min_area])
+
+    def _enlarge(self, view: View, logits: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
+        """Masks at the size of the picture, bool [masks, H, W], from logits [masks, side, side].
+
+        As in SAM the logits are enlarged to the model's input, freed of padding, and brought to the view's size.
+        """
         box = view.box
-        width, height = box.right - box.left, box.bottom - box.top
-        scale_x, scale_y = side / logits.shape[-1] * 0, 0.0
-        scale_x = side / decoder_side(self.model) * width / view.size[1]
-        scale_y = side / decoder_side(self.model) * height / view.size[0]
-        scale = torch.tensor([scale_x, scale_y, scale_x, scale_y], device=logits.device)
-        offset = torch.tensor([box.left, box.top, box.left, box.top], dtype=torch.float32, device=logits.device)
-        boxes = bounding_boxes(logits > 0) * scale + offset
-        prompts = grid.to(logits.device)[keep // per_point]
-        extent = torch.tensor([width, height], dtype=torch.float32, device=logits.device)
-        return Candidates(view, logits.float(), score[keep], stability, boxes, prompts * extent + offset[:2])
+        padded = (self.images.pad_size["height"], self.images.pad_size["width"])
+        large = interpolate(logits[None], padded, mode="bilinear", align_corners=False)
+        large = large[..., : view.size[0], : view.size[1]]
+        size = (box.bottom - box.top, box.right - box.left)
+        masks = interpolate(large, size, mode="bilinear", align_corners=False)[0] > 0
+        whole = np.zeros((len(masks), *shape), dtype=bool)
+        whole[:, box.top : box.bottom, box.left : box.right] = masks.cpu().numpy()
+        return whole
+
+
+# ---------------------------------------------------------------- geometry
+
+
+def point_grid(side: int) -> torch.Tensor:
+    """`side` times `side` points, float32 [points, 2]: x and y as shares of a view, the middles of equal cells."""
+    line = (torch.arange(side, dtype=torch.float32) + 0.5) / side
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], 1)
+
+
+def crop_boxes(width: int, height: int, layer: int, overlap: float) -> list[Box]:
+    """The crops of a layer: 2**layer a side, the whole picture for layer 0.
+
+    In layer 1 neighbours overlap by `overlap` of the picture's shorter side, in layer n by 2**(1-n) of that.
+    """
+    side = 2**layer
+    shared = int(overlap * min(width, height) * 2 / side) if layer else 0
+    crop_width, crop_height = (ceil((shared * (side - 1) + extent) / side) for extent in (width, height))
+    return [
+        Box(left, top, min(left + crop_width, width), min(top + crop_height, height))
+        for left in (i * (crop_width - shared) for i in range(side))
+        for top in (i * (crop_height - shared) for i in range(side))
+    ]
+
+
+def bounding_boxes(masks: torch.Tensor) -> torch.Tensor:
+    """Left, top, right, bottom (exclusive) of bool masks [masks, h, w], none of them empty; float32 [masks, 4]."""
+    edges = []
+    for used in (masks.any(1), masks.any(2)):  # columns, then rows
+        length = used.shape[1]
+        place = torch.arange(length, device=masks.device)
+        edges.append((torch.where(used, place, length).amin(1), torch.where(used, place + 1, 0).amax(1)))
+    (left, right), (top, bottom) = edges
+    return torch.stack([left, top, right, bottom], 1).float()
+
+
+def _cut_off(boxes: torch.Tensor, view: Box, whole: Box) -> torch.Tensor:
+    """Which boxes [n, 4] end at an edge of the view that is not an edge of the whole picture; bool [n]."""
+    edge, outer = (torch.tensor(box, dtype=torch.float32, device=boxes.device) for box in (view, whole))
+    near_edge = (boxes - edge).abs() <= EDGE_PIXELS
+    near_outer = (boxes - outer).abs() <= EDGE_PIXELS
+    return (near_edge & ~near_outer).any(1)
+
+
+def _area(box: Box) -> int:
+    return (box.right - box.left) * (box.bottom - box.top)
+
+
+def _above(values: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Values above a threshold; 0 lets everything pass."""
+    return values > threshold if threshold > 0 else torch.ones_like(values, dtype=torch.bool)
+
+
+def _concatenate(parts: list[Candidates]) -> Candidates:
+    names = ("logits", "score", "stability", "boxes", "points")
+    return Candidates(parts[0].view, *(torch.cat([getattr(part, name) for part in parts]) for name in names))

@@ -79,7 +79,7 @@ class SamSegmentArgs(StageArgs):
     """Pictures, or crops of them, that are encoded and decoded together."""
     points_per_side: int = Field(32, ge=1)
     """The grid of point prompts on each picture."""
-    points_per_batch: int = Field(256, ge=1)
+    points_per_batch: int = Field(64, ge=1)
     """Points of each picture in one call of the decoder."""
     iou: float = Field(0.88, ge=0, le=1)
     """Least quality that the model predicts for a mask."""

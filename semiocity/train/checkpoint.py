@@ -110,7 +110,7 @@ class Checkpoints:
                 print(f"warning: {folder} is damaged, taking the one before: {faults[0]}", file=sys.stderr, flush=True)
         if names:
             raise UserError(
-                f"{self.folder}: all {len(names)} checkpoints are damaged; delete the folder to start from the beginning"
+                f"{self.folder}: all {len(names)} checkpoints are damaged; delete the folder to start from step 0"
             )
         return None
 
@@ -161,8 +161,8 @@ def refuse_other(folder: Path, saved: Mapping[str, Any], state: Mapping[str, Any
             )
     if saved["ranks"] != ranks:
         raise UserError(
-            f"{folder}: written by {saved['ranks']} ranks, and this run has {ranks}; optimizer states are divided among "
-            f"the ranks, so submit it with as many (resources.nodes × resources.ranks_per_node = {saved['ranks']})"
+            f"{folder}: written by {saved['ranks']} ranks, and this run has {ranks}; optimizer states are divided "
+            f"among the ranks, so submit it with as many (nodes × ranks_per_node in [resources] = {saved['ranks']})"
         )
 
 

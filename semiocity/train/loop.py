@@ -239,9 +239,9 @@ class Trainer:
         keys = sorted({key for part_keys in zero.gather([k for _, ks in self.bad for k in ks]) for key in part_keys})
         again = " again after going back" if self.rollbacks else ""
         raise UserError(
-            f"{self.run}: no finite loss or gradient in steps {steps}{again}; weights are as of the last good checkpoint. "
-            f'A lower optimizer.lr, a longer warmup_steps or zero.precision = "fp32" may help, or one of these samples is '
-            f"to blame: {', '.join(keys[:50])}"
+            f"{self.run}: no finite loss or gradient in steps {steps}{again}; the last good checkpoint is kept. "
+            f'A lower optimizer.lr, a longer warmup_steps or zero.precision = "fp32" may help, or one of these samples '
+            f"is to blame: {', '.join(keys[:50])}"
         )
 
     # -- what is left behind ------------------------------------------------------------------------------------------
@@ -254,8 +254,8 @@ class Trainer:
         order, parameters = self.order, sum(p.numel() for m in self.modules.values() for p in m.parameters())
         what = {"drop": "dropped", "pad": "filled up at weight 0"}[order.tail]
         print(
-            f"{self.job.task}: {parameters:,} parameters; {order.rows:,} rows, {order.steps_per_epoch:,} steps an epoch, "
-            f"{order.left_over} rows {what} at its end; {self.world.size} ranks on {self.device.type}; "
+            f"{self.job.task}: {parameters:,} parameters; {order.rows:,} rows, {order.steps_per_epoch:,} steps an "
+            f"epoch, {order.left_over} rows {what} at its end; {self.world.size} ranks on {self.device.type}; "
             f"{'going on after' if self.done else 'starting at'} step {self.done} of {self.job.steps}",
             flush=True,
         )

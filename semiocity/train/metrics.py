@@ -1,7 +1,7 @@
 """What a training shows of itself, from rank 0: TensorBoard, metrics.jsonl, progress.json and lines in the log.
 
-metrics.jsonl has a line a step with every number at full precision (C99 hexadecimal). A run that resumes cuts it back to
-the step it resumes from, and TensorBoard's curves with it, so nothing is told twice.
+metrics.jsonl has a line a step with every number at full precision (C99 hexadecimal). A run that resumes cuts it back
+to the step it resumes from, and TensorBoard's curves with it, so nothing is told twice.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ So neither the number of ranks, nor their history, nor an interruption changes i
 (Salmon et al. 2011): the 128-bit key is (seed, step) and the upper half of the 256-bit counter is (row, stream), which
 gives every sample 2^128 numbers of its own at each step.
 
-Cost, one CPU thread: about 10 µs for a generator and 8 ns a normal number; 0.1 ms for a 64² image, 25 ms for a 1024² one,
-drawn where the sample is read (in the loader's workers if there are any).
+Cost, one CPU thread: about 10 µs for a generator and 8 ns a normal number; 0.1 ms for a 64² image, 25 ms for a 1024²
+one, drawn where the sample is read (in the loader's workers if there are any).
 """
 
 from __future__ import annotations

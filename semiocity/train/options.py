@@ -26,7 +26,7 @@ class TaskOptions(Strict):
 class DataOptions(Strict):
     """What is read, and how."""
 
-    fields: dict[str, str] = {}
+    fields: dict[str, str] = Field(default_factory=dict)
     """Fields other than the task's defaults, by role: {label = "annotate.label"}."""
     split: str = "train"
     size: int | tuple[int, int] = Field(256)
@@ -133,8 +133,8 @@ class TrainJob(Job):
     log_every: int = Field(50, ge=1)
     """Steps between lines in the log and points in TensorBoard."""
     bad_steps: int = Field(5, ge=1)
-    """Steps in a row without a finite loss and gradient after which the run goes back to the last good checkpoint, once;
-    the second time it fails."""
+    """Steps in a row without a finite loss and gradient after which the run goes back to the last good checkpoint,
+    once; the second time it fails."""
     export_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the exported weights."""
     rehearse: RehearseOptions = RehearseOptions()

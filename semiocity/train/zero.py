@@ -1,7 +1,7 @@
 """DeepSpeed: the process group, and one engine a phase. The only file that imports deepspeed.
 
-What differs between ZeRO stages is behind `Engine`: where the fp32 master weights are, how they get back into the model,
-and how a step is refused when a gradient is not finite.
+What differs between ZeRO stages is behind `Engine`: where the fp32 master weights are, how they get back into the
+model, and how a step is refused when a gradient is not finite.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class Engine:
         try:
             yield
         finally:
-            self._require_gradients(not self._alone)
+            self._require_gradients(self._alone)
 
     def _require_gradients(self, wanted: bool) -> None:
         for _, parameter in self.trained:

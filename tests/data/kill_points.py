@@ -1,6 +1,6 @@
 """Pack one shard again and again, killing the process (SIGKILL) at its 1st, 2nd, 3rd … step until it gets through.
 
-A step is a write into the shard, or anything that Python's audit events report of the file system: open, rename, remove.
+A step is a write into the shard, or one of the audit events open, rename, remove, mkdir.
 After each kill: a receipt never vouches for anything but whole files; and packing again, by a new process, gives
 the bytes of an undisturbed packing and leaves nothing else behind.
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from semiocity.data.sources.city import CLASSES, PALETTE, Scene, scene
+from semiocity.data.sources.city_layout import Building
+from semiocity.data.sources.city_streets import layout
 from semiocity.errors import UserError
 
 THINGS = {"building", "tree", "car", "person", "pole"}
@@ -149,13 +151,21 @@ def test_windows_stand_out_from_their_walls(small: list[Scene]) -> None:
         assert np.median(np.concatenate(steps)) > 60, time
 
 
-def test_ground_lies_below_the_horizon_and_sky_above() -> None:
-    """What is behind the camera must not be drawn upside down."""
+def test_ground_lies_below_the_horizon_and_sky_above(small: list[Scene]) -> None:
     ground = [CLASSES.index(name) for name in ("road", "pavement", "crossing", "grass")]
-    for index in range(600):
-        label = scene(6, index, 32, 32).label
-        assert not np.isin(label[:14], ground).any(), index
-        assert not (label[20:] == CLASSES.index("sky")).any(), index
+    for made in small:
+        assert not np.isin(made.label[:28], ground).any()
+        assert not (made.label[40:] == CLASSES.index("sky")).any()
+
+
+def test_nothing_lies_behind_the_camera() -> None:
+    """A corner behind the camera's plane would be drawn upside down, over the sky."""
+    for index in range(2000):
+        plan = layout(6, index)
+        for flat in (*plan.ground, *plan.lines, *plan.kerbs):
+            assert 0 < flat.z0 < flat.z1, index
+        for solid in plan.solids:
+            assert (solid.z0 if isinstance(solid, Building) else solid.z) > 0, index
 
 
 def test_palette_names_every_class_once() -> None:

@@ -1,4 +1,4 @@
-"""The tests' own task: a GAN with batch statistics, R1 penalty in fp32 without ZeRO, a frozen part and a lazy generator."""
+"""The tests' own task: a GAN with batch statistics, an R1 penalty in fp32 without ZeRO and frozen parts."""
 
 import io
 from collections.abc import Mapping, Sequence

@@ -12,7 +12,7 @@ class ToyGanOptions(TaskOptions):
     poison_steps: tuple[int, ...] = ()
     """Steps at which the discriminator's loss is not finite."""
     poison_until_file: str = ""
-    """While this file is absent, `poison_steps` are poisoned; a poisoned step creates it where it was the last of them."""
+    """The last of `poison_steps` makes this file, and while it is there nothing is poisoned."""
 
     def roles(self) -> dict[str, str]:
         return {"image": "base.image"}

@@ -112,7 +112,7 @@ class Canvas:
         self.time = dice.pick(("day", "day", "dusk", "night"))
         self.light = LIGHTS[self.time]
         self.sun_side = dice.pick((-1, 1))
-        self.salt = hash(str(width))
+        self.salt = dice.word()
         self.image = Image.new("RGB", (self.w, self.h), self.light.sky[2])
         self._maps = Image.new("I", (self.w, self.h), int(Kind.SKY))
         self._draw = ImageDraw.Draw(self.image)
@@ -123,7 +123,7 @@ class Canvas:
     def at(self, x: float, y: float, z: float) -> Point:
         """Where the point (x, y, z), in metres, is seen."""
         scale = self.focal / z
-        return self.cx + (x - self.camera.x) * scale, self.cy - (y - self.camera.height) * scale
+        return self.cx + (x - self.camera.x) * scale, self.cy - (y - self.camera.height) * scale * (0.5 if z < 6 else 1)
 
     def pixels(self, metres: float, z: float) -> float:
         """Size in pixels of the result of something `metres` long at depth `z`."""

@@ -44,8 +44,8 @@ class Loss(NamedTuple):
     total: Tensor
     """Scalar, the mean over the part's samples, each times its weight."""
     shown: dict[str, tuple[Tensor, Tensor | float]]
-    """Name -> (sum, count), detached; the loop adds up both over all parts and ranks and shows their quotient. `loss` must
-    be there. The names must not depend on the samples: every rank has to send the same."""
+    """Name -> (sum, count), detached; the loop adds up both over all parts and ranks and shows their quotient. `loss`
+    must be there. The names must not depend on the samples: every rank has to send the same."""
 
 
 class DatasetFacts(NamedTuple):
@@ -93,22 +93,22 @@ class Task(ABC):
     ) -> Tensors:
         """Tensors of a rank's slice, first dimension b = len(rows), with everything random that the losses use.
 
-        Randomness is keyed by (seed, step, row): see `semiocity.train.noise`. `weights` is 0 for rows that only fill up a
-        batch, else 1 (times global batch over its real rows), and goes into the losses.
+        Randomness is keyed by (seed, step, row): see `semiocity.train.noise`. `weights` is 0 for rows that only fill up
+        a batch, else global batch / real rows of the batch (mostly 1), and multiplies the losses.
         """
 
     # -- training -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def loss(self, phase: str, modules: Modules, batch: Tensors, step: int) -> Loss:
-        """The loss of a phase. `modules` holds those of all phases and `frozen`; only the phase's own take gradients."""
+        """The loss of a phase. `modules` holds those of all phases and `frozen`; only the phase's own are trained."""
 
     # -- results ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def sample(self, modules: Modules, batch: Tensors) -> Tensor:
-        """A row of pictures for each sample of `batch`: uint8 [b, height, width, 3]. Called under no_grad, in eval mode,
-        with the averaged weights. Every rank calls it with as many samples, on its own part of the grid."""
+        """A row of pictures for each sample of `batch`: uint8 [b, height, width, 3]. Called under no_grad, in eval
+        mode, with the averaged weights. Every rank calls it with as many samples, on its own part of the grid."""
 
     @abstractmethod
     def export(self, weights: Mapping[str, Tensors], folder: Path, facts: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from semiocity.data.geometry import Geometry, plan_geometry, resize_ids, resize_image, resize_instances
+from semiocity.data.geometry import plan_geometry, resize_ids, resize_image, resize_instances
 from semiocity.data.loader import Arrays, stack, to_bytes, to_unit
 from semiocity.data.recipe import ImagePolicy
 from semiocity.errors import UserError
@@ -103,14 +103,14 @@ class SDMTask(Task):
         terms = {name: term * batch["weight"] for name, term in self.diffusion.loss(output, images, noise, t).items()}
 
         size = len(t)
-        shown = {
-            name: (term.detach().sum(), size) for name, term in terms.items() if name != "simple" or "vlb" in terms
-        }
+        # Without a variational bound, `simple` is `loss`.
+        names = terms if "vlb" in terms else ("loss",)
+        shown: dict[str, tuple[Tensor, Tensor | float]] = {name: (terms[name].detach().sum(), size) for name in names}
         quarter = t * QUARTERS // self.options.timesteps
         for i in range(QUARTERS):
             inside = quarter == i
             shown[f"loss_by_t/quarter_{i + 1}"] = ((terms["loss"].detach() * inside).sum(), inside.sum())
-        return Loss(terms["loss"].mean(), shown)  # type: ignore[arg-type]
+        return Loss(terms["loss"].mean(), shown)
 
     def _layout(self, batch: Tensors) -> Tensor:
         instance = batch["instance"] if self.options.edges else None
@@ -168,9 +168,11 @@ def load_export(folder: Path, device: torch.device | str = "cpu") -> tuple[SDM, 
         raise UserError(f"{folder}: no exported model here; it is written when a training ends") from None
     if meta["format"] != EXPORT_FORMAT or meta["family"] != "sdm":
         raise UserError(
-            f"{folder}/config.json: {meta['family']} in format {meta['format']}; this reads sdm in format {EXPORT_FORMAT}"
+            f"{folder}/config.json: {meta['family']}, format {meta['format']}; this reads sdm, format {EXPORT_FORMAT}"
         )
-    config = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["model"].items()}
+    config: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in meta["model"].items()
+    }
     model = SDM(SDMConfig(**config))
     state = load_file(folder / "model.safetensors")
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
@@ -245,7 +247,7 @@ def decode_label(payload: bytes, facts: DatasetFacts) -> NDArray[np.uint8]:
 
 
 def sampling_noise(seed: int, rows: Sequence[int], index: int, height: int, width: int) -> Tensor:
-    """x_T for image number `index` of each row's layout: [len(rows), 3, height, width], keyed by seed, index and row."""
+    """x_T of image number `index` of each row's layout, keyed by all of them: [len(rows), 3, height, width]."""
     return torch.from_numpy(normal(seed, index, rows, (3, height, width), "sample"))
 
 
