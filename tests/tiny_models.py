@@ -1,8 +1,9 @@
-"""Tiny models with random weights, saved as real ones are: `from_pretrained` loads them from a folder without a network."""
+"""Tiny models with random weights, saved as real ones are: `from_pretrained` loads them from a local folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -45,7 +46,7 @@ def save_blip2(folder: Path, language: str, seed: int = 0) -> Path:
     processor = Blip2Processor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer, QUERY_TOKENS)
     vocabulary = len(tokenizer)
     if language == "opt":
-        text = OPTConfig(
+        text: dict[str, Any] = OPTConfig(
             vocab_size=vocabulary,
             hidden_size=WIDTH,
             word_embed_proj_dim=WIDTH,
@@ -57,7 +58,7 @@ def save_blip2(folder: Path, language: str, seed: int = 0) -> Path:
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
-        )
+        ).to_dict()
     else:
         text = T5Config(
             vocab_size=vocabulary,
@@ -69,8 +70,7 @@ def save_blip2(folder: Path, language: str, seed: int = 0) -> Path:
             dropout_rate=0.0,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            decoder_start_token_id=tokenizer.pad_token_id,
-        )
+        ).to_dict() | {"decoder_start_token_id": tokenizer.pad_token_id}
     config = Blip2Config(
         vision_config={
             "hidden_size": 32,
@@ -89,9 +89,9 @@ def save_blip2(folder: Path, language: str, seed: int = 0) -> Path:
             "attention_probs_dropout_prob": 0.0,
             "vocab_size": 50,
         },
-        text_config=text.to_dict(),
+        text_config=text,
         num_query_tokens=QUERY_TOKENS,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.vocab["<image>"],
     )
     model = Blip2ForConditionalGeneration(config)
     randomise(model, seed)
@@ -132,6 +132,25 @@ def _t5_tokenizer() -> PreTrainedTokenizerFast:
 
 
 SAM_SIZE = 64
+BACKGROUND = 3.0
+"""Larger gives smaller patches."""
+
+
+def _make_masks_plausible(model: Any) -> None:
+    """Patches with sharp edges on a background, and predicted IoUs around 0.9, as a trained model gives."""
+    decoder = model.mask_decoder
+    with torch.no_grad():
+        for layer in (model.vision_encoder.patch_embed.projection, decoder.upscale_conv1, decoder.upscale_conv2):
+            layer.weight.mul_(3)
+        # Channel 0 is the same everywhere; its weight in every mask is the background.
+        decoder.upscale_conv2.weight[:, 0] = 0
+        decoder.upscale_conv2.bias[0] = 3
+        for mlp in decoder.output_hypernetworks_mlps:
+            mlp.proj_out.weight.mul_(8)
+            mlp.proj_out.weight[0] = 0
+            mlp.proj_out.bias[0] = -BACKGROUND
+        decoder.iou_prediction_head.proj_out.weight.mul_(0.3)
+        decoder.iou_prediction_head.proj_out.bias.fill_(0.9)
 
 
 def save_sam(folder: Path, seed: int = 0) -> Path:
@@ -139,18 +158,18 @@ def save_sam(folder: Path, seed: int = 0) -> Path:
     config = SamConfig(
         vision_config={
             "hidden_size": 16,
-            "output_channels": 16,
+            "output_channels": 32,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "image_size": SAM_SIZE,
             "patch_size": 16,
             "window_size": 2,
             "global_attn_indexes": [1],
-            "num_pos_feats": 8,
+            "num_pos_feats": 16,
         },
-        prompt_encoder_config={"hidden_size": 16, "image_size": SAM_SIZE, "patch_size": 16, "mask_input_channels": 4},
+        prompt_encoder_config={"hidden_size": 32, "image_size": SAM_SIZE, "patch_size": 16, "mask_input_channels": 4},
         mask_decoder_config={
-            "hidden_size": 16,
+            "hidden_size": 32,
             "mlp_dim": 32,
             "num_attention_heads": 2,
             "iou_head_hidden_dim": 16,
@@ -158,6 +177,7 @@ def save_sam(folder: Path, seed: int = 0) -> Path:
     )
     model = SamModel(config)
     randomise(model, seed)
+    _make_masks_plausible(model)
     model.save_pretrained(folder)
     size = {"height": SAM_SIZE, "width": SAM_SIZE}
     quarter = {"height": SAM_SIZE // 4, "width": SAM_SIZE // 4}

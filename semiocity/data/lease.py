@@ -2,7 +2,7 @@
 
 A lease is a small file beside the shard. It saves work; it does not guard the data: temporary names are unique and
 equal work gives equal bytes, so two holders by accident (a node that slept) waste time and harm nothing. Hence a
-simple protocol that needs nothing of the file system but exclusive creation and rename, neither locks nor hard links.
+simple protocol that needs nothing of the file system but exclusive creation, neither locks nor hard links.
 """
 
 from __future__ import annotations
@@ -72,17 +72,28 @@ def _take(path: Path, owner: Owner, mine: str, stale_s: float) -> bool:
             continue  # released in between
         if not (_superseded(theirs, owner) or _age_s(path) > stale_s):
             return False
-        # Of several who judge so, one can move this file away. Should it be a newer lease that came in between, it is
-        # put back.
-        away = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            path.rename(away)
-        except FileNotFoundError:
-            continue
-        moved = _read(away)
-        if moved is not None and moved != theirs:
-            _create(path, moved)
-        away.unlink(missing_ok=True)
+        if not _remove(path, theirs, stale_s):
+            return False  # somebody else is just taking it
+
+
+def _remove(path: Path, theirs: str, stale_s: float) -> bool:
+    """Remove a lease that was judged to be nobody's; False when another process is about to.
+
+    One process at a time may do so, and only if the lease is still the one that was judged: otherwise two who judged
+    the same lease could remove first that one and then the new lease of whoever was faster.
+    """
+    guard = path.with_name(f".{path.name}.takeover.tmp")
+    if not _create(guard, ""):
+        if _age_s(guard) <= stale_s:
+            return False
+        guard.unlink(missing_ok=True)  # its process died within these few lines
+        return True
+    try:
+        if _read(path) == theirs:
+            path.unlink(missing_ok=True)
+    finally:
+        guard.unlink(missing_ok=True)
+    return True
 
 
 def _superseded(text: str, owner: Owner) -> bool:

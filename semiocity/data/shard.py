@@ -34,6 +34,8 @@ KINDS = ("permanent", "retry")
 Scalar = Literal["int", "float", "str", "bool"]
 _ARROW = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}
 
+_PYTHON: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,), "bool": (bool,)}
+
 
 class ShardError(UserError):
     """A shard is damaged; the message names the shard, the key where it is known, and what to do."""
@@ -121,21 +123,23 @@ class ShardWriter:
         """
         if not fields:
             raise ValueError(f"{self.path}: {key}: a row needs at least one field, or a tombstone")
+        # Everything is checked before anything is written: after an error the caller may give the key a tombstone.
+        for name, (ext, payload) in fields.items():
+            if name not in self.head.fields:
+                raise ValueError(f"{self.path}: {key}: field {name} is not among {list(self.head.fields)}")
+            if ext not in self.head.fields[name].split("|"):
+                raise ValueError(f"{self.path}: {key}: field {name} has extension {ext}, not {self.head.fields[name]}")
+            ustar_header(f"{key}.{ext}", len(payload))
         row = self._row(key, scalars)
         for name in self.head.fields:
             if name not in fields:
                 continue
             ext, payload = fields[name]
-            if ext not in self.head.fields[name].split("|"):
-                raise ValueError(f"{self.path}: {key}: field {name} has extension {ext}, not {self.head.fields[name]}")
             row[f"{name}.ext"] = ext
             row[f"{name}.offset"] = self._member(f"{key}.{ext}", payload)
             row[f"{name}.length"] = len(payload)
             row[f"{name}.crc32"] = zlib.crc32(payload)
-        unknown = set(fields) - set(self.head.fields)
-        if unknown:
-            raise ValueError(f"{self.path}: {key}: fields {sorted(unknown)} are not among {list(self.head.fields)}")
-        self._rows.append(row)
+        self._append(row)
 
     def tombstone(self, key: str, kind: str, reason: str, scalars: Mapping[str, Any] | None = None) -> None:
         """Append a row that failed; kind `permanent` (bad input) or `retry` (may succeed another time)."""
@@ -145,7 +149,7 @@ class ShardWriter:
         row["tombstone"], row["reason"] = kind, reason
         self._member(f"{key}.{TOMBSTONE}", tombstone_payload(kind, reason))
         self._tombstones[kind] += 1
-        self._rows.append(row)
+        self._append(row)
 
     def reject(self, id: str, reason: str, detail: str) -> None:
         """Note a source file that is not packed; it appears in the receipt only."""
@@ -198,10 +202,16 @@ class ShardWriter:
         unknown = set(given) - set(self.head.scalars)
         if unknown:
             raise ValueError(f"{self.path}: {key}: scalars {sorted(unknown)} are not among {list(self.head.scalars)}")
-        self._last = key
-        if given.get("split") is not None:
-            self._splits[given["split"]] += 1
+        for name, value in given.items():
+            if value is not None and not isinstance(value, _PYTHON[self.head.scalars[name]]):
+                raise ValueError(f"{self.path}: {key}: scalar {name} is {value!r}, not {self.head.scalars[name]}")
         return {"key": key, **given}
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self._last = row["key"]
+        if row.get("split") is not None:
+            self._splits[row["split"]] += 1
+        self._rows.append(row)
 
     def _member(self, name: str, payload: bytes) -> int:
         """Write one tar member; returns the offset of its payload."""

@@ -24,6 +24,8 @@ from semiocity.evaluate.samples import complete, is_done, merge_samples, publish
 
 __all__ = ["merge_samples", "regenerate", "run"]
 
+SETTINGS = ("split", "images_per_layout", "sampler", "steps", "guidance", "eta", "seed", "batch", "dtype")
+"""What of a job decides what the images become; `limit` and `tasks` do not."""
 VERSION = 1
 """Raised when the same settings make other images."""
 
@@ -70,51 +72,51 @@ def regenerate(
 ) -> list[str]:
     """Make the images of a manifest again in `out`, and name those that differ, with how they differ.
 
-    Model, dataset and type of device are those that the manifest names, unless given. UserError when they are not those it was made
-    with, or when `out` is where the manifest's own images are.
+    Model, dataset and type of device are those that the manifest names, unless given. UserError when model or dataset
+    are not those it was made with, or when `out` is where the manifest's own images are.
     """
     old = read_manifest(manifest)
     there = manifest.parent.resolve()
     if out.resolve() == there:
         raise UserError(f"{out}: these are the images to compare with; choose another folder")
     wanted = old["settings"]
-    names = set(GenerateJob.model_fields) & set(wanted)
     export = model or _at(there, old["places"]["model"])
-    place = dataset or _at(there, old["places"]["dataset"])
-    job = GenerateJob(dataset=place, **{**{name: wanted[name] for name in names}, **({"device": device} if device else {})})
+    taken = {name: wanted[name] for name in (*SETTINGS, "device")} | ({"device": device} if device else {})
+    job = GenerateJob(dataset=dataset or _at(there, old["places"]["dataset"]), **taken)
     painter = Painter(export, job, choose_device(job.device))
     data = Dataset.open(job.dataset)
     view = data.view(sorted(painter.fields.values()), job.split)
     found = settings(job, painter, view)
-    for name, what in (("model", f"model {export}"), ("layouts", f"dataset {job.dataset}"), ("version", "Semiocity")):
-        if found[name] != wanted[name]:
-            raise UserError(f"{manifest}: made with another {what} (then {wanted[name]}, now {found[name]})")
+    for part, what in (("model", f"model {export}"), ("layouts", f"dataset {job.dataset}"), ("version", "Semiocity")):
+        if found[part] != wanted[part]:
+            raise UserError(f"{manifest}: made with another {what} (then {wanted[part]}, now {found[part]})")
 
     keys = list(dict.fromkeys(image["key"] for image in old["images"]))
-    place = write_plan(out, found, {"model": _relative(export, out), "dataset": _relative(job.dataset, out)}, keys)
+    out.mkdir(parents=True, exist_ok=True)
+    name = write_plan(out, found, {"model": _relative(export, out), "dataset": _relative(job.dataset, out)}, keys)
     for group in _groups(range(len(keys)), job):
         painted = paint(painter, view, data.ignore_id, group)
         for row in group:
-            publish(out, keys[row], place, *painted[row])
+            publish(out, keys[row], name, *painted[row])
     before = {image["file"]: image for image in old["images"]}
-    return [
-        f"{image['file']}: "
-        + ("other pixels" if image["pixels"] != before[image["file"]]["pixels"] else "other encoding")
-        for image in merge_samples(out)["images"]
-        if image["sha256"] != before[image["file"]]["sha256"]
-    ]
+    differing = []
+    for image in merge_samples(out)["images"]:
+        was = before[image["file"]]
+        if image["sha256"] != was["sha256"]:
+            how = "other pixels" if image["pixels"] != was["pixels"] else "the same pixels in another encoding"
+            differing.append(f"{image['file']}: {how}")
+    return differing
 
 
 def settings(job: GenerateJob, painter: Painter, view: View) -> dict[str, Any]:
     """Everything that decides what the images become; part of the manifest."""
-    taken = ("split", "images_per_layout", "sampler", "steps", "guidance", "eta", "seed", "batch", "dtype")
     return {
         "version": VERSION,
         "model": painter.digest,
         "layouts": view.digest,
         "size": list(painter.size),
         "device": painter.device.type,
-        **{name: getattr(job, name) for name in taken},
+        **{name: getattr(job, name) for name in SETTINGS},
     }
 
 

@@ -24,9 +24,14 @@ RESIZE = "cut to the shape in the middle, then Lanczos; labels: most frequent id
 
 def decode_image(data: bytes, size: Size | None = None) -> Pixels:
     """A picture as uint8 [H, W, 3], brought to `size` as `RESIZE` says. ValueError or OSError when it is damaged."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    geometry = size and plan_geometry(_policy(size), *image.size)
-    return np.array(resize_image(image, geometry) if geometry else image)
+    pixels = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    return resized(pixels, size) if size else pixels
+
+
+def resized(pixels: Pixels, size: Size) -> Pixels:
+    """A picture [H, W, 3] brought to `size` as `RESIZE` says."""
+    geometry = plan_geometry(_policy(size), pixels.shape[1], pixels.shape[0])
+    return np.array(resize_image(Image.fromarray(pixels), geometry)) if geometry else pixels
 
 
 def decode_ids(data: bytes, classes: int, ignore_id: int | None = None) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from torch.nn import functional as F
 
 from semiocity.data.loader import to_unit
 from semiocity.errors import UserError
-from semiocity.evaluate.pairs import Pairs
 from semiocity.evaluate.options import SegmenterSettings
+from semiocity.evaluate.pairs import Pairs
 from semiocity.files import digest, read_json, write_atomic, write_json
 from semiocity.models.segmenter import Segmenter, SegmenterConfig
 
@@ -31,8 +32,10 @@ IGNORED = -100
 """cross_entropy's own ignore_index."""
 
 
-def judge(pairs: Pairs, settings: SegmenterSettings, folders: tuple[Path, ...], device: torch.device) -> Segmenter:
-    """The segmenter for these train pairs: from the first of `folders` that has it, else trained and kept there.
+def judge(
+    pairs: Pairs, settings: SegmenterSettings, folders: Sequence[Path], device: torch.device
+) -> tuple[Segmenter, str]:
+    """The segmenter for these train pairs, and its name: from the first of `folders` that has it, else trained.
 
     `folders` are tried in order; those that cannot be written to are passed over. UserError if the size does not fit.
     """
@@ -56,12 +59,12 @@ def judge(pairs: Pairs, settings: SegmenterSettings, folders: tuple[Path, ...], 
     for folder in folders:
         found = _load(folder / name, config, identity)
         if found is not None:
-            return found.to(device)
+            return found.to(device), name
     trained = train(pairs, config, settings, device)
     for folder in folders:
         if _keep(trained, folder / name, identity):
             break
-    return trained
+    return trained, name
 
 
 def train(pairs: Pairs, config: SegmenterConfig, settings: SegmenterSettings, device: torch.device) -> Segmenter:
@@ -92,8 +95,8 @@ def train(pairs: Pairs, config: SegmenterConfig, settings: SegmenterSettings, de
 
 def batch(pairs: Pairs, rows: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Images [B, 3, H, W] in [-1, 1] and labels [B, H, W] int64, where what is unlabelled is `IGNORED`."""
-    images = to_unit(torch.from_numpy(np.stack([pairs.image(row) for row in rows])))
-    labels = torch.from_numpy(np.stack([pairs.label(row) for row in rows])).long()
+    images = to_unit(torch.from_numpy(pairs.images(rows)))
+    labels = torch.from_numpy(pairs.labels(rows)).long()
     if pairs.ignore_id is not None:
         labels[labels == pairs.ignore_id] = IGNORED
     return images.to(device), labels.to(device)

@@ -41,8 +41,8 @@ class Painter:
             raise UserError(f"steps: {job.steps}, but the model was trained with {len(self.diffusion)} timesteps")
         if job.guidance != 1 and not self.meta["label_dropout"]:
             raise UserError(
-                f"guidance: {job.guidance}, but the model never saw the null label (its training had label_dropout = 0); "
-                "set guidance = 1"
+                f"guidance: {job.guidance}, but the model never saw the null label (it was trained with "
+                "label_dropout = 0); set guidance = 1"
             )
 
     @property

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from functools import partial
+
+import numpy as np
 
 from semiocity.data.columns import Dataset
 from semiocity.data.loader import Arrays, Rows
@@ -16,19 +19,44 @@ CACHE_MB = 1024
 
 
 class Pairs:
-    """Real images and their label maps of one split, at one size, decoded when asked for."""
+    """Real images and their label maps of one split, at one size, decoded when asked for (and kept, up to 1 GB)."""
 
-    def __init__(self, dataset: Dataset, split: str, size: Size, rows: list[int] | None = None) -> None:
-        """`rows` picks rows of the split's view, in that order; None takes all."""
+    def __init__(self, dataset: Dataset, split: str, size: Size) -> None:
         self.classes = tuple(spec.name for spec in dataset.classes)
         self.ignore_id = dataset.ignore_id
         self.size = size
         self._view = dataset.view([IMAGE, LABEL], split)
-        self.rows = list(range(len(self._view))) if rows is None else rows
+        self.rows = list(range(len(self._view)))
         if not self.rows:
-            raise UserError(f"{dataset.name}: split {split!r} has no rows with {IMAGE} and {LABEL}")
-        self.digest = digest([self._view.digest, self.rows])
+            raise UserError(f"{dataset.path}: split {split!r} has no rows")
         self._decoded = Rows(self._view, partial(_decode, size, len(self.classes), self.ignore_id), CACHE_MB)
+
+    def pick(self, places: Sequence[int]) -> Pairs:
+        """Some of these, in the given order; what is decoded is shared."""
+        picked = copy.copy(self)
+        picked.rows = [self.rows[place] for place in places]
+        return picked
+
+    def at_most(self, count: int) -> Pairs:
+        """`count` of these or fewer, evenly spaced: every shard has its share."""
+        count = min(count, len(self))
+        return self.pick([i * len(self) // count for i in range(count)])
+
+    def with_keys(self, keys: Sequence[str]) -> Pairs:
+        """Those with these keys, in that order. UserError when one is not there."""
+        places = {self.key(i): i for i in range(len(self))}
+        absent = [key for key in keys if key not in places]
+        if absent:
+            raise UserError(
+                f"{self._view.dataset.path}: no row {absent[0]} in split {self._view.split!r}; the images were "
+                "generated for another dataset, or it was packed again since. Run `semiocity generate` again"
+            )
+        return self.pick([places[key] for key in keys])
+
+    @property
+    def digest(self) -> str:
+        """Equal for the same rows with the same bytes."""
+        return digest([self._view.digest, self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -38,16 +66,19 @@ class Pairs:
 
     def image(self, i: int) -> Pixels:
         """[H, W, 3]"""
-        return self._decoded[self.rows[i]]["image"]
+        return self._decoded[self.rows[i]].arrays["image"]
 
     def label(self, i: int) -> Pixels:
         """[H, W], class ids"""
-        return self._decoded[self.rows[i]]["label"]
+        return self._decoded[self.rows[i]].arrays["label"]
 
+    def images(self, places: Sequence[int]) -> Pixels:
+        """[B, H, W, 3]"""
+        return np.stack([self.image(i) for i in places])
 
-def spread(total: int, most: int) -> list[int]:
-    """At most `most` of the numbers below `total`, evenly spaced: all shards of a dataset have their share."""
-    return [i * total // min(total, most) for i in range(min(total, most))]
+    def labels(self, places: Sequence[int]) -> Pixels:
+        """[B, H, W]"""
+        return np.stack([self.label(i) for i in places])
 
 
 def _decode(size: Size, classes: int, ignore_id: int | None, row: Mapping[str, bytes | None]) -> Arrays:

@@ -130,6 +130,11 @@ def image_digest(definition: Path, arguments: Mapping[str, str], lock: Path) -> 
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
+def recipe_digest(recipe: Path, overrides: Mapping[str, str]) -> str:
+    """`image_digest` of a folder like `containers`, with some build arguments replaced."""
+    return image_digest(recipe / DEFINITION, read_arguments(recipe / ARGUMENTS, overrides), recipe / LOCK)
+
+
 def image_path(folder: Path, digest: str) -> Path:
     """Where the image of this content lies."""
     return folder / f"semiocity-{digest[:12]}.sif"

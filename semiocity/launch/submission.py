@@ -126,8 +126,9 @@ def complete(work: Work) -> bool:
         case "pack" | "stage":
             return manifest.current(work.dataset, work.column) == work.revision
         case "train":
-            done = work.run / "done.json"
-            return done.exists() and read_json(done)["steps"] >= work.job["steps"]
+            from semiocity.train.options import TrainJob, is_done
+
+            return is_done(work.run, TrainJob.model_validate(work.job))
         case _:  # cheap to look at for the tasks themselves, which skip what is there
             return False
 

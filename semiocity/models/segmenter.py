@@ -55,7 +55,7 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] to logits [B, classes, H, W]."""
-        levels = self._encode(images)
+        levels = self.maps(images)
         hidden = levels.pop()
         for block in self.decoder:
             hidden = block(torch.cat([F.interpolate(hidden, scale_factor=2, mode="nearest"), levels.pop()], dim=1))
@@ -63,9 +63,9 @@ class Segmenter(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] to [B, D]: the mean over pixels of the deepest feature map."""
-        return self._encode(images)[-1].mean(dim=(2, 3))
+        return self.maps(images)[-1].mean(dim=(2, 3))
 
-    def _encode(self, images: Tensor) -> list[Tensor]:
+    def maps(self, images: Tensor) -> list[Tensor]:
         """The feature maps of every level, from full size down."""
         stride = 2 ** (self.config.levels - 1)
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % stride or images.shape[3] % stride:

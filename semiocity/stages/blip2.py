@@ -21,14 +21,15 @@ class Captioner:
 
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
         self.processor = Blip2Processor.from_pretrained(folder, local_files_only=True)
-        self.model = Blip2ForConditionalGeneration.from_pretrained(
+        model: torch.nn.Module = Blip2ForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype)
         )
-        if not self.processor.num_query_tokens or self.model.config.image_token_index is None:
+        if not self.processor.num_query_tokens or model.config.image_token_index is None:
             raise UserError(
                 f"{folder}: num_query_tokens or image_token_index is not set; fetch a newer revision of the model"
             )
-        self.model.to(device).eval()
+        # Any: transformers' annotations do not cover its own models.
+        self.model: Any = model.to(device).eval()
         self.device = device
         self.dtype = getattr(torch, dtype)
 
@@ -45,7 +46,7 @@ class Captioner:
         ids, mask = ids.repeat(images, 1), mask.repeat(images, 1)
         features = features.repeat_interleave(questions, 0)
         embeddings = self.model.get_input_embeddings()(ids)
-        places = (ids == self.model.config.image_token_index).unsqueeze(-1)
+        places = ids.eq(self.model.config.image_token_index).unsqueeze(-1)
         embeddings = embeddings.masked_scatter(places, features.to(embeddings.dtype))
         # Given embeddings alone, `generate` returns what is new, for OPT as for T5.
         tokens = self.model.language_model.generate(

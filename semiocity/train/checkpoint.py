@@ -1,11 +1,10 @@
 """Checkpoints: a folder that is there whole or not at all.
 
     checkpoints/step-00001234/
-      PHASE/…               DeepSpeed's files: weights, master weights, optimizer states
-      PHASE.ema-00003.pt    rank 3's part of the average
-      state.json            step, order, settings, ranks, digests of frozen weights
-      complete.json         size and sha256 of every file above; written last
-    checkpoints/latest      name of the newest one
+      PHASE-00003.safetensors   rank 3's part of a phase, and the buffers: see `shards`
+      state.json                step, order, settings, ranks, digests of frozen weights
+      complete.json             size and sha256 of every file above; written last
+    checkpoints/latest          name of the newest one
 
 All ranks write under a temporary name and make their files durable; then rank 0 renames the folder. Loading checks
 every file, and falls back to the checkpoint before when one is damaged.
@@ -24,7 +23,7 @@ from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import fsync_folder, read_json, write_atomic, write_json
-from semiocity.train import zero
+from semiocity.train import shards, zero
 from semiocity.train.ema import Ema
 from semiocity.train.zero import Engine, World
 
@@ -60,20 +59,16 @@ class Checkpoints:
         if self.world.rank < len(self.delays_s):
             time.sleep(self.delays_s[self.world.rank])
 
-        files = [file for engine in engines for file in engine.save(temporary / engine.phase.name)]
-        for phase, average in averages.items():
-            file = self._ema_file(temporary, phase)
-            average.save(file)
-            files.append(file)
-        mine = {str(file.relative_to(temporary)): _seal(file) for file in files}
+        mine: dict[str, Any] = {}
+        for engine in engines:
+            for file in shards.save(temporary, self.world.rank, engine, averages.get(engine.phase.name)):
+                mine[file.name] = _seal(file)
 
         parts = zero.gather(mine)  # nobody passes before every rank has made its files durable
         if first:
             write_json(temporary / "state.json", {"format": FORMAT, "step": step, "ranks": self.world.size, **state})
             listed = {name: seal for part in parts for name, seal in part.items()}
             listed["state.json"] = _seal(temporary / "state.json")
-            for inner in {temporary, *((temporary / name).parent for name in listed)}:
-                fsync_folder(inner)
             write_json(temporary / "complete.json", {"format": FORMAT, "files": listed})
             _discard(final)  # a damaged one, or the same step from before a rollback
             temporary.rename(final)
@@ -83,9 +78,6 @@ class Checkpoints:
                 _discard(old)
         zero.barrier()
         return final
-
-    def _ema_file(self, folder: Path, phase: str) -> Path:
-        return folder / f"{phase}.ema-{self.world.rank:05d}.pt"
 
     def published(self) -> list[Path]:
         """Checkpoints with a complete.json, newest first."""
@@ -97,8 +89,8 @@ class Checkpoints:
     def load_newest(self, state: Mapping[str, Any], engines: list[Engine], averages: Mapping[str, Ema]) -> int | None:
         """Load the newest undamaged checkpoint into engines and averages; returns its step, None when there is none.
 
-        Raises UserError when it belongs to other settings than `state`, another order of samples or another number of
-        ranks, or when there are checkpoints but all of them are damaged.
+        On as many ranks as wrote it everything is as it was, bit by bit. Raises UserError when it belongs to other
+        settings than `state` or another order of samples, or when there are checkpoints but all are damaged.
         """
         names = zero.from_first([path.name for path in self.published()])
         for name in names:
@@ -136,15 +128,15 @@ class Checkpoints:
 
     def _load(self, folder: Path, state: Mapping[str, Any], engines: list[Engine], averages: Mapping[str, Ema]) -> int:
         saved = read_json(folder / "state.json")
-        refuse_other(folder, saved, state, self.world.size)
+        refuse_other(folder, saved, state)
+        if saved["ranks"] != self.world.size and self.world.rank == 0:
+            print(f"{folder}: written by {saved['ranks']} ranks; dividing it among {self.world.size}", flush=True)
         for engine in engines:
-            engine.load(folder / engine.phase.name)
-        for phase, average in averages.items():
-            average.load(self._ema_file(folder, phase))
+            shards.load(folder, self.world.rank, saved["ranks"], engine, averages.get(engine.phase.name))
         return int(saved["step"])
 
 
-def refuse_other(folder: Path, saved: Mapping[str, Any], state: Mapping[str, Any], ranks: int) -> None:
+def refuse_other(folder: Path, saved: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """UserError that names the first setting in which the checkpoint differs from this run."""
     then, now = saved["settings"], state["settings"]
     for key in sorted(then.keys() | now.keys()):
@@ -159,11 +151,6 @@ def refuse_other(folder: Path, saved: Mapping[str, Any], state: Mapping[str, Any
                 f"{folder}: the {what} is another one now ({saved[key]} then, {state[key]} now), so the dataset or the "
                 "weights have changed since; put them back, or start another run with --set run=NAME"
             )
-    if saved["ranks"] != ranks:
-        raise UserError(
-            f"{folder}: written by {saved['ranks']} ranks, and this run has {ranks}; optimizer states are divided "
-            f"among the ranks, so submit it with as many (nodes × ranks_per_node in [resources] = {saved['ranks']})"
-        )
 
 
 def _seal(file: Path) -> dict[str, Any]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from semiocity.train.options import EmaOptions
 from semiocity.train.zero import Engine
@@ -24,7 +22,7 @@ class Ema:
     def __init__(self, engine: Engine, options: EmaOptions) -> None:
         self.engine, self.options = engine, options
         self.updates = 0
-        self.shards = [master.clone() for master in engine.masters()]
+        self.shards = [master.detach().clone() for master in engine.masters()]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -47,24 +45,7 @@ class Ema:
     @torch.no_grad()
     def _exchange(self) -> None:
         for master, shard in zip(self.engine.masters(), self.shards, strict=True):
-            held = master.clone()
+            held = master.detach().clone()
             master.copy_(shard)
             shard.copy_(held)
         self.engine.publish()
-
-    def save(self, file: Path) -> None:
-        """Write this rank's part."""
-        # Clones: a shard may be a view, and torch.save would write all that it looks into.
-        torch.save({"updates": self.updates, "shards": [shard.cpu().clone() for shard in self.shards]}, file)
-
-    def load(self, file: Path) -> None:
-        """Read this rank's part. RuntimeError when it does not fit the engine's shards."""
-        state: dict[str, list[Tensor] | int] = torch.load(file, map_location="cpu", weights_only=True)
-        shards = state["shards"]
-        assert isinstance(shards, list)
-        shapes, expected = [s.shape for s in shards], [s.shape for s in self.shards]
-        if shapes != expected:
-            raise RuntimeError(f"{file}: parts of shape {shapes}, this run needs {expected}")
-        for mine, read in zip(self.shards, shards):
-            mine.copy_(read)
-        self.updates = int(state["updates"])  # type: ignore[arg-type]

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from semiocity.data.loader import Rows, Slice, slices
 from semiocity.data.order import Order
 from semiocity.errors import UserError
-from semiocity.files import digest, fsync_folder, read_json, write_json
+from semiocity.files import digest, fsync_folder, write_json
 from semiocity.train import zero
 from semiocity.train.checkpoint import Checkpoints
 from semiocity.train.ema import Ema
 from semiocity.train.metrics import Metrics
 from semiocity.train.noise import torch_seed
-from semiocity.train.options import OptimizerOptions, TrainJob, check_batch, identity, load
+from semiocity.train.options import OptimizerOptions, TrainJob, check_batch, identity, is_done, load
 from semiocity.train.tasks import TASKS
 from semiocity.train.tasks.base import DatasetFacts, Task, Tensors
 from semiocity.train.zero import Engine, World
@@ -49,7 +49,7 @@ def run(job: TrainJob, run: Path, dataset: Path, world: World, stop: Callable[[]
         raise UserError(str(error)) from None
     settings = identity(job)
     with zero.session(world, job.resources.cpus_per_rank) as device:
-        if zero.from_first(_is_done(run, job, settings)):
+        if zero.from_first(is_done(run, job)):
             return True
         zero.start_deepspeed()
         trainer = Trainer(job, run, dataset, world, device, settings)
@@ -378,12 +378,3 @@ def collate_rows(task: Task, rows: Rows, wanted: list[int]) -> Tensors:
     """The tensors of some rows outside of training."""
     decoded = [rows[row].arrays for row in wanted]
     return task.collate(0, np.array(wanted), np.ones(len(wanted), np.float32), decoded)
-
-
-def _is_done(run: Path, job: TrainJob, settings: dict[str, Any]) -> bool:
-    """Whether the run finished with these settings and as many steps."""
-    try:
-        done = read_json(run / "done.json")
-    except FileNotFoundError:
-        return False
-    return done["step"] == job.steps and done["settings"] == digest(settings)

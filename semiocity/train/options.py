@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from semiocity.config import Job, Strict, check
 from semiocity.errors import UserError
+from semiocity.files import digest, read_json
 from semiocity.train.tasks import TASKS
 
 
@@ -207,7 +209,8 @@ def load(reference: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-# Settings that may differ when a run goes on: they change neither the samples nor what is computed from them.
+# Settings that may differ when a run goes on: they change neither the samples nor what is computed from them (but for
+# rounding, where they change how sums are divided).
 FREE = {
     "accumulation",
     "bad_steps",
@@ -225,6 +228,7 @@ FREE = {
     "sample_every",
     "sample_images",
     "sample_split",
+    "zero.stage",
 }
 
 
@@ -247,3 +251,12 @@ def identity(job: TrainJob) -> dict[str, Any]:
 
     walk("", job.model_dump(mode="json"))
     return flat
+
+
+def is_done(run: Path, job: TrainJob) -> bool:
+    """Whether the run in this folder finished with these settings and as many steps."""
+    try:
+        done = read_json(run / "done.json")
+    except FileNotFoundError:
+        return False
+    return done["step"] == job.steps and done["settings"] == digest(identity(job))

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -120,6 +119,19 @@ class Bundle(nn.Module):
         return loss.total, loss.shown
 
 
+class Fragment(NamedTuple):
+    """Elements of a parameter inside a rank's master weights."""
+
+    name: str
+    start: int
+    """First element of the flattened parameter."""
+    count: int
+    part: int
+    """Index into `Engine.masters`."""
+    offset: int
+    """First element of that part, flattened."""
+
+
 class Engine:
     """A phase under DeepSpeed."""
 
@@ -141,7 +153,7 @@ class Engine:
         self.phase = phase
         self.stage = phase.zero.stage
         self.trained = [(name, p) for name, p in bundle.parts.named_parameters() if p.requires_grad]
-        self._partly_frozen = len(self.trained) < sum(1 for _ in bundle.parameters())
+        self._bundle, self._device = bundle, device
         options = phase.optimizer
         self.optimizer = torch.optim.AdamW(
             [p for _, p in self.trained],
@@ -157,8 +169,6 @@ class Engine:
             config=self._config(micro_batch, accumulation),
             dist_init_required=False,
         )
-        self._writer = _writer()
-        self._engine.checkpoint_engine = self._writer
         self._require_gradients(alone)
 
     def _config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
@@ -229,17 +239,44 @@ class Engine:
     # -- master weights -----------------------------------------------------------------------------------------------
 
     def masters(self) -> list[Tensor]:
-        """This rank's part of the fp32 master weights, not copies. Ask again after `load`."""
+        """This rank's parts of the fp32 master weights: the very tensors that the optimizer moves."""
         optimizer = self._engine.optimizer
         match self.stage, self.phase.zero.precision:
             case 0, _:
-                return [p.data for _, p in self.trained]
+                return [p for _, p in self.trained]
             case 1, "bf16":  # DeepSpeed has a class of its own for this pair
-                return [p.data for p in optimizer.fp32_groups_flat_partition]
+                return list(optimizer.fp32_groups_flat_partition)
             case ((1 | 2), _):
-                return [p.data for p in optimizer.single_partition_of_fp32_groups]
+                return list(optimizer.single_partition_of_fp32_groups)
             case _:
-                return [p.data for p in optimizer.fp32_partitioned_groups_flat]
+                return list(optimizer.fp32_partitioned_groups_flat)
+
+    def fragments(self) -> list[Fragment]:
+        """Which elements of which parameters `masters` holds on this rank; what they leave out is padding."""
+        optimizer, found = self._engine.optimizer, []
+        for i, (name, parameter) in enumerate(self.trained):
+            if self.stage == 0:
+                found.append(Fragment(name, 0, parameter.numel(), i, 0))
+            elif self.stage == 3:
+                part, offset, count = optimizer.grad_position[optimizer.get_param_id(parameter)]
+                start = count * dist.get_rank()
+                # Parameters are padded to equal shares, so that the last ranks may hold less, or nothing.
+                if (real := min(count, parameter.ds_numel - start)) > 0:
+                    found.append(Fragment(name, start, real, part, offset))
+            elif (mapping := parameter._hp_mapping) is not None:
+                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+                found.append(Fragment(name, here.start, here.numel, mapping.param_group_index, there.start))
+        return found
+
+    def place(self, value: Any) -> Any:
+        """An entry of the optimizer's state where AdamW wants it: counters stay on the CPU unless it is fused."""
+        on_device = isinstance(value, Tensor) and (value.ndim > 0 or self.optimizer.defaults["fused"])
+        return value.to(self._device) if on_device else value
+
+    def buffers(self) -> Tensors:
+        """The modules' persistent buffers by name, not copies."""
+        kept = self._bundle.parts.state_dict().keys()
+        return {name: buffer for name, buffer in self._bundle.parts.named_buffers() if name in kept}
 
     def publish(self) -> None:
         """Copy the master weights into the model, on all ranks."""
@@ -269,32 +306,10 @@ class Engine:
                     weights[module][inner] = full.detach().to("cpu", torch.float32, copy=True)
         if not keep:
             return {}
-        for module, part in self.phase.modules.items():
-            persistent = part.state_dict().keys()
-            for inner, buffer in part.named_buffers():
-                if inner in persistent:
-                    weights[module][inner] = buffer.detach().to("cpu", copy=True)
+        for name, buffer in self.buffers().items():
+            module, _, inner = name.partition(".")
+            weights[module][inner] = buffer.detach().to("cpu", copy=True)
         return weights
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def save(self, folder: Path) -> list[Path]:
-        """Write weights, master weights and optimizer states into `folder`. Collective; returns this rank's files."""
-        self._writer.written.clear()
-        with self.thawed():
-            self._engine.save_checkpoint(
-                str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True
-            )
-        return list(self._writer.written)
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote, bit by bit, on as many ranks. Collective."""
-        with self.thawed():
-            found, _ = self._engine.load_checkpoint(
-                str(folder.parent), tag=folder.name, load_module_strict=not self._partly_frozen
-            )
-        if found is None:
-            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint there")
 
     def train(self, mode: bool) -> None:
         """Switch the modules between training and evaluation."""
@@ -303,23 +318,6 @@ class Engine:
     def close(self) -> None:
         """Give back DeepSpeed's hooks and buffers."""
         self._engine.destroy()
-
-
-def _writer() -> Any:
-    """DeepSpeed's own writer of checkpoint files, which also remembers them, so that we can make them durable."""
-    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-
-    class Remembering(TorchCheckpointEngine):
-        def __init__(self) -> None:
-            super().__init__()
-            self.zipfile_serialization = True
-            self.written: list[Path] = []
-
-        def save(self, state_dict: Any, path: str) -> None:
-            super().save(state_dict, path)
-            self.written.append(Path(path))
-
-    return Remembering()
 
 
 # -- collectives ------------------------------------------------------------------------------------------------------

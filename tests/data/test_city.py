@@ -119,7 +119,7 @@ def test_the_hours_can_be_told_apart(small: list[Scene]) -> None:
 
 @pytest.mark.parametrize("large", [128, 256, 512])
 def test_a_scene_is_the_same_street_at_every_size(large: int) -> None:
-    """Agreement after taking the middle pixel of each block of the larger map, and colours that differ by fine detail alone."""
+    """The middle pixels of the larger map agree, and its mean colours differ by fine detail alone."""
     step = large // 64
     for index in range(6):
         little, big = scene(9, index, 64, 64), scene(9, index, large, large)

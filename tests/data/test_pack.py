@@ -146,11 +146,11 @@ def test_stop_leaves_between_shards(tmp_path: Path) -> None:
 def test_killed_at_every_step(tmp_path: Path, mode: str) -> None:
     memory = Path("/dev/shm")  # hundreds of fsyncs: a disk would take most of the time
     with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
-        plan = make_plan(folder_recipe(pictures(tmp_path / "in"), shard_rows=3), Path(folder))
+        plan = make_plan(folder_recipe(pictures(tmp_path / "in"), shard_rows=2), Path(folder))
         script = [sys.executable, HERE / "kill_points.py", folder, plan.revision, "1", mode]
         result = subprocess.run(script, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert json.loads(result.stdout)["kills"] > 3 * 2 * 3, "steps of three rows with two members each"
+    assert json.loads(result.stdout)["kills"] > 2 * 2 * 3, "steps of two rows with two members each"
 
 
 PACK_LIMITED = """

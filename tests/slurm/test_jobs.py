@@ -182,4 +182,4 @@ def step(run: Path) -> int:
 
 def starts(run: Path) -> list[int]:
     """First step of every time the training was started."""
-    return [json.loads(line)["first_step"] for line in (run / "starts.jsonl").read_text().splitlines()]
+    return [json.loads(line)["first_step"] for line in (run / "history.jsonl").read_text().splitlines()]

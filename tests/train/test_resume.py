@@ -53,9 +53,7 @@ def settings_of(task: str, zero: dict[str, Any], **more: Any) -> dict[str, Any]:
 def final_state(run: Path) -> dict[str, Any]:
     """Everything in the newest checkpoint, by file."""
     folder = run / "checkpoints" / f"step-{STEPS:08d}"
-    return {
-        str(file.relative_to(folder)): torch.load(file, weights_only=False) for file in sorted(folder.rglob("*.pt"))
-    }
+    return {file.name: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
 
 
 def differing(one: Any, other: Any, at: str = "") -> list[str]:

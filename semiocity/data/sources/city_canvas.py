@@ -123,7 +123,7 @@ class Canvas:
     def at(self, x: float, y: float, z: float) -> Point:
         """Where the point (x, y, z), in metres, is seen."""
         scale = self.focal / z
-        return self.cx + (x - self.camera.x) * scale, self.cy - (y - self.camera.height) * scale * (0.5 if z < 6 else 1)
+        return self.cx + (x - self.camera.x) * scale, self.cy - (y - self.camera.height) * scale
 
     def pixels(self, metres: float, z: float) -> float:
         """Size in pixels of the result of something `metres` long at depth `z`."""
