@@ -93,8 +93,12 @@ def save_blip2(folder: Path, language: str, seed: int = 0) -> Path:
         num_query_tokens=QUERY_TOKENS,
         image_token_index=tokenizer.vocab["<image>"],
     )
-    model = Blip2ForConditionalGeneration(config)
+    model: Any = Blip2ForConditionalGeneration(config)
     randomise(model, seed)
+    with torch.no_grad():
+        # So that the answer depends on the picture, and not on the prompt alone.
+        model.vision_model.embeddings.patch_embedding.weight.mul_(4)
+        model.language_projection.weight.mul_(4)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from semiocity.config import check, digest
-from semiocity.data.manifest import BASE, column_folder, read_column_manifest, read_manifest
+from semiocity.data.manifest import BASE, column_folder, read_column_manifest, read_manifest, require
 from semiocity.data.recipe import ClassSpec
 from semiocity.data.shard import ShardError, ShardPath, ShardReader
 from semiocity.errors import UserError
@@ -50,6 +50,7 @@ class Dataset:
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
+        self._facts = manifest
         self.name: str = manifest["name"]
         self.digest: str = manifest["digest"]
         """sha256 over the base column's keys and bytes."""
@@ -111,17 +112,8 @@ class Dataset:
         return bool(dot) and found is not None and (name in found.fields or name in found.scalars)
 
     def require(self, fields: Sequence[str]) -> None:
-        """Raises UserError naming the first of `fields` that the dataset lacks, and what makes it."""
-        for field in fields:
-            column = field.partition(".")[0]
-            if column not in self.columns:
-                raise UserError(
-                    f"{self.path}: {field} is needed but there is no column {column} (there are "
-                    f"{', '.join(self.columns)}); run the job that makes it"
-                )
-            if not self.has(field):
-                known = ", ".join(f"{column}.{known}" for known in self.columns[column].fields)
-                raise UserError(f"{self.path}: no field {field}; the column {column} has {known}")
+        """Raises UserError naming the first of `fields` that the dataset lacks."""
+        require(self._facts, fields, self.path)
 
     def column(self, name: str) -> Column:
         """Raises UserError when there is no such column, or its parents have changed since it was made."""

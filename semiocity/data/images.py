@@ -9,15 +9,17 @@ import io
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
 from semiocity.data.recipe import ImagePolicy
 from semiocity.data.sources.reasons import REASONS
+from semiocity.errors import UserError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 WHITE = (255, 255, 255, 255)
 
@@ -54,7 +56,7 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
     if width * height > max_pixels:
         raise Rejected("image_too_large", f"{width}x{height} is more than max_pixels = {max_pixels}")
     kind = image.format
-    jpeg = kind in ("JPEG", "MPO")
+    jpeg = kind in ("JPEG", "MPO")  # MPO: a JPEG followed by others, as stereo cameras write; the first counts
     changes: list[str] = []
     if getattr(image, "n_frames", 1) > 1 and not jpeg:
         changes.append("first frame")
@@ -79,8 +81,19 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
     return Picture(pixels, "jpg" if jpeg else "png", data if untouched else None, changes)
 
 
+@cache
+def check_pillow() -> None:
+    """Raises UserError when Pillow was built without a decoder: good pictures must not be rejected for that."""
+    Image.init()
+    absent = [name for name in FORMATS if name not in Image.OPEN]
+    absent += [name for name in ("jpg", "zlib", "webp") if not features.check(name)]
+    if absent:
+        raise UserError(f"this Pillow was built without {', '.join(absent)}; install one of the usual wheels")
+
+
 def _open(data: bytes, formats: tuple[str, ...], unknown: str, damaged: str, too_large: str) -> Image.Image:
     """Read the header only."""
+    check_pillow()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is checked by the caller
         try:

@@ -179,13 +179,16 @@ def current(dataset: Path, column: str) -> str | None:
 
 
 def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> None:
-    """Refuse a dataset, given by its manifest, that lacks one of the fields `needs` ("base.label"). Raises UserError."""
+    """Refuse a dataset, given by its manifest, that lacks one of the fields in `needs`. Raises UserError naming it."""
     for reference in needs:
         column, _, field = reference.partition(".")
         found = facts["columns"].get(column)
         if found is None:
             there = ", ".join(sorted(facts["columns"]))
-            raise UserError(f"{dataset}: no column {column} (there are: {there}); run the job that makes it first")
+            raise UserError(
+                f"{dataset}: {reference} is needed, but there is no column {column} (there are: {there}); "
+                "run the job that makes it first"
+            )
         if field not in found["fields"] and field not in found["scalars"]:
             there = ", ".join([*found["fields"], *found["scalars"]])
             raise UserError(f"{dataset}: column {column} has no field {field} (it has: {there})")

@@ -170,8 +170,6 @@ def start_local(launch: Launch, attempt: Attempt, index: int) -> submitit.Job[st
     from semiocity.launch import task
 
     asked = launch.resources
-    if asked.nodes > 1:
-        raise UserError(f"resources.nodes is {asked.nodes}: several nodes need SLURM (executor in jobs/cluster.toml)")
     made = submitit.LocalExecutor(attempt.submitit, python=python(launch))
     made.update_parameters(
         timeout_min=asked.timeout_min,

@@ -16,7 +16,6 @@ from typing import Any
 from semiocity.config import Cluster
 from semiocity.data import manifest
 from semiocity.errors import UserError
-from semiocity.files import read_json
 from semiocity.launch import slurm, squeue
 from semiocity.launch.jobs import Work, image_of
 from semiocity.launch.runs import Attempt, alive, attempts, last_line, new_attempt, snapshot
@@ -33,11 +32,16 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
     the tasks to their end and raises UserError naming the first failure.
     """
     image = image_of(work.image, cluster)
-    if not dry_run and complete(work):
+    if cluster.executor == "local" and work.resources.nodes > 1:
+        raise UserError(
+            f"resources.nodes is {work.resources.nodes}: several nodes need SLURM (executor in jobs/cluster.toml)"
+        )
+    again = rows_to_retry(work)
+    if not dry_run and complete(work) and not again:
         print(f"{describe(work)}: complete, nothing to do")
         return True
-    busy = live_tasks(work)
-    tasks = plan_tasks(work, cluster, busy)
+    busy = under_way(work)
+    tasks = plan_tasks(work, cluster, busy, again)
     if dry_run:
         attempt = Attempt(work.run, 1)
         launch = _launch(work, cluster, image, work.run / "code" / "SNAPSHOT")
@@ -47,9 +51,7 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
         print(f"{describe(work)}: everything that is missing is already queued or running; see `semiocity status`")
         return False
     if busy and work.shards == 0:
-        raise UserError(
-            f"{work.run.name} is already running (job {', '.join(sorted(set(busy)))}); see `semiocity status`"
-        )
+        raise UserError(f"{work.run.name} is already running (job {', '.join(busy)}); see `semiocity status`")
     attempt = new_attempt(work.run)
     launch = _launch(work, cluster, image, snapshot(work.run))
     data: dict[str, Any] = {
@@ -79,6 +81,8 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
     else:
         run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
     if _succeeded(work, attempt):
+        if left := rows_to_retry(work):
+            print(f"{describe(work)}: rows in {len(left)} shards failed for now; the same command tries them again")
         return True
     raise UserError(failure(attempt, work))
 
@@ -138,51 +142,53 @@ def _succeeded(work: Work, attempt: Attempt) -> bool:
 
     if work.kind in ("pack", "stage", "train"):
         return complete(work)
-    return all(state["state"] == "done" for state in task_states(attempt))
+    return all(state["state"] == "done" for state in task_states(attempt, live={}))
 
 
-def live_tasks(work: Work) -> list[str]:
-    """Job ids of earlier attempts' tasks of the same work that are queued or running."""
-    return [job for attempt, data in _same(work) for job in live_jobs(attempt, data).values()]
+def under_way(work: Work) -> dict[str, list[int]]:
+    """Job id -> shards of those tasks of earlier attempts at the same work that are queued or running.
 
-
-def _same(work: Work) -> Iterator[tuple[Attempt, Mapping[str, Any]]]:
+    One squeue call for all attempts.
+    """
+    earlier = []
     for attempt in attempts(work.run):
         if not attempt.file.exists():
             continue  # a submission that broke off before anything was queued
         data = attempt.read()
         if (data["kind"], data["column"], data["revision"]) == (work.kind, work.column, work.revision):
-            yield attempt, data
+            earlier.append(data)
+    live = squeue.states(job for data in earlier if data["executor"] == "slurm" for job in data["jobs"])
+    return {
+        job: data["tasks"][index] if index < len(data["tasks"]) else []
+        for data in earlier
+        for index, job in enumerate(data["jobs"])
+        if (job in live if data["executor"] == "slurm" else data["host"] == socket.gethostname() and alive(job))
+    }
 
 
-def live_jobs(attempt: Attempt, data: Mapping[str, Any]) -> dict[int, str]:
-    """Task index -> job id of the tasks of an attempt that SLURM holds, or that live on this machine."""
-    if data["executor"] == "slurm":
-        states = squeue.states(data["jobs"])
-        return {index: job for index, job in enumerate(data["jobs"]) if job in states}
-    if data["host"] != socket.gethostname():
-        return {}
-    return {index: job for index, job in enumerate(data["jobs"]) if job and alive(job)}
+def rows_to_retry(work: Work) -> list[int]:
+    """Shards of a merged column that hold rows to be tried again (out of memory, I/O)."""
+    if work.kind != "stage" or not complete(work):
+        return []
+    facts = manifest.read_column_manifest(work.dataset, work.column, work.revision)
+    return [entry["shard"] for entry in facts["shards"] if entry["tombstones"]["retry"]]
 
 
-def plan_tasks(work: Work, cluster: Cluster, busy: Sequence[str]) -> list[list[int]]:
-    """The map from task to shards: what is missing minus what is pending or running."""
+def plan_tasks(
+    work: Work, cluster: Cluster, busy: Mapping[str, list[int]], again: Sequence[int] = ()
+) -> list[list[int]]:
+    """The map from task to shards: what is missing, or to be tried `again`, minus what is pending or running."""
     if work.shards == 0:
         return [[] for _ in range(work.units)]
-    held: set[int] = set()
-    if busy:
-        for attempt, data in _same(work):
-            for index in live_jobs(attempt, data):
-                if index < len(data["tasks"]):
-                    held.update(data["tasks"][index])
+    held = {shard for shards in busy.values() for shard in shards}
     folder = manifest.column_folder(work.dataset, work.column, work.revision)
-    todo = [shard for shard in manifest.missing(folder, work.shards) if shard not in held]
+    todo = [shard for shard in sorted({*manifest.missing(folder, work.shards), *again}) if shard not in held]
+    if not todo and not busy:
+        return [[]]  # every receipt is there but nobody merged them: one task that finds nothing to do, then the merge
     if cluster.executor == "local":
         count = min(cluster.local_parallelism, len(todo))
         return [todo[start::count] for start in range(count)]
     size = work.resources.shards_per_task
-    if not todo and not held:
-        return [[]]  # every receipt is there but nobody merged them: one task that finds nothing to do, then the merge
     return [todo[start : start + size] for start in range(0, len(todo), size)]
 
 
@@ -271,7 +277,7 @@ def failure(attempt: Attempt, work: Work) -> str:
     """What went wrong first, with its place: for the message at the end of a followed submission."""
     from semiocity.launch.status import task_states
 
-    failed = [state for state in task_states(attempt) if state["state"] in ("failed", "lost")]
+    failed = [state for state in task_states(attempt, live={}) if state["state"] in ("failed", "lost")]
     lines = [f"{describe(work)}: not complete"]
     for state in failed[:3]:
         lines.append(f"  task {state['index']}: {state['reason']}")

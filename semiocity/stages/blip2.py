@@ -24,12 +24,10 @@ class Captioner:
         model: torch.nn.Module = Blip2ForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype)
         )
-        if not self.processor.num_query_tokens or model.config.image_token_index is None:
-            raise UserError(
-                f"{folder}: num_query_tokens or image_token_index is not set; fetch a newer revision of the model"
-            )
         # Any: transformers' annotations do not cover its own models.
         self.model: Any = model.to(device).eval()
+        if not self.processor.num_query_tokens or self.model.config.image_token_index is None:
+            raise UserError(f"{folder}: no num_query_tokens or image_token_index; fetch a newer revision of the model")
         self.device = device
         self.dtype = getattr(torch, dtype)
 

@@ -24,6 +24,7 @@ from semiocity.data.order import Order
 from semiocity.errors import UserError
 from semiocity.files import digest, fsync_folder, write_json
 from semiocity.train import zero
+from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.checkpoint import Checkpoints
 from semiocity.train.ema import Ema
 from semiocity.train.metrics import Metrics
@@ -131,6 +132,7 @@ class Trainer:
             )
             for phase in phases
         ]
+        self.statistics = BatchStatistics(self.modules)
         self.averages = {e.phase.name: Ema(e, self.job.ema) for e in self.engines if e.phase.ema}
 
     # -- the run ------------------------------------------------------------------------------------------------------
@@ -191,6 +193,7 @@ class Trainer:
         shown: dict[str, tuple[Tensor, Tensor]] = {}
         local: dict[str, float] = {}
         applied = True
+        self.statistics.remember()
         for engine in (e for e in self.engines if part.step % e.phase.every == 0):
             prefix = f"{engine.phase.name}/" if len(self.engines) > 1 else ""
             torch.manual_seed(torch_seed(self.job.seed, part.step, self.world.rank))
@@ -207,7 +210,7 @@ class Trainer:
                 average.update()
             applied &= stepped.applied
             local[f"{prefix}lr"], local[f"{prefix}gradient_norm"] = rate, stepped.gradient_norm
-        zero.average_statistics(self.modules)
+        self.statistics.settle(applied)
 
         # One small message a step carries all that the ranks must agree on.
         flag = torch.tensor(float(stopping), dtype=torch.float64, device=self.device)
@@ -229,7 +232,7 @@ class Trainer:
             self.rollbacks += 1
             at = self.checkpoints.load_newest(self.state, self.engines, self.averages)
             assert at is not None, "a checkpoint was saved or loaded before"
-            self.done = at
+            self.done = self.saved_at = at
             self.bad.clear()
             if self.first:
                 print(f"{self.job.bad_steps} such steps in a row: going back to step {at}", flush=True)

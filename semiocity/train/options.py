@@ -75,7 +75,7 @@ class EmaOptions(Strict):
     """Exponential moving average of the fp32 master weights; it is what is sampled and exported.
 
     After update n (from 0): ema += (1 - d)·(weights - ema) with d = min(decay, (1 + n) / (10 + n)) if `warmup`, else
-    d = decay. Buffers (batch statistics) are not averaged: the average goes with the buffers of the moment.
+    d = decay. Buffers are not averaged: see semiocity.train.batch_statistics.
     """
 
     decay: float = Field(0.9999, ge=0, lt=1)

@@ -113,10 +113,10 @@ def _put(i: int, state: dict[str, Any], master: Tensor, engine: Engine, average:
 
 
 class _Piece(NamedTuple):
-    """Where elements [start, start + count) of a parameter were kept."""
+    """Where elements [start, start + length) of a parameter were kept."""
 
     start: int
-    count: int
+    length: int
     file: Path
     part: int
     offset: int
@@ -125,21 +125,21 @@ class _Piece(NamedTuple):
 def _load_divided_anew(files: list[Path], engine: Engine, average: Ema | None) -> None:
     kept: dict[str, list[_Piece]] = defaultdict(list)
     for file in files:
-        for name, start, count, part, offset in _about(file)["fragments"]:
-            kept[name].append(_Piece(start, count, file, part, offset))
+        for name, start, length, part, offset in _about(file)["fragments"]:
+            kept[name].append(_Piece(start, length, file, part, offset))
     if any(_about(file)["plain"] for file in files):
         raise UserError(_cannot(files))
     parts: dict[int, dict[str, Tensor]] = defaultdict(dict)
     masters = engine.masters()
-    for name, start, count, part, offset in engine.fragments():
-        for key, values in _elements(kept[name], start, count).items():
+    for name, start, length, part, offset in engine.fragments():
+        for key, values in _elements(kept[name], start, length).items():
             if values.ndim == 0:
                 parts[part][key] = values
                 continue
             if key not in parts[part]:
                 # Beyond the fragments there is only padding.
                 parts[part][key] = torch.zeros(masters[part].numel(), dtype=values.dtype)
-            parts[part][key][offset : offset + count] = values
+            parts[part][key][offset : offset + length] = values
     for i, master in enumerate(masters):
         if i in parts:
             state = {key: v.view(master.shape) if v.ndim else v for key, v in parts[i].items()}
@@ -148,11 +148,11 @@ def _load_divided_anew(files: list[Path], engine: Engine, average: Ema | None) -
         average.updates = _about(files[0])["ema_updates"]
 
 
-def _elements(pieces: Iterable[_Piece], start: int, count: int) -> dict[str, Tensor]:
-    """Elements [start, start + count) of a parameter: for each kind of state a flat tensor, or a scalar."""
+def _elements(pieces: Iterable[_Piece], start: int, length: int) -> dict[str, Tensor]:
+    """Elements [start, start + length) of a parameter: for each kind of state a flat tensor, or a scalar."""
     found: dict[str, Tensor] = {}
     for piece in pieces:
-        first, last = max(start, piece.start), min(start + count, piece.start + piece.count)
+        first, last = max(start, piece.start), min(start + length, piece.start + piece.length)
         if first >= last:
             continue
         with safe_open(piece.file, "pt") as opened:
@@ -163,7 +163,7 @@ def _elements(pieces: Iterable[_Piece], start: int, count: int) -> dict[str, Ten
                     found[key] = opened.get_tensor(prefix + key)
                     continue
                 values = _flat(opened, prefix, key, piece)[first - piece.start : last - piece.start]
-                found.setdefault(key, torch.empty(count, dtype=values.dtype))[first - start : last - start] = values
+                found.setdefault(key, torch.empty(length, dtype=values.dtype))[first - start : last - start] = values
     return found
 
 
@@ -173,8 +173,8 @@ def _flat(opened: Any, prefix: str, key: str, piece: _Piece) -> Tensor:
     if kept.get_shape() != shape:
         raise UserError(_cannot([piece.file]))
     if len(shape) == 1:
-        return kept[piece.offset : piece.offset + piece.count]
-    return opened.get_tensor(prefix + key).flatten()[piece.offset : piece.offset + piece.count]
+        return kept[piece.offset : piece.offset + piece.length]
+    return opened.get_tensor(prefix + key).flatten()[piece.offset : piece.offset + piece.length]
 
 
 def _cannot(files: list[Path]) -> str:

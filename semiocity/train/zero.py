@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from semiocity.train.tasks.base import Loss, Modules, Phase, Task, Tensors
 
@@ -125,7 +124,7 @@ class Fragment(NamedTuple):
     name: str
     start: int
     """First element of the flattened parameter."""
-    count: int
+    length: int
     part: int
     """Index into `Engine.masters`."""
     offset: int
@@ -152,7 +151,10 @@ class Engine:
 
         self.phase = phase
         self.stage = phase.zero.stage
-        self.trained = [(name, p) for name, p in bundle.parts.named_parameters() if p.requires_grad]
+        # Any: DeepSpeed hangs its own attributes on parameters.
+        self.trained: list[tuple[str, Any]] = [
+            (name, p) for name, p in bundle.parts.named_parameters() if p.requires_grad
+        ]
         self._bundle, self._device = bundle, device
         options = phase.optimizer
         self.optimizer = torch.optim.AdamW(
@@ -347,19 +349,3 @@ def from_first(value: Any) -> Any:
 def barrier() -> None:
     """Wait for all ranks."""
     dist.barrier()
-
-
-def average_statistics(modules: Mapping[str, nn.Module]) -> None:
-    """The rule for buffers: after every step, running statistics of norms become their mean over the ranks.
-
-    So every rank has what a checkpoint holds. All other buffers must be equal on the ranks by themselves.
-    """
-    norms = [m for module in modules.values() for m in module.modules() if isinstance(m, _NormBase)]
-    buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
-    if not buffers or dist.get_world_size() == 1:
-        return
-    flat = torch.cat([b.flatten().float() for b in buffers])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers])):
-        buffer.copy_(mean.view_as(buffer))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from semiocity.data.sources.city import CLASSES, PALETTE, Scene, scene
-from semiocity.data.sources.city_layout import Building
+from semiocity.data.sources.city_layout import Building, Kind, Thing
 from semiocity.data.sources.city_streets import layout
 from semiocity.errors import UserError
 
@@ -166,6 +166,17 @@ def test_nothing_lies_behind_the_camera() -> None:
             assert 0 < flat.z0 < flat.z1, index
         for solid in plan.solids:
             assert (solid.z0 if isinstance(solid, Building) else solid.z) > 0, index
+
+
+def test_cars_do_not_run_into_each_other() -> None:
+    for index in range(500):
+        cars = [thing for thing in layout(8, index).solids if isinstance(thing, Thing) and thing.kind is Kind.CAR]
+        for number, one in enumerate(cars):
+            for other in cars[:number]:
+                along, across = abs(one.z - other.z), abs(one.x - other.x)
+                if one.heading[0]:
+                    along, across = across, along
+                assert along > (one.size + other.size) / 2 or across > 1.76, index
 
 
 def test_palette_names_every_class_once() -> None:

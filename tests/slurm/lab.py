@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("slurm-lab")
 FINISHED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"})
+
+
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+    """Poll until `condition` holds."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"after {timeout_s:.0f} s: not {what}")
+        time.sleep(0.1)
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,6 @@ class Cluster:
         return {fields[0]: fields[1] for fields in map(str.split, lines)}
 
     def wait(self, job: str, states: Collection[str] = FINISHED, timeout_s: float = 120) -> str:
-        """Poll until the job is in one of `states`; that state."""
-        end = time.monotonic() + timeout_s
-        while (state := self.job(job)["JobState"]) not in states:
-            if time.monotonic() > end:
-                raise AssertionError(f"job {job} is still {state} after {timeout_s:.0f} s: {self.job(job)}")
-            time.sleep(0.1)
-        return state
+        """Poll until the job is in one of `states`; its state then."""
+        until(lambda: self.job(job)["JobState"] in states, f"job {job} in {', '.join(states)}", timeout_s)
+        return self.job(job)["JobState"]

@@ -23,6 +23,6 @@ def broken_street(tmp_path: Path) -> Path:
     """8 rows in 2 shards; row 2 has no image that can be decoded, row 5 no label map that can."""
     rows = street_rows(8)
     keys = sorted(rows)
-    rows[keys[2]]["image"] = ("jpg", b"\xff\xd8\xff\xe0 cut off")
+    rows[keys[2]]["image"] = ("jpg", b"<html>404 Not Found</html>")
     rows[keys[5]]["label"] = ("label.png", rows[keys[5]]["label"][1][:-40])
     return write_base(tmp_path / "broken", rows, shard_rows=4, classes=STREET)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from semiocity.data.lease import Owner
 from semiocity.data.manifest import column_folder, merge, read_manifest
+from semiocity.data.recipe import Recipe
 from semiocity.data.shard import Head, ShardPath, ShardReader, ShardWriter
 from semiocity.data.sources.city import CLASSES, scene
 from semiocity.files import digest, write_json
@@ -56,11 +57,14 @@ def write_base(
     """Write rows (key → fields) as the base column of a dataset; every row is of the split train, at dusk."""
     keys = sorted(rows)
     shards = [keys[start : start + shard_rows] for start in range(0, len(keys), shard_rows)]
-    recipe = {
-        "name": folder.name,
-        "classes": [{"name": name, "color": [i, i, i]} for i, name in enumerate(classes)],
-        "ignore_id": ignore_id,
-    }
+    recipe = Recipe.model_validate(
+        {
+            "name": folder.name,
+            "source": {"kind": "folder", "root": str(folder)},
+            "classes": [{"name": name, "color": [i, i, i]} for i, name in enumerate(classes)],
+            "ignore_id": ignore_id,
+        }
+    ).resolved()
     plan = {"recipe": recipe, "shards": len(shards), "rows": len(keys), "files_seen": len(keys)}
     made = digest(plan)
     write_json(folder / "plans" / made / "plan.json", plan)

@@ -1,5 +1,6 @@
 """Two ranks and a small packed dataset for the tests of training."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +23,35 @@ def ranks() -> Iterator[Ranks]:
 
 
 @pytest.fixture(scope="session")
+def lone_rank() -> Iterator[Ranks]:
+    """One rank by itself."""
+    made = Ranks(1)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Random numbers for a test; their seed is in its output."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed dataset: 22 rows of 32×32 for training in three shards, with label and instance maps."""
-    folder = tmp_path_factory.mktemp("data") / "city"
-    source = {"kind": "city", "train": 22, "val": 5, "size": [32, 32]}
+    return packed_city(tmp_path_factory.mktemp("data") / "city", 22)
+
+
+@pytest.fixture(scope="session")
+def other_city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with another number of rows."""
+    return packed_city(tmp_path_factory.mktemp("data") / "city", 20)
+
+
+def packed_city(folder: Path, rows: int) -> Path:
+    source = {"kind": "city", "train": rows, "val": 5, "size": [32, 32]}
     recipe = Recipe.model_validate({"name": "city", "source": source, "shard_rows": 9})
     plan = make_plan(recipe, folder)
     assert pack_shards(plan, range(plan.shards), Owner.here(), stop=lambda: False, report=lambda facts: None)

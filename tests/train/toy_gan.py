@@ -78,8 +78,8 @@ class ToyGan(Task):
             (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
             losses = nn.functional.softplus(-scores) + slope.square().flatten(1).sum(1)
             losses = losses + nn.functional.softplus(modules["judge"](modules["tint"](fake))).flatten()
-            if self._poisoned(step):
-                losses = losses + torch.inf
+        if phase == self.options.poison_phase and self._poisoned(step):
+            losses = losses + torch.inf
         losses = losses * weight
         return Loss(losses.mean(), {"loss": (losses.detach().sum(), float(len(losses)))})
 

@@ -9,8 +9,9 @@ class ToyGanOptions(TaskOptions):
     generator_zero: ZeroOptions = ZeroOptions()
     discriminator: OptimizerOptions = OptimizerOptions(lr=2e-3, clip=None)
     generator_every: int = 1
+    poison_phase: str = "judge"
     poison_steps: tuple[int, ...] = ()
-    """Steps at which the discriminator's loss is not finite."""
+    """Steps, from 0, at which the loss of that phase is not finite."""
     poison_until_file: str = ""
     """The last of `poison_steps` makes this file, and while it is there nothing is poisoned."""
 

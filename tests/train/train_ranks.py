@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import random
 import socket
 import traceback
 from collections.abc import Callable
@@ -23,9 +22,9 @@ SIZE = 2
 
 
 def job_of(dataset: Path, **settings: Any) -> TrainJob:
-    """A training job of two ranks; nested tables as dicts."""
+    """A training job; nested tables as dicts."""
     register()
-    return check({"dataset": str(dataset), "resources": {"ranks_per_node": SIZE}, **settings}, TrainJob, "test")
+    return check({"dataset": str(dataset), **settings}, TrainJob, "test")
 
 
 def register() -> None:
@@ -34,9 +33,9 @@ def register() -> None:
 
 
 class Ranks:
-    """`call` runs a function on both ranks and gives their results; `UserError`s come back as themselves."""
+    """`call` runs a function on all ranks and gives their results; `UserError`s come back as themselves."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = SIZE) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -44,9 +43,9 @@ class Ranks:
         self.pipes: list[Connection] = []
         self.processes = []
         os.environ["OMP_NUM_THREADS"] = "1"
-        for rank in range(SIZE):
+        for rank in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, port), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, rank, size, port), daemon=True)
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
@@ -71,11 +70,11 @@ class Ranks:
             process.kill()
 
 
-def _serve(pipe: Connection, rank: int, port: int) -> None:
+def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
     from semiocity.train import zero
 
     register()
-    world = World(rank, SIZE, rank, 1, "127.0.0.1", port, "test", 0)
+    world = World(rank, size, rank, 1, "127.0.0.1", port, "test", 0)
     with zero.session(world, 1):
         while (request := pipe.recv()) is not None:
             module, name, arguments = request
@@ -102,9 +101,3 @@ def train(world: World, settings: dict[str, Any], run: Path, dataset: Path, stop
         return world.rank == stop_rank and calls == stop_after
 
     return run_training(job_of(dataset, **settings), run, dataset, world, stop)
-
-
-def pick(seed: int, count: int, choices: list[Any]) -> list[Any]:
-    """Some of `choices`, and the seed in the test's output."""
-    print(f"sampled with seed {seed}")
-    return random.Random(seed).sample(choices, count)

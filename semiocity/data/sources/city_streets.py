@@ -197,7 +197,7 @@ def _traffic(site: _Site, side: int, road: float, end: float, crossing: float | 
             site.put(Kind.CAR, side * (road - 1.05), slot + 2.1, dice.between(3.9, 4.6), (0, side))
         slot += dice.between(5.4, 7.0)
     if dice.chance(0.45):
-        lane = road * 0.25 + 0.35 if parking else road * 0.5
+        lane = road * 0.25 + 0.15 if parking else road * 0.5
         z = dice.between(0.0, 14.0) + (6.5 if crossing is None else 13.0)
         site.put(Kind.CAR, side * lane, z, dice.between(3.9, 4.6), (0, side))
 

@@ -144,7 +144,7 @@ def person(canvas: Canvas, t: Thing) -> None:
     sleeve = mix(shirt, (0, 0, 0), 0.18)
 
     def part(points: list[Point], colour: Colour) -> None:
-        canvas.fill([(x + dx * unit, foot - y * unit) for dx, y in points], colour, code)
+        canvas.fill([(x + 1.15 * dx * unit, foot - y * unit) for dx, y in points], colour, code)
 
     for way in (-1, 1):
         ankle = way * stride

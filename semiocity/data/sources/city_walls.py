@@ -215,15 +215,15 @@ def _draw_window(canvas: Canvas, wall: Wall, corners: Sequence[Point], wide: flo
     lit = share(word >> 8) < canvas.light.lit
     glass = mix((255, 204, 108), (255, 234, 176), word % 8 / 8) if lit else canvas.colour(GLASS, 0.3, wall.z)
     canvas.fill(corners, frame, int(Kind.WINDOW))
-    canvas.fill(_inner(corners, 0.1, 0.07, 0.9, 0.93), glass)
+    canvas.fill(_inner(corners, 0.07, 0.05, 0.93, 0.95), glass)
     if wide < 5:
         return
     sky = (255, 250, 224) if lit else canvas.light.sky[1]
-    canvas.veil(_inner(corners, 0.1, 0.48, 0.9, 0.93), sky, 85)
+    canvas.veil(_inner(corners, 0.07, 0.48, 0.93, 0.95), sky, 85)
     if wide > 9:
         _dress_window(canvas, wall, corners, word, lit)
-    canvas.fill(_inner(corners, 0.465, 0.07, 0.535, 0.93), frame)
-    canvas.fill(_inner(corners, 0.1, 0.6, 0.9, 0.645), frame)
+    canvas.fill(_inner(corners, 0.47, 0.05, 0.53, 0.95), frame)
+    canvas.fill(_inner(corners, 0.07, 0.6, 0.93, 0.64), frame)
     canvas.fill(_inner(corners, -0.07, -0.07, 1.07, 0.0), canvas.colour((224, 218, 206), wall.sun, wall.z))
     canvas.veil(_inner(corners, -0.04, -0.12, 1.04, -0.07), DARK, 70)
     if wide > 9 and word >> 22 & 3 == 3:
@@ -234,10 +234,10 @@ def _dress_window(canvas: Canvas, wall: Wall, corners: Sequence[Point], word: in
     """Curtains behind every second window, reflections on dark ones."""
     if word >> 20 & 1:
         cloth = (214, 120, 70) if lit else canvas.colour((236, 232, 224), 0.5, wall.z)
-        for u0, u1 in ((0.1, 0.27), (0.73, 0.9)):
-            canvas.veil(_inner(corners, u0, 0.07, u1, 0.93), cloth, 150)
+        for u0, u1 in ((0.07, 0.25), (0.75, 0.93)):
+            canvas.veil(_inner(corners, u0, 0.05, u1, 0.95), cloth, 150)
     if not lit:
-        a, b, c, d = _inner(corners, 0.1, 0.07, 0.9, 0.93)
+        a, b, c, d = _inner(corners, 0.07, 0.05, 0.93, 0.95)
         streak = [between(d, c, 0.3), between(d, c, 0.6), between(a, b, 0.4), between(a, b, 0.1)]
         canvas.veil(streak, (255, 255, 255), 46 if canvas.time == "day" else 18)
 

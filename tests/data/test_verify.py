@@ -1,0 +1,246 @@
+"""Every kind of damage is found and named, with the shard, the key where there is one, and what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from make_images import city_recipe, dice
+
+from semiocity.data.columns import Dataset
+from semiocity.data.lease import Owner
+from semiocity.data.manifest import ShardPath, column_folder, merge
+from semiocity.data.pack import pack_shards
+from semiocity.data.plan import make_plan
+from semiocity.data.shard import Head, ShardReader, ShardWriter
+from semiocity.data.verify import Fault, verify
+from semiocity.errors import UserError
+
+
+def shard(town: Path, column: str = "base", number: int = 1) -> ShardPath:
+    return ShardPath(Dataset.open(town).column(column).folder, number)
+
+
+def payload_at(path: ShardPath, row: int) -> tuple[int, int]:
+    """Offset and length of the first field of a row."""
+    with ShardReader(path) as reader:
+        return reader.column("image.offset")[row], reader.column("image.length")[row]
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def head_of(path: ShardPath) -> Head:
+    """The head that a shard was written with."""
+    receipt = json.loads(path.receipt.read_text())
+    return Head(**{field.name: receipt[field.name] for field in dataclasses.fields(Head)})
+
+
+def boundary_cut(town: Path) -> None:
+    path = shard(town)
+    offset, _ = payload_at(path, 3)
+    path.tar.write_bytes(path.tar.read_bytes()[: offset - 512])
+
+
+def boundary_cut_with_clean_end(town: Path) -> None:
+    path = shard(town)
+    offset, _ = payload_at(path, 3)
+    path.tar.write_bytes(path.tar.read_bytes()[: offset - 512] + bytes(10240))
+
+
+def cut_inside(town: Path) -> None:
+    path = shard(town)
+    offset, length = payload_at(path, 3)
+    path.tar.write_bytes(path.tar.read_bytes()[: offset + length // 2])
+
+
+def header_flip(town: Path) -> None:
+    path = shard(town)
+    flip(path.tar, payload_at(path, 3)[0] - 512 + 3)
+
+
+def payload_flip(town: Path) -> None:
+    path = shard(town)
+    flip(path.tar, payload_at(path, 3)[0] + 7)
+
+
+def missing_tar(town: Path) -> None:
+    shard(town).tar.unlink()
+
+
+def missing_shard(town: Path) -> None:
+    for file in (shard(town).tar, shard(town).parquet, shard(town).receipt):
+        file.unlink()
+
+
+def missing_column_shard(town: Path) -> None:
+    for file in (shard(town, "word").tar, shard(town, "word").parquet, shard(town, "word").receipt):
+        file.unlink()
+
+
+def index_flip(town: Path) -> None:
+    flip(shard(town).parquet, shard(town).parquet.stat().st_size - 30)
+
+
+def receipt_damaged(town: Path) -> None:
+    shard(town).receipt.write_text("{")
+
+
+def receipt_of_other_shard(town: Path) -> None:
+    shard(town).receipt.write_bytes(shard(town, number=2).receipt.read_bytes())
+
+
+def receipt_differs_from_manifest(town: Path) -> None:
+    edit(shard(town).receipt, rows=5)
+
+
+def key_in_one_column_only(town: Path) -> None:
+    """The column's shard lacks a key, and everything else about it is in order."""
+    path = shard(town, "word")
+    keys = ShardReader(path).keys
+    with ShardWriter(path, head_of(path)) as writer:
+        for key in keys:
+            if key != keys[3]:
+                writer.add(key, {"text": ("txt", key.encode())}, {"letters": 1})
+        writer.publish()
+
+
+def same_key_in_two_shards(town: Path) -> None:
+    """Shard 1 holds what shard 0 holds, and its receipt fits it."""
+    source, target = shard(town, number=0), shard(town)
+    target.tar.write_bytes(source.tar.read_bytes())
+    target.parquet.write_bytes(source.parquet.read_bytes())
+    target.receipt.write_text(json.dumps({**json.loads(source.receipt.read_text()), "shard": 1}))
+
+
+def base_made_anew_otherwise(town: Path) -> None:
+    """The base shard has other bytes than when the column was made, and is in order by itself."""
+    path = shard(town)
+    reader = ShardReader(path)
+    rows = [(key, reader.read(i, "meta"), reader.scalars(i)) for i, key in enumerate(reader.keys)]
+    with ShardWriter(path, head_of(path)) as writer:
+        for key, meta, scalars in rows:
+            writer.add(key, {"meta": ("json", meta or b"")}, scalars)
+        writer.publish()
+
+
+def manifest_of_column_missing(town: Path) -> None:
+    (Dataset.open(town).column("word").folder / "manifest.json").unlink()
+
+
+def dataset_manifest_miscounts(town: Path) -> None:
+    edit(town / "manifest.json", files_seen=21)
+
+
+def plan_missing(town: Path) -> None:
+    (town / "plans" / Dataset.open(town).column("base").revision / "plan.json").unlink()
+
+
+def shard_beyond_the_last(town: Path) -> None:
+    (shard(town).parent / "00000009.tar").write_bytes(b"")
+
+
+DAMAGES: list[tuple[Callable[[Path], None], str, bool]] = [
+    (boundary_cut, "cut off", True),
+    (boundary_cut_with_clean_end, "unexpected header", True),
+    (cut_inside, "ends inside", True),
+    (header_flip, "header", True),
+    (payload_flip, "crc32", True),
+    (missing_tar, "missing: 00000001.tar", False),
+    (missing_shard, "missing: 00000001.tar, 00000001.parquet, 00000001.json", False),
+    (missing_column_shard, "missing", False),
+    (index_flip, "00000001.parquet", False),
+    (receipt_damaged, "damaged JSON", False),
+    (receipt_of_other_shard, "receipt and manifest differ", False),
+    (receipt_differs_from_manifest, "differ in rows", False),
+    (key_in_one_column_only, "key of base that this column lacks", True),
+    (same_key_in_two_shards, "the same key", True),
+    (base_made_anew_otherwise, "made from other bytes", False),
+    (manifest_of_column_missing, "cannot be read", False),
+    (dataset_manifest_miscounts, "files seen 21", False),
+    (plan_missing, "cannot be read", False),
+    (shard_beyond_the_last, "a shard that the plan does not have", False),
+]
+
+
+def faults_of(town: Path) -> list[Fault]:
+    return [fault for fault in verify(town) if fault.level == "fault"]
+
+
+def test_nothing_is_wrong_with_a_good_dataset(town: Path) -> None:
+    assert verify(town) == []
+    assert verify(town, quick=True) == []
+
+
+@pytest.mark.parametrize(("damage", "expected", "names_key"), DAMAGES, ids=[d[0].__name__ for d in DAMAGES])
+def test_damage(own_town: Path, damage: Callable[[Path], None], expected: str, names_key: bool) -> None:
+    wanted = ShardReader(shard(own_town)).keys[3]
+    damage(own_town)
+    faults = faults_of(own_town)
+    matching = [fault for fault in faults if expected in fault.what]
+    assert matching, [str(fault) for fault in faults]
+    assert all(fault.remedy and fault.where for fault in faults)
+    if names_key and damage is not same_key_in_two_shards:
+        assert matching[0].key == wanted
+        assert wanted in matching[0].where
+    if matching[0].shard is not None and damage is not shard_beyond_the_last:
+        assert matching[0].shard == 1
+        assert "/00000001" in matching[0].where
+    others = {fault.shard for fault in faults} - {1, 9, None}
+    assert not others, "shards that are in order are not blamed"
+
+
+def test_any_flipped_bit_is_found(own_town: Path) -> None:
+    random = dice()
+    for file in (shard(own_town).tar, shard(own_town).parquet):
+        whole = file.read_bytes()
+        for _ in range(6):
+            data = bytearray(whole)
+            data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+            file.write_bytes(data)
+            assert faults_of(own_town), "a flipped bit went unnoticed"
+        file.write_bytes(whole)
+    assert verify(own_town) == []
+
+
+def test_quick_finds_what_sizes_and_receipts_show(own_town: Path) -> None:
+    cut_inside(own_town)
+    missing_column_shard(own_town)
+    faults = verify(own_town, quick=True)
+    assert {(fault.column, fault.shard) for fault in faults} == {("base", 1), ("word", 1)}
+
+
+def test_leftovers_are_notes(own_town: Path) -> None:
+    (shard(own_town).parent / ".00000001.tar.abc.tmp").touch()
+    shard(own_town).lease.write_text("{}")
+    notes = verify(own_town)
+    assert {note.level for note in notes} == {"note"}
+    assert {note.where.rpartition("/")[2] for note in notes} == {".00000001.tar.abc.tmp", "00000001.lease"}
+
+
+def test_the_remedy_mends_it(own_town: Path) -> None:
+    payload_flip(own_town)
+    fault = faults_of(own_town)[0]
+    receipt = shard(own_town).receipt
+    assert f"remove {receipt} and run the job" in fault.remedy
+    receipt.unlink()
+    plan = make_plan(city_recipe(), own_town)
+    pack_shards(plan, range(plan.shards), Owner.here())
+    merge(own_town, "base", plan.revision)
+    assert verify(own_town) == []
+
+
+def test_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        verify(tmp_path)
+    assert column_folder(tmp_path, "base", "x") == tmp_path / "columns" / "base" / "x"

@@ -1,0 +1,131 @@
+"""Submitting on this machine: real tasks, real shards, and nothing computed twice."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SETS = ["--set", "source.size=[32, 32]", "--set", "source.train=40", "--set", "source.val=8", "--set", "shard_rows=8"]
+SLOW = ["--set", "args.rehearse_slow_batch_s=0.4"]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("jobs", "shards"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("cluster.toml"))
+    done = semiocity("pack", "shards/city.toml", *SETS, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def project(packed: Path, tmp_path: Path) -> Path:
+    """A copy of a project with a packed dataset of six shards."""
+    return Path(shutil.copytree(packed, tmp_path / "project"))
+
+
+def semiocity(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "semiocity", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def attempt(project: Path, run: str, number: int = 1) -> dict:
+    return json.loads((project / f"runs/{run}/attempts/{number:04d}/attempt.json").read_text())
+
+
+def test_a_stage_is_made_once_and_only_what_is_missing_again(project: Path) -> None:
+    assert semiocity("caption", "jobs/caption.toml", cwd=project).returncode == 0
+    assert "nothing to do" in semiocity("caption", "jobs/caption.toml", cwd=project).stdout
+    receipts = sorted((project / "data/city/columns/caption").glob("*/00000/*.json"))
+    assert len(receipts) == 6
+    before = {path: path.stat().st_mtime_ns for path in receipts}
+    bytes_before = receipts[3].with_suffix(".tar").read_bytes()
+    receipts[3].unlink()
+    (project / "data/city/manifest.json").write_text(
+        (project / "data/city/manifest.json").read_text().replace('"caption"', '"gone"', 1)
+    )
+    done = semiocity("caption", "jobs/caption.toml", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert attempt(project, "caption-city", 2)["tasks"] == [[3]]
+    assert receipts[3].with_suffix(".tar").read_bytes() == bytes_before
+    others = [path for path in receipts if path != receipts[3]]
+    assert {path: path.stat().st_mtime_ns for path in others} == {path: before[path] for path in others}
+
+
+def test_a_failing_task_is_reported_with_its_reason_and_log(project: Path) -> None:
+    shard = next((project / "data/city/columns/base").glob("*/00000/00000002.tar"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    done = semiocity("caption", "jobs/caption.toml", cwd=project)
+    assert done.returncode != 0
+    assert "00000002" in done.stderr
+    assert "_0_log.out" in done.stderr
+    assert "Traceback" not in done.stderr
+    status = semiocity("status", cwd=project)
+    assert status.returncode == 1
+    assert "failed" in status.stdout and "00000002" in status.stdout
+
+
+def test_interrupt_saves_and_the_next_call_goes_on(project: Path) -> None:
+    """Ctrl-C in a terminal: the signal reaches the whole process group."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "semiocity", "caption", "jobs/caption.toml", *SLOW],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    folder = project / "data/city/columns/caption"
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("*/00000/*.json")):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Run the same command again" in stderr
+    there = {path.name for path in folder.glob("*/00000/*.json")}
+    assert 0 < len(there) < 6
+    assert not list(folder.glob("*/00000/.*.tmp")) and not list(folder.glob("*/00000/*.lease"))
+    assert semiocity("caption", "jobs/caption.toml", cwd=project).returncode == 0
+    assert len(list(folder.glob("*/00000/*.json"))) == 6
+    redone = {shard for task in attempt(project, "caption-city", 2)["tasks"] for shard in task}
+    assert not redone & {int(name[:8]) for name in there}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["caption", "jobs/caption.toml", "--set", "image=missing.sif"], "image missing.sif: no such file"),
+        (["segment", "jobs/caption.toml"], "run it with `semiocity caption"),
+        (["caption", "jobs/caption.toml", "--set", "dataset=data/none"], "no such file"),
+        (["train", "jobs/demo-train.toml", "--set", "resources.nodes=2"], "several nodes need SLURM"),
+        (["train", "jobs/demo-train.toml", "--set", "data.fields.label=annotate.label"], "no column annotate"),
+        (["generate", "jobs/generate.toml", "--set", "run=nobody"], "no trained model yet"),
+        (["caption", "jobs/caption.toml", "--set", "args.captioner=oracle"], "oracle"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_started(
+    project: Path, arguments: list[str], message: str
+) -> None:
+    done = semiocity(*arguments, cwd=project)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [path for path in (project / "runs").iterdir() if path.name != "pack-city"]
+
+
+def test_dry_run_prints_and_touches_nothing(project: Path) -> None:
+    (project / "jobs/cluster.toml").write_text('executor = "slurm"\npartition = "gpu"\n')
+    done = semiocity("caption", "jobs/caption.toml", "--dry-run", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/bash")
+    assert "#SBATCH --array=0-5" in done.stdout
+    assert not (project / "runs/caption-city").exists()

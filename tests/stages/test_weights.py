@@ -1,0 +1,83 @@
+"""Folders of weights: complete or refused, named by their contents, found in the hub's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tiny_models import save_sam
+
+from semiocity.errors import UserError
+from semiocity.stages import weights
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_sam(tmp_path / "sam")
+
+
+def test_one_changed_byte_of_weights_or_configuration_changes_the_revision(folder: Path) -> None:
+    first = weights.revision(folder)
+    assert weights.revision(folder) == first
+    (folder / "README.md").write_text("not read by anything")
+    assert weights.revision(folder) == first
+    for name in ("model.safetensors", "config.json", "processor_config.json"):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(folder / name, (1, 1))
+        assert weights.revision(folder) != first, name
+        (folder / name).write_bytes(data)
+    assert weights.revision(folder) == first
+
+
+def test_hashes_of_weights_are_kept_and_used_while_the_file_is_the_same(folder: Path) -> None:
+    first = weights.revision(folder)
+    cache = folder / weights.CACHE
+    known = json.loads(cache.read_text())
+    assert set(known) == {"model.safetensors"}
+    known["model.safetensors"][2] = "0" * 64
+    cache.write_text(json.dumps(known))
+    assert weights.revision(folder) != first, "the cache is not read"
+    os.utime(folder / "model.safetensors", (2, 2))
+    assert weights.revision(folder) == first
+    cache.write_text("{ broken")
+    assert weights.revision(folder) == first
+
+
+def test_the_hubs_cache_is_followed_and_its_names_of_large_files_are_taken(folder: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models--org--sam"
+    snapshot = repository / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123")
+    for path in folder.iterdir():
+        if path.name != weights.CACHE:
+            blob = repository / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+            blob.write_bytes(path.read_bytes())
+            (snapshot / path.name).symlink_to(blob)
+    weights.check(repository, "args.model", "sam")
+    assert weights.resolve(repository) == snapshot
+    assert weights.revision(repository) == weights.revision(folder)
+
+
+def test_every_file_that_the_index_names_must_be_there(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / weights.INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"args\.model: .*model-00002-of-00002\.safetensors is missing"):
+        weights.check(folder, "args.model", "sam")
+    (folder / "model-00002-of-00002.safetensors").touch()
+    weights.check(folder, "args.model", "sam")
+    assert weights.revision(folder)
+
+
+def test_another_kind_of_model_and_damaged_json_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="holds a model of type 'sam', not 'blip-2'"):
+        weights.check(folder, "args.model", "blip-2")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="damaged JSON"):
+        weights.check(folder, "args.model", "sam")
