@@ -98,7 +98,7 @@ def save_blip2(folder: Path, language: str, seed: int = 0) -> Path:
     with torch.no_grad():
         # So that the answer depends on the picture, and not on the prompt alone.
         model.vision_model.embeddings.patch_embedding.weight.mul_(4)
-        model.language_projection.weight.mul_(4)
+        model.language_projection.weight.mul_(12)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -58,11 +58,11 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
     kind = image.format
     jpeg = kind in ("JPEG", "MPO")  # MPO: a JPEG followed by others, as stereo cameras write; the first counts
     changes: list[str] = []
-    if getattr(image, "n_frames", 1) > 1 and not jpeg:
-        changes.append("first frame")
     depth = _png_depth(data) if kind == "PNG" else 8
     mode = image.mode
     try:
+        if not jpeg and getattr(image, "is_animated", False):
+            changes.append("first frame")
         image.load()
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
@@ -136,8 +136,9 @@ def _to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:
         return over.convert("RGB")
     if image.mode in ("RGB", "L"):
         return image
-    changes.append(f"{image.mode} to RGB")
-    return image.convert("L" if image.mode == "1" else "RGB")
+    wanted = "L" if image.mode == "1" else "RGB"
+    changes.append(f"{image.mode} to {wanted}")
+    return image.convert(wanted)
 
 
 def _png_depth(data: bytes) -> int:

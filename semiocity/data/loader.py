@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from semiocity.data.order import Order
+from semiocity.data.order import Batch, Order
 from semiocity.errors import UserError
 
 Arrays = dict[str, NDArray[Any]]
@@ -33,8 +33,8 @@ Decode = Callable[[Mapping[str, bytes | None]], Arrays]
 """Fields of one row by name -> arrays. A ValueError or OSError means that the row is damaged, and is reported with its
 key."""
 
-Collate = Callable[[int, NDArray[np.int64], NDArray[np.float32], Sequence[Arrays]], dict[str, torch.Tensor]]
-"""(step, rows [b], weights [b], decoded rows) -> tensors whose first dimension is b."""
+Collate = Callable[[Batch, Sequence[Arrays]], dict[str, torch.Tensor]]
+"""(a rank's slice, its decoded rows) -> tensors whose first dimension is the slice's length."""
 
 
 @dataclass
@@ -96,10 +96,10 @@ class _Steps(Dataset[Any]):
         self.rows, self.order, self.rank, self.world, self.collate = rows, order, rank, world, collate
 
     def __getitem__(self, step: int) -> Slice | UserError:
-        _, numbers, weights = self.order.slice_of(step, self.rank, self.world)
+        batch = self.order.slice_of(step, self.rank, self.world)
         try:
-            found = [self.rows[int(number)] for number in numbers]
-            tensors = self.collate(step, numbers, weights, [row.arrays for row in found])
+            found = [self.rows[int(number)] for number in batch.rows]
+            tensors = self.collate(batch, [row.arrays for row in found])
         except UserError as error:
             return error
         return Slice(step, [row.key for row in found], tensors)

@@ -23,13 +23,15 @@ WINDOWS_KEPT = 4
 
 
 class Batch(NamedTuple):
-    """One global batch."""
+    """A global batch, or a rank's slice of one."""
 
     step: int
     rows: NDArray[np.int64]
-    """[global_batch] row numbers of the view."""
+    """[b] row numbers of the view."""
+    places: NDArray[np.int64]
+    """[b] place of each row in the global batch."""
     weights: NDArray[np.float32]
-    """[global_batch] 0 for a row that only fills up the last batch of an epoch, else global batch / real rows, so that
+    """[b] 0 for a row that only fills up the last batch of an epoch, else global batch / real rows, so that
     the mean over all places is the mean over the real rows. 1 in all other batches."""
 
 
@@ -123,7 +125,7 @@ class Order:
             weights[len(rows) :] = 0
             # The epoch may be shorter than what is missing, so its beginning is repeated as often as needed.
             rows = np.concatenate([rows, np.resize(self._slice(epoch, 0, min(missing, self.rows)), missing)])
-        return Batch(step, rows, weights)
+        return Batch(step, rows, np.arange(self.global_batch), weights)
 
     def slice_of(self, step: int, rank: int, world: int) -> Batch:
         """The part of the global batch of `step` that `rank` of `world` reads: contiguous, equal sizes."""
@@ -131,7 +133,7 @@ class Order:
         if rest:
             raise UserError(f"global_batch ({self.global_batch}) is no multiple of the number of ranks ({world})")
         whole, part = self.batch(step), slice(rank * size, (rank + 1) * size)
-        return Batch(step, whole.rows[part], whole.weights[part])
+        return Batch(step, whole.rows[part], whole.places[part], whole.weights[part])
 
     # -- inside an epoch ----------------------------------------------------------------------------------------------
 

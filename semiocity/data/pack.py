@@ -73,7 +73,11 @@ def pack_shard(plan: Plan, shard: int, path: ShardPath) -> dict[str, Any]:
 def make_head(plan: Plan, shard: int) -> Head:
     """The head of a base shard."""
     scalars: dict[str, Scalar] = {"split": "str", "width": "int", "height": "int"}
-    codecs = {"pillow": PIL.__version__, "jpeg": features.version("jpg"), "zlib": features.version("zlib")}
+    codecs = {
+        "pillow": PIL.__version__,
+        "jpeg": features.version("libjpeg_turbo"),
+        "zlib": features.version("zlib_ng") or features.version("zlib"),
+    }
     return Head(
         column=BASE,
         revision=plan.revision,

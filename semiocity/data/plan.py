@@ -14,9 +14,10 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +32,8 @@ from semiocity.errors import UserError
 
 PACKER_VERSION = 1
 """Raised whenever packing the same plan would give other bytes."""
+
+ABANDONED_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def make_plan(recipe: Recipe, dataset: Path) -> Plan:
     dataset = Path(dataset)
     plans = dataset / "plans"
     plans.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(plans)
     with tempfile.TemporaryDirectory(prefix=".making.", dir=plans) as scratch:
         content = _write(recipe, Path(scratch))
         folder = _folder(dataset, content["revision"])
@@ -265,7 +269,9 @@ def _shards(rows: Iterator[PlanRow], most_rows: int, most_bytes: float) -> Itera
         yield shard
 
 
-def remove_abandoned(dataset: Path) -> None:
-    """Remove what planning that was killed left behind. Only for when no planning runs."""
-    for folder in (Path(dataset) / "plans").glob(".making.*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove_abandoned(plans: Path) -> None:
+    """Remove what planning that was killed more than a day ago left behind; younger folders may be in use."""
+    for folder in plans.glob(".making.*"):
+        with suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 import zlib
 from collections import Counter
@@ -30,6 +31,8 @@ LARGEST = 8**11 - 1
 """Bytes: the largest size that a USTAR header can name."""
 TOMBSTONE = "tombstone.json"
 KINDS = ("permanent", "retry")
+
+NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
 Scalar = Literal["int", "float", "str", "bool"]
 _ARROW = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}
@@ -59,7 +62,13 @@ class Head:
     fields: dict[str, str]
     """Logical field → member extension; several that may occur are separated by `|`, as in `jpg|png`."""
     scalars: dict[str, Scalar] = field(default_factory=dict)
-    """Scalar → type; they go into the parquet only."""
+    """Scalar → type; they go into the parquet only. Names may have dots, as in share.road."""
+
+    def __post_init__(self) -> None:
+        index = index_schema(self.fields, {}).names
+        for name in (*self.fields, *self.scalars):
+            if not NAME.fullmatch(name) or (name in index) or (name in self.fields and "." in name):
+                raise ValueError(f"column {self.column}: {name!r} cannot be the name of a field or scalar")
 
 
 def ustar_header(name: str, size: int) -> bytes:
@@ -291,6 +300,8 @@ class ShardReader:
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ShardError(f"{path.parquet}: index cannot be read ({error}). {_remedy(path)}") from None
         self.keys: list[str] = self._columns["key"]
+        fields = {n.removesuffix(".offset"): "" for n in self.table.column_names if n.endswith(".offset")}
+        self._scalars = [n for n in self.table.column_names if n not in index_schema(fields, {}).names]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -322,8 +333,7 @@ class ShardReader:
 
     def scalars(self, i: int) -> dict[str, Any]:
         """The scalars of row i by name; None where the row has none."""
-        names = [n for n in self.table.column_names if "." not in n and n not in ("key", "tombstone", "reason")]
-        return {name: self.column(name)[i] for name in names}
+        return {name: self.column(name)[i] for name in self._scalars}
 
     def scalar(self, i: int, name: str) -> Any:
         """One scalar of row i. Raises ShardError when the shard has no such scalar."""

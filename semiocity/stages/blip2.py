@@ -21,11 +21,10 @@ class Captioner:
 
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
         self.processor = Blip2Processor.from_pretrained(folder, local_files_only=True)
-        model: torch.nn.Module = Blip2ForConditionalGeneration.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype)
-        )
-        # Any: transformers' annotations do not cover its own models.
-        self.model: Any = model.to(device).eval()
+        # transformers' annotations do not cover its own models.
+        loader: Any = Blip2ForConditionalGeneration
+        model = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype))
+        self.model = model.to(device).eval()
         if not self.processor.num_query_tokens or self.model.config.image_token_index is None:
             raise UserError(f"{folder}: no num_query_tokens or image_token_index; fetch a newer revision of the model")
         self.device = device

@@ -116,7 +116,7 @@ class Blip2Caption(Stage):
         return [str(self.args.model)]
 
     def check(self) -> None:
-        weights.check(self.args.model, "args.model", model_type="blip-2", files=("tokenizer_config.json",))
+        weights.check(self.args.model, "args.model", model_type="blip-2", tokenizer=True)
         weights.check_blip2(self.args.model, "args.model")
 
     def model_revision(self) -> str | None:

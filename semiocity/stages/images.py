@@ -15,7 +15,7 @@ from semiocity.stages.base import BadRow, Made, Row, Tombstone
 
 def decode_rgb(data: bytes) -> np.ndarray:
     """A picture as uint8 [H, W, 3]."""
-    return np.asarray(_open(data, "image").convert("RGB"))
+    return np.array(_open(data, "image").convert("RGB"))  # a copy: torch wants to own what it reads
 
 
 def decode_ids(data: bytes, what: str) -> np.ndarray:

@@ -15,6 +15,8 @@ SPECK = 0.0005
 """Share of the picture below which a region is not mentioned."""
 THING = 0.0003
 """The same for one instance: a person far away is small."""
+WORKING_SIZE = 512
+"""Pixels of the longer side; of larger maps only every second (third, …) row and column is looked at."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ def measure(label: np.ndarray, instance: np.ndarray | None, classes: int, ignore
 
     Ids from `classes` on and the ignore id are left out. An instance belongs to the class that most of its pixels have.
     """
+    step = -(-max(label.shape) // WORKING_SIZE)
+    label = label[::step, ::step]
+    instance = instance[::step, ::step] if instance is not None else None
     known = label < classes
     if ignore_id is not None:
         known &= label != ignore_id

@@ -89,12 +89,26 @@ def run_shards(
             if target.is_made(shard):  # by whoever held the lease until now
                 continue
             if not loaded:
-                stage.load(target.info, stage.execution()["device"])
+                stage.load(target.info, _device(stage))
                 loaded = True
             if not _make_shard(target, shard, stop, partial(_report, report, progress)):
                 return False
         report(progress | {"done_shards": done + 1})
     return True
+
+
+def _device(stage: Stage) -> str:
+    """The device of the stage's execution class. Raises UserError when this node does not have it."""
+    device = stage.execution()["device"]
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                'args.device is "cuda", but this node has no usable GPU; ask for one with resources.gpus_per_node = 1, '
+                'or set args.device = "cpu"'
+            )
+    return str(device)
 
 
 def _report(report: Report, known: dict[str, Any], rows: dict[str, Any]) -> None:

@@ -91,11 +91,10 @@ class MaskGenerator:
     def __init__(self, folder: Path, device: str, dtype: str, options: Options) -> None:
         self.images = SamProcessor.from_pretrained(folder, local_files_only=True).image_processor
         self.dtype = getattr(torch, dtype)
-        model: torch.nn.Module = SamModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=self.dtype
-        )
-        # Any: transformers' annotations do not cover its own models.
-        self.model: Any = model.to(device).eval()
+        # transformers' annotations do not cover its own models.
+        loader: Any = SamModel
+        model = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=self.dtype)
+        self.model = model.to(device).eval()
         self.device = device
         self.options = options
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SMALL = (".json", ".txt", ".model")
 """Suffixes of what is read beside the weights: configuration and vocabularies."""
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model")
 CACHE = ".semiocity-sha256.json"
 """Hashes of large files, kept beside them where the folder can be written: name → [size, mtime in ns, sha256]."""
 
@@ -37,7 +38,7 @@ def resolve(folder: Path) -> Path:
     return folder
 
 
-def check(folder: Path, where: str, model_type: str, files: Sequence[str] = ()) -> None:
+def check(folder: Path, where: str, model_type: str, tokenizer: bool = False) -> None:
     """Refuse a folder that `from_pretrained` could not load as `model_type`. Raises UserError beginning with `where`.
 
     Weights must be safetensors: the older pickles can run code when they are loaded.
@@ -51,9 +52,10 @@ def check(folder: Path, where: str, model_type: str, files: Sequence[str] = ()) 
     found = _json(folder, "config.json", where).get("model_type")
     if found != model_type:
         raise UserError(f"{where}: {folder}: holds a model of type {found!r}, not {model_type!r}")
-    for name in ("preprocessor_config.json", *files):
-        if not (folder / name).is_file() and not (folder / "processor_config.json").is_file():
-            raise UserError(f"{where}: {folder}: {name} is missing; fetch the whole repository")
+    needed = [PROCESSORS, *([("tokenizer_config.json",), TOKENIZERS] if tokenizer else [])]
+    for names in needed:
+        if not any((folder / name).is_file() for name in names):
+            raise UserError(f"{where}: {folder}: {' or '.join(names)} is missing; fetch the whole repository")
     _weight_files(folder, where)
 
 

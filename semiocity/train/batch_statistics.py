@@ -1,4 +1,4 @@
-"""The rule for buffers: running statistics of norms are the mean over the ranks; a refused step leaves no trace in them.
+"""The rule for buffers: running statistics of norms are the mean over the ranks; a refused step does not touch them.
 
 So every rank has what a checkpoint holds. All other buffers must be equal on the ranks by themselves. Buffers are not
 averaged over time: the averaged weights go with the statistics of the moment, and a task whose network uses them in

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from semiocity.data.loader import Rows, Slice, slices
-from semiocity.data.order import Order
+from semiocity.data.order import Batch, Order
 from semiocity.errors import UserError
 from semiocity.files import digest, fsync_folder, write_json
 from semiocity.train import zero
@@ -379,5 +379,5 @@ class ByRole:
 
 def collate_rows(task: Task, rows: Rows, wanted: list[int]) -> Tensors:
     """The tensors of some rows outside of training."""
-    decoded = [rows[row].arrays for row in wanted]
-    return task.collate(0, np.array(wanted), np.ones(len(wanted), np.float32), decoded)
+    batch = Batch(0, np.array(wanted), np.arange(len(wanted)), np.ones(len(wanted), np.float32))
+    return task.collate(batch, [rows[row].arrays for row in wanted])

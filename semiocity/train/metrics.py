@@ -116,11 +116,11 @@ class Metrics:
         )
 
     def images(self, step: int, grid: Tensor) -> None:
-        """Show an image grid, uint8 [height, width, 3], and keep it as samples/step-N.png."""
+        """Show an image grid, uint8 [height, width, 3], and keep it as grids/step-N.png."""
         from PIL import Image
 
-        self._board.add_image("samples", grid, step, dataformats="HWC")
-        folder = self.run / "samples"
+        self._board.add_image("layout, real, sample", grid, step, dataformats="HWC")
+        folder = self.run / "grids"
         folder.mkdir(exist_ok=True)
         Image.fromarray(grid.numpy()).save(folder / f"step-{step:08d}.png")
         # Sampling is no training: leave it out of the speed.

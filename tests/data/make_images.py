@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from semiocity.data.pack import pack_shards
 from semiocity.data.plan import Plan, make_plan
 from semiocity.data.recipe import Recipe
 from semiocity.data.shard import Head, ShardPath, ShardWriter
+from semiocity.data.sources.reasons import REASONS
+from semiocity.data.verify import verify
 
 
 def pixels(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -46,6 +50,12 @@ def label_png(width: int = 48, height: int = 32, ids: tuple[int, ...] = (0, 1, 2
     """A label map with vertical stripes of the ids."""
     stripes = np.array(ids, dtype=np.uint8)[np.arange(width) * len(ids) // width]
     return encoded(Image.fromarray(np.tile(stripes, (height, 1))), "PNG")
+
+
+def with_alpha() -> bytes:
+    rgba = np.dstack([pixels(48, 32), np.full((32, 48), 255, np.uint8)])
+    rgba[:, :24, 3] = 0
+    return encoded(Image.fromarray(rgba), "PNG")
 
 
 def bomb(side: int = 20_000) -> bytes:
@@ -117,3 +127,37 @@ def dice() -> random.Random:
     seed = random.SystemRandom().randrange(2**32)
     print(f"random seed {seed}")
     return random.Random(seed)
+
+
+def pack_folder(root: Path, out: Path, **changes: Any) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, str]]]:
+    """Pack a folder. Rows by original file (fields, meta, scalars), and rejections by file (reason, detail)."""
+    plan, dataset = packed(folder_recipe(root, **changes), out)
+    fields = [f"base.{name}" for name in dataset.column("base").fields]
+    view = dataset.view(fields)
+    rows = {}
+    for i in range(len(view)):
+        row = {name.removeprefix("base."): data for name, data in view.read(i).items()}
+        meta = json.loads(row.pop("meta"))
+        rows[meta["file"]] = {**row, "meta": meta, "key": view.key(i)}
+    lines = (plan.folder / "rejected.jsonl").read_text().splitlines()
+    rejected = {item["id"]: (item["reason"], item["detail"]) for item in map(json.loads, lines)}
+    assert len(rows) + len(rejected) == plan.files_seen, "every file is packed or rejected"
+    assert {reason for reason, _ in rejected.values()} <= set(REASONS)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["rejected"] == dict(Counter(reason for reason, _ in rejected.values()))
+    assert manifest["rows"] == len(rows)
+    assert verify(out) == []
+    return rows, rejected
+
+
+def write_files(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+def decoded(data: bytes | None) -> np.ndarray:
+    assert data is not None
+    return np.asarray(Image.open(io.BytesIO(data)))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from semiocity.data import lease as lease_module
 from semiocity.data.lease import Owner, lease
 
 ELSEWHERE = Owner("1", 0, 0, "another-host", 1)
@@ -125,6 +126,39 @@ def test_a_lease_that_was_lost_is_not_released(tmp_path: Path) -> None:
     assert path.exists()
     other.__exit__(None, None, None)
     assert not path.exists()
+
+
+def test_a_judgement_that_is_out_of_date_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between judging a lease and removing it, another process takes it over: that one keeps it."""
+    path = tmp_path / "a.lease"
+    path.write_text(json.dumps({**vars(Owner("0", 0, 0, Owner.here().host, dead_pid())), "nonce": "x"}))
+    other = lease(path, Owner.here("faster"))
+    judge = lease_module._superseded
+
+    def slow_judge(text: str, owner: Owner) -> bool:
+        answer = judge(text, owner)
+        monkeypatch.setattr(lease_module, "_superseded", judge)
+        if answer:
+            assert other.__enter__()
+        return answer
+
+    monkeypatch.setattr(lease_module, "_superseded", slow_judge)
+    with lease(path, Owner.here("slower")) as held:
+        assert not held
+    assert "faster" in path.read_text()
+    other.__exit__(None, None, None)
+
+
+def test_one_process_at_a_time_removes_a_lease(tmp_path: Path) -> None:
+    path, guard = tmp_path / "a.lease", tmp_path / ".a.lease.takeover.tmp"
+    path.write_text(json.dumps({**vars(Owner("0", 0, 0, Owner.here().host, dead_pid())), "nonce": "x"}))
+    guard.touch()
+    with lease(path, Owner.here()) as held:
+        assert not held, "another is just removing it"
+    os.utime(guard, (0, 0))
+    with lease(path, Owner.here()) as held:
+        assert held, "the other died while it was removing it"
+    assert list(tmp_path.iterdir()) == []
 
 
 CONTEND = """

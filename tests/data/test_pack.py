@@ -14,12 +14,14 @@ from tempfile import TemporaryDirectory
 import pytest
 from make_images import add_column, city_recipe, dice, folder_recipe, jpeg, packed, png, tree
 
+from semiocity.data import manifest as manifest_module
 from semiocity.data.columns import Dataset
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import FORMAT, column_folder, merge, missing, read_manifest, read_receipt
 from semiocity.data.pack import pack_shards
 from semiocity.data.plan import Plan, make_plan
 from semiocity.data.recipe import load_recipe
+from semiocity.data.sources.folder import FolderSource
 from semiocity.data.verify import verify
 from semiocity.errors import UserError
 
@@ -88,7 +90,8 @@ def test_plan_is_the_same_wherever_the_source_lies(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "moved")
     moved = make_plan(folder_recipe(tmp_path / "moved"), tmp_path / "one")
     assert first.revision == again.revision == moved.revision
-    assert Plan.open(tmp_path / "one", first.revision).recipe.source.root == tmp_path / "moved"
+    source = Plan.open(tmp_path / "one", first.revision).recipe.source
+    assert isinstance(source, FolderSource) and source.root == tmp_path / "moved"
     assert len(list((tmp_path / "one" / "plans").iterdir())) == 1, "nothing is left of planning twice"
     (tmp_path / "moved" / "street 0" / "picture.0.jpg").write_bytes(jpeg(40, 30))
     assert make_plan(folder_recipe(tmp_path / "moved"), tmp_path / "one").revision != first.revision
@@ -147,7 +150,7 @@ def test_killed_at_every_step(tmp_path: Path, mode: str) -> None:
     memory = Path("/dev/shm")  # hundreds of fsyncs: a disk would take most of the time
     with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
         plan = make_plan(folder_recipe(pictures(tmp_path / "in"), shard_rows=2), Path(folder))
-        script = [sys.executable, HERE / "kill_points.py", folder, plan.revision, "1", mode]
+        script = [sys.executable, str(HERE / "kill_points.py"), folder, plan.revision, "1", mode]
         result = subprocess.run(script, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert json.loads(result.stdout)["kills"] > 2 * 2 * 3, "steps of two rows with two members each"
@@ -230,6 +233,26 @@ def test_two_columns_merged_at_the_same_time(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert set(read_manifest(tmp_path)["columns"]) == {"base", *names}
+
+
+def test_a_column_merged_while_the_manifest_is_rebuilt_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed(city_recipe(), tmp_path)
+    for name in ("first", "second"):
+        add_column(tmp_path, name)
+        (tmp_path / "columns" / name / "current.json").unlink()
+    build = manifest_module._dataset_manifest
+
+    def slow_build(dataset: Path, current: dict[str, str]) -> dict[str, object]:
+        made = build(dataset, current)
+        monkeypatch.setattr(manifest_module, "_dataset_manifest", build)
+        merge(dataset, "second", "aaaaaaaaaa")  # comes and goes between looking and writing
+        return made
+
+    monkeypatch.setattr(manifest_module, "_dataset_manifest", slow_build)
+    merge(tmp_path, "first", "aaaaaaaaaa")
+    assert set(read_manifest(tmp_path)["columns"]) == {"base", "first", "second"}
 
 
 def test_counts_that_do_not_add_up_are_refused(own_town: Path) -> None:

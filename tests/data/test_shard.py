@@ -25,7 +25,7 @@ HEAD = Head(
     model=None,
     execution={"device": "cpu", "dtype": "float32", "batch": 8},
     fields={"picture": "jpg|png", "text": "txt"},
-    scalars={"score": "float", "count": "int", "note": "str", "good": "bool", "split": "str"},
+    scalars={"score": "float", "count": "int", "note": "str", "good": "bool", "split": "str", "share.road": "float"},
 )
 KEYS = sorted(key_of(f"row {i}") for i in range(12))
 
@@ -63,7 +63,14 @@ def test_what_was_written_is_read(path: ShardPath) -> None:
             assert reader.tombstoned(i) is None
             assert reader.read(i, "picture") == b"picture" * i
             assert reader.read(i, "text") == (f"row {i}".encode() if i % 3 else None)
-            expected = {"score": i / 3, "count": i, "note": None, "good": i % 2 == 0, "split": "train"}
+            expected = {
+                "score": i / 3,
+                "count": i,
+                "note": None,
+                "good": i % 2 == 0,
+                "split": "train",
+                "share.road": None,
+            }
             assert reader.scalars(i) == expected
             assert reader.scalar(i, "count") == i
         with pytest.raises(ShardError, match="no field mask"):
@@ -152,6 +159,12 @@ def test_faults_of_a_stage_are_caught(path: ShardPath) -> None:
             writer.tombstone(KEYS[6], "maybe", "")
 
 
+@pytest.mark.parametrize("name", ["key", "reason", "picture.crc32", "Upper", "with space", "", "a..b"])
+def test_names_that_the_index_cannot_hold(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be the name"):
+        replace(HEAD, scalars={name: "int"})
+
+
 def test_a_refused_row_leaves_no_trace(path: ShardPath) -> None:
     """A stage may catch the error and go on with a tombstone for the same key."""
     with ShardWriter(path, HEAD) as writer:
@@ -185,7 +198,8 @@ def test_two_writers_by_accident_do_no_harm(path: ShardPath) -> None:
 def test_empty_shards_are_shards(path: ShardPath) -> None:
     with ShardWriter(path, HEAD) as writer:
         writer.reject("a.jpg", "image_empty", "zero bytes")
-        assert writer.publish()["rows"] == 0
+        receipt = writer.publish()
+    assert (receipt["rows"], receipt["bytes"]) == (0, 10240)
     assert len(ShardReader(path)) == 0
 
 

@@ -138,6 +138,18 @@ def manifest_of_column_missing(town: Path) -> None:
     (Dataset.open(town).column("word").folder / "manifest.json").unlink()
 
 
+def end_cut(town: Path) -> None:
+    """All samples are whole, but the blocks that close the tar are gone."""
+    path = shard(town)
+    last = path.tar.read_bytes().rstrip(b"\0")
+    path.tar.write_bytes(last + bytes(-len(last) % 512))
+
+
+def manifest_of_column_edited(town: Path) -> None:
+    path = Dataset.open(town).column("word").folder / "manifest.json"
+    edit(path, digest="0" * 64)
+
+
 def dataset_manifest_miscounts(town: Path) -> None:
     edit(town / "manifest.json", files_seen=21)
 
@@ -167,6 +179,8 @@ DAMAGES: list[tuple[Callable[[Path], None], str, bool]] = [
     (same_key_in_two_shards, "the same key", True),
     (base_made_anew_otherwise, "made from other bytes", False),
     (manifest_of_column_missing, "cannot be read", False),
+    (end_cut, "no clean end", False),
+    (manifest_of_column_edited, "its digest is not that of its shards", False),
     (dataset_manifest_miscounts, "files seen 21", False),
     (plan_missing, "cannot be read", False),
     (shard_beyond_the_last, "a shard that the plan does not have", False),

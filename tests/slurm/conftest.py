@@ -17,6 +17,13 @@ import real_image
 from lab import Cluster
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that needs the image may have to build it, which outlasts the usual limit on a busy machine."""
+    for item in items:
+        if item.get_closest_marker("apptainer") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 def need(component: str, programs: tuple[str, ...], remedy: str) -> None:
     """Skip, or fail where the component is required, when one of `programs` is missing."""
     search = os.environ.get("PATH", "") + ":/usr/sbin"

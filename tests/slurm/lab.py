@@ -33,7 +33,8 @@ class Cluster:
     @classmethod
     def start(cls, folder: Path, nodes: int = 4) -> Cluster:
         """Boot it. `folder` must have a short path: it holds a Unix socket."""
-        done = subprocess.run([SCRIPT, "start", str(folder), str(nodes)], capture_output=True, text=True)
+        command = [str(SCRIPT), "start", str(folder), str(nodes), str(os.getpid())]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"no SLURM cluster:\n{done.stderr}")
         return cls(folder, {"SLURM_CONF": done.stdout.strip()})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,8 @@ def captioner(folder: Path) -> Captioner:
 
 @pytest.fixture(scope="module")
 def pictures() -> list[np.ndarray]:
-    """Pictures of several sizes and colours."""
-    seed = random.randrange(10**6)
-    print("seed", seed)
-    numbers = np.random.default_rng(seed)
+    """Pictures of several sizes and colours, of which the tiny models are known to say different things."""
+    numbers = np.random.default_rng(5)
     sizes = [(32, 32), (48, 32), (30, 64), (64, 64), (40, 40)]
     return [
         (np.kron(numbers.random((4, 4, 3)), np.ones((h // 4 + 1, w // 4 + 1, 1)))[:h, :w] * 255).astype(np.uint8)
@@ -71,15 +69,29 @@ def test_the_vision_tower_runs_once_a_picture(captioner: Captioner, pictures: li
     assert seen == [len(pictures)]
 
 
-def test_no_run_of_tokens_comes_twice_when_that_is_asked(captioner: Captioner, pictures: list[np.ndarray]) -> None:
-    plain = captioner.answers(pictures, ("a street",), max_new_tokens=30)
-    guarded = captioner.answers(pictures, ("a street",), max_new_tokens=30, no_repeat_ngram_size=2)
-    assert plain != guarded
-    for (answer,) in guarded:
-        # Tokens of the answer, told apart by the tokenizer's own spelling.
-        tokens = captioner.processor.tokenizer.tokenize(answer)
-        pairs = list(zip(tokens, tokens[1:], strict=False))
-        assert len(pairs) - len(set(pairs)) <= len(pairs) // 4
+def test_no_run_of_tokens_comes_twice_when_that_is_asked(
+    captioner: Captioner, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[list[int]] = []
+    generate = captioner.model.language_model.generate
+
+    def kept(**arguments: Any) -> Any:
+        tokens = generate(**arguments)
+        made[:] = tokens.tolist()
+        return tokens
+
+    monkeypatch.setattr(captioner.model.language_model, "generate", kept)
+
+    def repeated() -> int:
+        """Pairs of neighbouring tokens, without the padding at the end, that came before."""
+        pad = captioner.processor.tokenizer.pad_token_id
+        pairs = [list(pairwise([t for t in row if t != pad])) for row in made]
+        return sum(len(row) - len(set(row)) for row in pairs)
+
+    captioner.answers(pictures, ("a street",), max_new_tokens=30)
+    assert repeated() > 0
+    captioner.answers(pictures, ("a street",), max_new_tokens=30, no_repeat_ngram_size=2)
+    assert repeated() == 0
 
 
 def test_the_caption_column(folder: Path, broken_street: Path) -> None:
@@ -110,7 +122,7 @@ def test_models_that_do_not_fit_are_refused_before_submission(folder: Path, tmp_
         spoil(copy)
         with pytest.raises(UserError) as refused:
             make_stage("caption", {"captioner": "blip2", "model": str(copy)}).check()
-        shutil.rmtree(copy)
+        shutil.rmtree(copy, ignore_errors=True)
         return str(refused.value)
 
     def without(name: str, key: str) -> Any:
@@ -128,5 +140,4 @@ def test_models_that_do_not_fit_are_refused_before_submission(folder: Path, tmp_
     assert "model.safetensors is missing" in refusal(lambda copy: (copy / "model.safetensors").unlink())
     assert "config.json is missing" in refusal(lambda copy: (copy / "config.json").unlink())
     assert "tokenizer_config.json is missing" in refusal(lambda copy: (copy / "tokenizer_config.json").unlink())
-    assert "no such folder. Compute nodes have no network" in refusal(lambda copy: copy.rename(tmp_path / "gone"))
-    shutil.rmtree(tmp_path / "gone", ignore_errors=True)
+    assert "no such folder. Compute nodes have no network" in refusal(shutil.rmtree)

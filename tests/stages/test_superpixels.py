@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from skimage.measure import label as connected_components
 from semiocity.data.sources.city import scene
 from semiocity.stages.superpixels import join_regions, regions
 
-DEFAULTS = {"cells": 400, "compactness": 10.0, "most": 40, "join": 0.015}
+DEFAULTS: dict[str, Any] = {"cells": 400, "compactness": 10.0, "most": 40, "join": 0.015}
 
 
 def is_partition_of_connected_regions(found: np.ndarray) -> bool:

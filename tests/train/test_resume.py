@@ -40,9 +40,9 @@ def check_resume(ranks: Ranks, city: Path, folder: Path, case: tuple[str, int, s
     assert len(states) >= 2
     assert differing(states, checkpoint(halves)) == []
     assert (whole / "metrics.jsonl").read_text() == (halves / "metrics.jsonl").read_text()
-    exports = [load_file(run / "export" / "model.safetensors") for run in (whole, halves)]
-    assert exports[0]
-    assert differing(*exports) == []
+    one, other = (load_file(run / "export" / "model.safetensors") for run in (whole, halves))
+    assert one
+    assert differing(one, other) == []
 
 
 @pytest.mark.parametrize("case", ALWAYS, ids=str)

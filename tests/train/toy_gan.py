@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from toy_gan_options import ToyGanOptions
 
 from semiocity.data.loader import Arrays, stack, to_bytes, to_unit
+from semiocity.data.order import Batch
 from semiocity.train.noise import normal
 from semiocity.train.options import ZeroOptions
 from semiocity.train.tasks.base import Loss, Modules, Phase, Task, Tensors
@@ -31,8 +31,10 @@ class ToyGan(Task):
         return options
 
     def phases(self) -> list[Phase]:
+        # Torch has no batch norm with bf16 weights on CPUs.
+        norm = nn.BatchNorm1d(16) if self.options.generator_zero.precision == "fp32" else nn.Identity()
         generator = nn.Sequential(
-            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3 * SIDE * SIDE), nn.Tanh()
+            nn.Linear(4, 16), norm, nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3 * SIDE * SIDE), nn.Tanh()
         )
         judge = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.SiLU(), nn.Flatten(), nn.Linear(72, 1))
         judge[0].bias.requires_grad_(False)
@@ -58,11 +60,9 @@ class ToyGan(Task):
         image = Image.open(io.BytesIO(row["image"] or b"")).convert("RGB").resize((SIDE, SIDE))
         return {"image": np.asarray(image)}
 
-    def collate(
-        self, step: int, rows: NDArray[np.int64], weights: NDArray[np.float32], decoded: Sequence[Arrays]
-    ) -> Tensors:
-        z = torch.from_numpy(normal(self.job.seed, step, [int(r) for r in rows], (4,), "train"))
-        return {"image": stack(decoded, "image"), "z": z, "weight": torch.from_numpy(weights)}
+    def collate(self, batch: Batch, decoded: Sequence[Arrays]) -> Tensors:
+        z = torch.from_numpy(normal(self.job.seed, batch.step, [int(r) for r in batch.rows], (4,), "train"))
+        return {"image": stack(decoded, "image"), "z": z, "weight": torch.from_numpy(batch.weights)}
 
     def loss(self, phase: str, modules: Modules, batch: Tensors, step: int) -> Loss:
         weight, dtype = batch["weight"], next(modules["maker"].parameters()).dtype

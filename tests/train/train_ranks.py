@@ -63,10 +63,8 @@ class Ranks:
         return [value for _, value in answers]
 
     def close(self) -> None:
-        for pipe in self.pipes:
-            pipe.send(None)
+        """End the ranks. They have nothing to save."""
         for process in self.processes:
-            process.join(20)
             process.kill()
 
 
@@ -76,8 +74,8 @@ def _serve(pipe: Connection, rank: int, size: int, port: int) -> None:
     register()
     world = World(rank, size, rank, 1, "127.0.0.1", port, "test", 0)
     with zero.session(world, 1):
-        while (request := pipe.recv()) is not None:
-            module, name, arguments = request
+        while True:
+            module, name, arguments = pipe.recv()
             try:
                 pipe.send(("result", getattr(importlib.import_module(module), name)(world, *arguments)))
             except UserError as error:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from semiocity.config import Strict
 from semiocity.data.sources.base import Entry, Rejection
-from semiocity.data.sources.files import IMAGE_EXTENSIONS, check_root, walk
+from semiocity.data.sources.files import check_root, walk
 from semiocity.errors import UserError
 
 VERSION = 1
@@ -53,7 +53,7 @@ def entries(source: CamvidSource) -> Iterator[Entry | Rejection]:
     for split in splits:
         labels = {f.name.rpartition("/")[2]: f for f in walk(root, f"{split}annot")}
         for found in walk(root, split):
-            if found.extension not in IMAGE_EXTENSIONS:
+            if not found.is_picture:
                 continue
             if found.problem:
                 yield found.problem

@@ -1,7 +1,7 @@
 """Listing files below a root without ever leaving it. Names are bytes on disk, text by `keys.to_text` here."""
 
 # pathlib takes no names that are bytes:
-# ruff: noqa: PTH110, PTH116, PTH118, PTH123
+# ruff: noqa: PTH110, PTH112, PTH116, PTH118, PTH123
 from __future__ import annotations
 
 import os
@@ -26,6 +26,13 @@ class Found:
     size: int
     problem: Rejection | None = None
     """Why the file must not be read."""
+    is_folder: bool = False
+    """A link to a folder outside the root, which is not entered."""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it counts as a picture file seen; what may hide a folder of them does."""
+        return self.is_folder or self.extension in IMAGE_EXTENSIONS
 
     @property
     def stem(self) -> str:
@@ -59,10 +66,18 @@ def walk(root: Path, below: str = "") -> Iterator[Found]:
 
     Links to folders are not followed: inside the root their files are seen under their own names, and what leads out
     is one file with a problem. Links to files are followed when they stay inside.
+    Raises UserError when `below` is a link itself.
     """
-    base = os.fsencode(root)
-    real = os.path.realpath(base)
-    yield from _walk(base, real, to_bytes(below))
+    check_no_link(root, below)
+    real = os.path.realpath(os.fsencode(root))
+    yield from _walk(real, real, to_bytes(below))
+
+
+def check_no_link(root: Path, below: str) -> None:
+    """Raises UserError when the folder `root/below` is a link or lies behind one: what it shows may be anywhere."""
+    real = Path(root).resolve()
+    if (real / below).resolve() != real / below:
+        raise UserError(f"{Path(root) / below}: a symbolic link; it must be a folder inside {root}")
 
 
 def _walk(base: bytes, real: bytes, below: bytes) -> Iterator[Found]:
@@ -84,7 +99,8 @@ def _look(entry: os.DirEntry[bytes], name: str, real: bytes) -> Found | None:
     if entry.is_symlink():
         target = os.path.realpath(entry.path)
         if os.path.commonpath([real, target]) != real:
-            return Found(name, 0, Rejection(name, "outside_root", f"links to {printable(to_text(target))}"))
+            problem = Rejection(name, "outside_root", f"links to {printable(to_text(target))}")
+            return Found(name, 0, problem, is_folder=os.path.isdir(target))
         if not os.path.exists(target):
             return Found(name, 0, Rejection(name, "broken_link", f"links to {printable(to_text(target))}"))
     status = entry.stat()

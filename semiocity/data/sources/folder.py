@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from semiocity.config import Strict
 from semiocity.data.keys import fraction_of, printable
 from semiocity.data.sources.base import Entry, Rejection
-from semiocity.data.sources.files import IMAGE_EXTENSIONS, Found, check_root, split_name, walk
+from semiocity.data.sources.files import Found, check_no_link, check_root, split_name, walk
 from semiocity.errors import UserError
 
 VERSION = 1
@@ -58,6 +58,7 @@ def entries(source: FolderSource) -> Iterator[Entry | Rejection]:
     for name in filter(None, parallel.values()):
         if not (root / name).is_dir():
             raise UserError(f"source: {root / name} is no folder")
+        check_no_link(root, name)
     extension = {"label": "png", "instance": "png", "caption": "txt"}
     companions: dict[tuple[str, str], Found] = {}
     pictures: list[Found] = []
@@ -65,7 +66,7 @@ def entries(source: FolderSource) -> Iterator[Entry | Rejection]:
         place = _companion(found, parallel, extension)
         if place is not None:
             companions[place] = found
-        elif found.extension in IMAGE_EXTENSIONS:
+        elif found.is_picture:
             pictures.append(found)
     for found in pictures:
         if found.problem:

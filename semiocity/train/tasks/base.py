@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from semiocity.data.loader import Arrays
+from semiocity.data.order import Batch
 from semiocity.train.options import OptimizerOptions, TrainJob, ZeroOptions
 
 Modules = Mapping[str, nn.Module]
@@ -88,13 +87,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def collate(
-        self, step: int, rows: NDArray[np.int64], weights: NDArray[np.float32], decoded: Sequence[Arrays]
-    ) -> Tensors:
-        """Tensors of a rank's slice, first dimension b = len(rows), with everything random that the losses use.
+    def collate(self, batch: Batch, decoded: Sequence[Arrays]) -> Tensors:
+        """Tensors of a rank's slice, first dimension b = len(batch.rows), with everything random that the losses use.
 
-        Randomness is keyed by (seed, step, row): see `semiocity.train.noise`. `weights` is 0 for rows that only fill up
-        a batch, else global batch / real rows of the batch (mostly 1), and multiplies the losses.
+        Randomness is keyed by (seed, step, row): see `semiocity.train.noise`. `batch.weights` must multiply the losses:
+        it is 0 for rows that only fill up a batch.
         """
 
     # -- training -----------------------------------------------------------------------------------------------------

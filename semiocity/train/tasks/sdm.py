@@ -17,6 +17,7 @@ from torch import Tensor
 
 from semiocity.data.geometry import plan_geometry, resize_ids, resize_image, resize_instances
 from semiocity.data.loader import Arrays, stack, to_bytes, to_unit
+from semiocity.data.order import Batch
 from semiocity.data.recipe import ImagePolicy
 from semiocity.errors import UserError
 from semiocity.files import read_json, write_json
@@ -70,28 +71,29 @@ class SDMTask(Task):
             )
         return arrays
 
-    def collate(
-        self, step: int, rows: NDArray[np.int64], weights: NDArray[np.float32], decoded: Sequence[Arrays]
-    ) -> Tensors:
+    def collate(self, batch: Batch, decoded: Sequence[Arrays]) -> Tensors:
         """The arrays stacked, with `weight` [b], `t` [b] int64, `drop` [b] bool and `noise` [b, 3, H, W]."""
         height, width = self.job.data.height_width
-        draws = np.empty((len(rows), 3))
-        noise = np.empty((len(rows), 3, height, width), np.float32)
-        for i, row in enumerate(rows):
-            random = generator(self.job.seed, step, int(row))
+        draws = np.empty((len(batch.rows), 3))
+        noise = np.empty((len(batch.rows), 3, height, width), np.float32)
+        for i, row in enumerate(batch.rows):
+            random = generator(self.job.seed, batch.step, int(row))
             draws[i] = random.random(3)
             random.standard_normal(out=noise[i], dtype=np.float32)
-        batch = {name: stack(decoded, name) for name in decoded[0]}
+        tensors = {name: stack(decoded, name) for name in decoded[0]}
+        share = draws[:, 0]
+        if self.options.stratified_t:
+            share = (batch.places + share) / self.job.global_batch
         if self.job.data.flip:
             mirrored = torch.from_numpy(draws[:, 2] < 0.5)
-            for name, tensor in batch.items():
+            for name, tensor in tensors.items():
                 turn = mirrored.view(-1, *[1] * (tensor.ndim - 1))
-                batch[name] = torch.where(turn, tensor.flip(2), tensor)
-        batch["weight"] = torch.from_numpy(weights)
-        batch["t"] = torch.from_numpy((draws[:, 0] * self.options.timesteps).astype(np.int64))
-        batch["drop"] = torch.from_numpy(draws[:, 1] < self.options.label_dropout)
-        batch["noise"] = torch.from_numpy(noise)
-        return batch
+                tensors[name] = torch.where(turn, tensor.flip(2), tensor)
+        tensors["weight"] = torch.from_numpy(batch.weights)
+        tensors["t"] = torch.from_numpy((share * self.options.timesteps).astype(np.int64))
+        tensors["drop"] = torch.from_numpy(draws[:, 1] < self.options.label_dropout)
+        tensors["noise"] = torch.from_numpy(noise)
+        return tensors
 
     # -- training -----------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,9 @@ class SDMOptions(TaskOptions):
     timesteps: int = Field(1000, ge=2)
     beta_start: float = Field(1e-4, gt=0, lt=1)
     beta_end: float = Field(0.02, gt=0, lt=1)
+    stratified_t: bool = False
+    """Spread the timesteps of a global batch evenly over the process: the sample at place i of n draws from the i-th of
+    n equal stretches. Same expectation as independent draws, with less noise in loss and gradient."""
     prediction: Literal["epsilon", "v"] = "epsilon"
     """`epsilon` is the paper's; `v` learns in far fewer steps."""
     min_snr_gamma: float | None = Field(None, gt=0)

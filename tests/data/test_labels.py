@@ -1,0 +1,141 @@
+"""Label maps, instance maps and captions: packed by a stated rule, or rejected with a reason."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_images import (
+    CLASSES,
+    bomb,
+    decoded,
+    encoded,
+    folder_recipe,
+    jpeg,
+    label_png,
+    pack_folder,
+    pixels,
+    png,
+    with_alpha,
+    write_files,
+)
+from PIL import Image
+
+from semiocity.data.plan import make_plan
+from semiocity.errors import UserError
+
+
+def test_label_maps(tmp_path: Path) -> None:
+    palette = Image.fromarray(decoded(label_png()))
+    palette.putpalette([7, 7, 7, 200, 0, 0, 0, 200, 0])
+    files = {
+        "good": label_png(),
+        "palette": encoded(palette, "PNG"),
+        "ignored": label_png(ids=(0, 1, 9)),
+        "small": label_png(24, 16),
+        "range": label_png(ids=(0, 1, 5)),
+        "deep": encoded(Image.fromarray(decoded(label_png()).astype(np.uint16)), "PNG"),
+        "colour": png(),
+        "alpha": with_alpha(),
+        "bits": encoded(Image.fromarray(decoded(label_png()) > 0), "PNG"),
+        "jpeg": jpeg(),
+        "cut": label_png()[:-30],
+        "zero": b"",
+        "big": bomb(),
+    }
+    root = write_files(tmp_path / "in", {f"{name}.label.png": data for name, data in files.items()})
+    write_files(root, {f"{name}.jpg": jpeg() for name in files} | {"lonely.jpg": jpeg()})
+    recipe = {"classes": CLASSES, "ignore_id": 9, "fields": ["image", "label"]}
+    rows, rejected = pack_folder(root, tmp_path / "out", **recipe)
+    assert sorted(rows) == ["good.jpg", "ignored.jpg", "palette.jpg"]
+    for name in ("good", "palette"):
+        assert np.array_equal(decoded(rows[f"{name}.jpg"]["label"]), decoded(label_png()))
+    assert Image.open(io.BytesIO(rows["palette.jpg"]["label"])).mode == "L"
+    assert {name: reason for name, (reason, _) in rejected.items()} == {
+        "small.jpg": "label_size",
+        "range.jpg": "label_range",
+        "deep.jpg": "label_format",
+        "colour.jpg": "label_format",
+        "alpha.jpg": "label_format",
+        "bits.jpg": "label_format",
+        "jpeg.jpg": "label_format",
+        "cut.jpg": "label_damaged",
+        "zero.jpg": "label_format",
+        "big.jpg": "label_format",
+        "lonely.jpg": "label_missing",
+    }
+    assert "id 5 in" in rejected["range.jpg"][1] and "0 to 2, 9" in rejected["range.jpg"][1]
+    assert "24x16" in rejected["small.jpg"][1] and "48x32" in rejected["small.jpg"][1]
+    assert "label.encoding" in rejected["colour.jpg"][1]
+
+
+def test_a_row_may_lack_what_is_not_promised(tmp_path: Path) -> None:
+    files = {"a.jpg": jpeg(), "a.label.png": label_png(), "a.txt": "  a stréet \n".encode(), "b.jpg": jpeg()}
+    rows, rejected = pack_folder(write_files(tmp_path / "in", files), tmp_path / "out", classes=CLASSES)
+    assert rejected == {}
+    assert rows["a.jpg"]["caption"] == "a stréet".encode()
+    assert rows["b.jpg"]["caption"] is None and rows["b.jpg"]["label"] is None
+    with pytest.raises(UserError, match="no classes"):
+        make_plan(folder_recipe(tmp_path / "in"), tmp_path / "other")
+
+
+def test_label_maps_of_another_size_can_be_resized(tmp_path: Path) -> None:
+    files = {"a.jpg": jpeg(), "a.label.png": label_png(24, 16), "a.instance.png": label_png(96, 64, (0, 7, 3))}
+    recipe = {"classes": CLASSES, "label": {"other_size": "resize"}}
+    rows, rejected = pack_folder(write_files(tmp_path / "in", files), tmp_path / "out", **recipe)
+    assert rejected == {}
+    assert np.array_equal(decoded(rows["a.jpg"]["label"]), decoded(label_png()))
+    assert np.array_equal(decoded(rows["a.jpg"]["instance"]), decoded(label_png(ids=(0, 7, 3))))
+
+
+def test_colour_coded_labels(tmp_path: Path) -> None:
+    ids = decoded(label_png())
+    colours = np.array([spec["color"] for spec in CLASSES], dtype=np.uint8)
+    black = colours[ids].copy()
+    black[:, :5] = 0
+    wrong = colours[ids].copy()
+    wrong[3, 4] = (1, 2, 3)
+    files = {"good": colours[ids], "black": black, "wrong": wrong}
+    root = write_files(
+        tmp_path / "in", {f"gt/{n}.png": encoded(Image.fromarray(data), "PNG") for n, data in files.items()}
+    )
+    write_files(root, {f"{name}.jpg": jpeg() for name in files})
+    recipe = {"classes": CLASSES, "ignore_id": 255, "label": {"encoding": "colors"}, "source": {"labels": "gt"}}
+    rows, rejected = pack_folder(root, tmp_path / "out", **recipe)
+    assert np.array_equal(decoded(rows["good.jpg"]["label"]), ids)
+    expected = ids.copy()
+    expected[:, :5] = 255
+    assert np.array_equal(decoded(rows["black.jpg"]["label"]), expected)
+    assert rejected == {"wrong.jpg": ("label_color", "(1, 2, 3) is no class's colour")}
+
+
+def test_captions_and_instances(tmp_path: Path) -> None:
+    deep = np.arange(48 * 32, dtype=np.uint16).reshape(32, 48)
+    files = {
+        "a/x.jpg": jpeg(),
+        "words/a/x.txt": "\ufeffTwo cars".encode(),
+        "objects/a/x.png": encoded(Image.fromarray(deep), "PNG"),
+        "a/y.jpg": jpeg(),
+        "words/a/y.txt": b"caf\xe9",
+        "a/z.jpg": jpeg(),
+        "words/a/z.txt": b"ok",
+        "objects/a/z.png": encoded(Image.fromarray(pixels(48, 32)), "PNG"),
+        "a/s.jpg": jpeg(),
+        "objects/a/s.png": encoded(Image.fromarray(deep[:8]), "PNG"),
+    }
+    source = {"captions": "words", "instances": "objects", "split_by": "folder"}
+    rows, rejected = pack_folder(write_files(tmp_path / "in", files), tmp_path / "out", source=source)
+    assert rows["a/x.jpg"]["caption"] == b"Two cars"
+    assert np.array_equal(decoded(rows["a/x.jpg"]["instance"]), deep)
+    assert rows["a/x.jpg"]["meta"]["split"] == "a"
+    reasons = {name: reason for name, (reason, _) in rejected.items()}
+    assert reasons == {"a/y.jpg": "caption_encoding", "a/z.jpg": "instance_format", "a/s.jpg": "instance_size"}
+
+
+def test_a_caption_that_is_promised(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "in", {"a.jpg": jpeg(), "a.txt": b"x", "b.jpg": jpeg()})
+    rows, rejected = pack_folder(root, tmp_path / "out", fields=["image", "caption"])
+    assert list(rows) == ["a.jpg"]
+    assert rejected["b.jpg"][0] == "caption_missing"
