@@ -7,12 +7,13 @@ the receipt, receipts with the manifests, columns with the base column, counts w
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +77,23 @@ def verify(dataset: Path, quick: bool = False) -> list[Fault]:
     for name in sorted(manifest["columns"], key=lambda name: (name != BASE, name)):
         faults += _Column(dataset, name, manifest["columns"], quick).check()
     return faults
+
+
+def show(dataset: Path, quick: bool, as_json: bool) -> int:
+    """Verify and print; the exit status is 0 only when there is no fault. Notes are printed and do no harm."""
+    found = verify(dataset, quick)
+    faults = [item for item in found if item.level == "fault"]
+    if as_json:
+        print(json.dumps([asdict(item) for item in found], indent=1, sort_keys=True))
+        return 1 if faults else 0
+    for item in found:
+        print(item if item.level == "fault" else f"note: {item}")
+    columns = read_manifest(dataset)["columns"]
+    shards = sum(column["shards"] for column in columns.values())
+    what = "receipts and sizes of" if quick else "every byte of"
+    verdict = f"{len(faults)} faults" if faults else "all is well"
+    print(f"{dataset}: {what} {shards} shards in {len(columns)} columns read again: {verdict}")
+    return 1 if faults else 0
 
 
 def _counts(dataset: Path, manifest: dict[str, Any]) -> Iterator[Fault]:

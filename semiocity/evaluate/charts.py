@@ -156,7 +156,8 @@ def _ticks(low: float, high: float, most: int = 5) -> list[float]:
     span = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / most))
     step = next(power * times for times in (1, 2, 5, 10) if span / (power * times) <= most)
-    return [step * i for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
+    first = math.floor(low / step)
+    return [step * i for i in range(first, max(math.ceil(high / step), first + 1) + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -101,6 +101,10 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
     dataset = job.dataset.resolve()
     facts = manifest.read_manifest(dataset)
     check_needs(made, facts)
+    if made.args.device == "cuda" and job.resources.gpus_per_node == 0:
+        raise UserError(
+            f'{job_file}: args.device is "cuda" but resources.gpus_per_node is 0; ask for a GPU, or take cpu'
+        )
     made.check()
     column = job.column or made.column
     parents = {name: facts["columns"][name]["revision"] for name in parents_of(made)}

@@ -128,7 +128,9 @@ def complete(work: Work) -> bool:
     """Whether the work's results are all there: receipts and results on disk decide, never exit codes."""
     match work.kind:
         case "pack" | "stage":
-            return manifest.current(work.dataset, work.column) == work.revision
+            folder = manifest.column_folder(work.dataset, work.column, work.revision)
+            merged = manifest.current(work.dataset, work.column) == work.revision
+            return merged and not manifest.missing(folder, work.shards)  # somebody may have removed a damaged shard
         case "train":
             from semiocity.train.options import TrainJob, is_done
 

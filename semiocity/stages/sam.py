@@ -95,6 +95,10 @@ class MaskGenerator:
         loader: Any = SamModel
         model = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=self.dtype)
         self.model = model.to(device).eval()
+        if self.dtype != torch.float32:
+            # Points lie up to 1024 pixels away: 8 bits of mantissa would move them by pixels.
+            positions = self.model.shared_image_embedding.float()
+            positions.register_forward_hook(lambda _module, _inputs, output: output.to(self.dtype))
         self.device = device
         self.options = options
 
@@ -122,7 +126,7 @@ class MaskGenerator:
             view.size = (height, width)
         embeddings = self.model.get_image_embeddings(inputs["pixel_values"].to(self.device, self.dtype))
         scale = torch.tensor([[view.size[1], view.size[0]] for view in views], dtype=torch.float32)
-        prompts = (grid[None] * scale[:, None]).to(self.device, self.dtype)  # [views, points, 2]
+        prompts = (grid[None] * scale[:, None]).to(self.device)  # float32 [views, points, 2]
         parts: list[list[Candidates]] = [[] for _ in views]
         for start in range(0, len(grid), self.options.points_per_batch):
             span = slice(start, start + self.options.points_per_batch)

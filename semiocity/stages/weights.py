@@ -21,6 +21,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SMALL = (".json", ".txt", ".model")
 """Suffixes of what is read beside the weights: configuration and vocabularies."""
+# Of each of these one name must be there; which one depends on the age of the folder.
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model")
 CACHE = ".semiocity-sha256.json"

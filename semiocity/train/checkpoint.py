@@ -13,7 +13,6 @@ every file, and falls back to the checkpoint before when one is damaged.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from semiocity.errors import UserError
-from semiocity.files import fsync_folder, read_json, write_atomic, write_json
+from semiocity.files import adopt, fsync_folder, read_json, write_atomic, write_json
 from semiocity.train import shards, zero
 from semiocity.train.ema import Ema
 from semiocity.train.zero import Engine, World
@@ -155,11 +154,7 @@ def refuse_other(folder: Path, saved: Mapping[str, Any], state: Mapping[str, Any
 
 def _seal(file: Path) -> dict[str, Any]:
     """Make a file durable; its size and digest."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    adopt(file)
     return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 

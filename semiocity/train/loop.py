@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from semiocity.data.loader import Rows, Slice, slices
 from semiocity.data.order import Batch, Order
 from semiocity.errors import UserError
-from semiocity.files import digest, fsync_folder, write_json
+from semiocity.files import adopt, digest, fsync_folder, write_json
 from semiocity.train import zero
 from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.checkpoint import Checkpoints
@@ -345,9 +345,12 @@ class Trainer:
                     "dataset_digest": self.facts.digest,
                 },
             )
+            for file in temporary.iterdir():
+                adopt(file)
             fsync_folder(temporary)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
+            fsync_folder(self.run)
             write_json(self.run / "done.json", {"step": self.done, "settings": digest(self.state["settings"])})
             self._say("done")
         zero.barrier()

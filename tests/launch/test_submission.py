@@ -48,9 +48,6 @@ def test_a_stage_is_made_once_and_only_what_is_missing_again(project: Path) -> N
     before = {path: path.stat().st_mtime_ns for path in receipts}
     bytes_before = receipts[3].with_suffix(".tar").read_bytes()
     receipts[3].unlink()
-    (project / "data/city/manifest.json").write_text(
-        (project / "data/city/manifest.json").read_text().replace('"caption"', '"gone"', 1)
-    )
     done = semiocity("caption", "jobs/caption.toml", cwd=project)
     assert done.returncode == 0, done.stderr
     assert attempt(project, "caption-city", 2)["tasks"] == [[3]]
@@ -110,6 +107,8 @@ def test_interrupt_saves_and_the_next_call_goes_on(project: Path) -> None:
         (["train", "jobs/demo-train.toml", "--set", "data.fields.label=annotate.label"], "no column annotate"),
         (["generate", "jobs/generate.toml", "--set", "run=nobody"], "no trained model yet"),
         (["caption", "jobs/caption.toml", "--set", "args.captioner=oracle"], "oracle"),
+        (["segment", "jobs/segment-sam.toml", "--set", "resources.gpus_per_node=0"], "gpus_per_node is 0"),
+        (["segment", "jobs/segment-sam.toml"], "models/sam"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_started(
@@ -129,3 +128,20 @@ def test_dry_run_prints_and_touches_nothing(project: Path) -> None:
     assert done.stdout.startswith("#!/bin/bash")
     assert "#SBATCH --array=0-5" in done.stdout
     assert not (project / "runs/caption-city").exists()
+
+
+def test_verify_and_repair_of_a_damaged_shard(project: Path) -> None:
+    """What verify advises works: remove the receipt, pack again, all is well."""
+    assert semiocity("verify", "data/city", cwd=project).returncode == 0
+    shard = next((project / "data/city/columns/base").glob("*/00000/00000001.tar"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:700] + bytes([whole[700] ^ 1]) + whole[701:])
+    done = semiocity("verify", "data/city", cwd=project)
+    assert done.returncode == 1
+    assert "00000001" in done.stdout and "00000001.json" in done.stdout
+    assert json.loads(semiocity("verify", "data/city", "--json", cwd=project).stdout)[0]["shard"] == 1
+    shard.with_suffix(".json").unlink()
+    done = semiocity("pack", "shards/city.toml", *SETS, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert shard.read_bytes() == whole
+    assert semiocity("verify", "data/city", cwd=project).returncode == 0

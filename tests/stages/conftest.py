@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tiny_models.py serves several folders
-
 from stage_data import STREET, street_rows, write_base
 
 

@@ -105,6 +105,25 @@ def test_how_much_is_said_in_words_that_fit() -> None:
         assert re.search(rf"greenery from side to side (fills|takes up|covers) {phrase} the view", text), text
 
 
+@pytest.mark.parametrize(
+    ("boxes", "where"),
+    [
+        ([(0, 24)], "on the left"),
+        ([(72, 96)], "on the right"),
+        ([(36, 60)], "in the centre"),
+        ([(0, 20), (76, 96)], "on both sides"),
+        ([(0, 60)], "from the left to the centre"),
+        ([(36, 96)], "from the centre to the right"),
+        ([(0, 96)], "from side to side"),
+    ],
+)
+def test_where_something_is(boxes: list[tuple[int, int]], where: str) -> None:
+    canvas = Canvas(SKY)
+    for left, right in boxes:
+        canvas.box(TREE, 50, 96, left, right)
+    assert f"greenery {where} " in canvas.text(instances=False)
+
+
 def test_near_and_far_things_are_told_apart() -> None:
     near = street().box(CAR, 60, 94, 5, 40, True)
     assert "a car on the left, close by" in near.text().replace(" on the road", "")
