@@ -78,9 +78,8 @@ def class_bars(rows: Sequence[tuple[str, Sequence[int], float | None, float | No
         parts.append(_tag("text", f"{tick:.0%}", x=at, y=len(rows) * line + 16, class_="tick middle"))
     for i, (name, color, value, ceiling, flat) in enumerate(rows):
         top = i * line + 5
-        parts.append(
-            _tag("rect", x=2, y=top + 2, width=13, height=13, rx=3, fill=f"rgb({','.join(str(int(c)) for c in color)})")
-        )
+        fill = f"rgb({','.join(str(int(c)) for c in color)})"
+        parts.append(_tag("rect", x=2, y=top + 2, width=13, height=13, rx=3, fill=fill, class_="swatch"))
         parts.append(_tag("text", name, x=24, y=top + 13, class_="label"))
         if ceiling is not None:
             parts.append(_tag("rect", x=left, y=top, width=f"{ceiling * scale:.1f}", height=17, class_="ceiling"))
@@ -112,7 +111,7 @@ def scale(marks: Sequence[Mark], *, title: str, log: bool = False, top: float | 
     placed = sorted(zip(marks, values), key=lambda item: item[0].kind == "ours")
     for mark, value in placed:
         at = inset + (value - low) / ((high - low) or 1) * (width - 2 * inset)
-        radius = 7 if mark.kind == "ours" else 5
+        radius = 8 if mark.kind == "ours" else 6
         dot = _tag("circle", cx=f"{at:.1f}", cy=13, r=radius, class_=f"dot {mark.kind}")
         parts.append(Markup("<g>{}{}</g>").format(_tag("title", f"{mark.name}: {_number(mark.value)}"), dot))
     return _svg(width, height, title, parts)

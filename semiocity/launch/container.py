@@ -23,7 +23,7 @@ from semiocity.files import fsync_folder
 
 DEFINITION, ARGUMENTS, LOCK = "semiocity.def", "versions.args", "requirements.lock"
 LABEL = "semiocity.content"
-# Fast to pack and as fast to read; higher levels take minutes and save little, as CUDA's libraries hardly shrink.
+# The quickest to pack on few cores that still shrinks.
 COMPRESSION = "-comp zstd -Xcompression-level 1"
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 # Packages in ~/.local must not shadow the image's; compute nodes reach no model hub.
@@ -98,11 +98,18 @@ def python_command(
 
 
 def _assignment(name: str, value: str) -> str:
-    """NAME=VALUE as `--env` reads it: with more than one `=` it is a line of CSV, otherwise taken as it stands."""
-    if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or any(mark in value for mark in "\n\0"):
-        raise UserError(f"{name}: not an environment variable that can be handed to a container")
-    pair = f"{name}={value}"
-    if "=" in value and any(mark in value for mark in ',"'):
+    """NAME=VALUE as `--env` reads it.
+
+    With more than one `=` it is a line of CSV, otherwise taken as it stands, but for double quotes at its end, which
+    are dropped. Then a shell in the container expands the value as if it stood in double quotes.
+    """
+    several = "=" in value
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or {"\n", "\0"} & set(value):
+        raise UserError(f"{name}={value!r}: not an environment variable that can be handed to a container")
+    if value.endswith('"') and not several:
+        raise UserError(f"{name}={value!r}: Apptainer would drop the double quote at the end")
+    pair = f"{name}=" + re.sub(r"[\\$`]", r"\\\g<0>", value)
+    if several and {",", '"'} & set(value):
         return '"' + pair.replace('"', '""') + '"'
     return pair
 

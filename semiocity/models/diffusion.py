@@ -11,12 +11,12 @@ bounds of the log variance (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Prediction = Literal["epsilon", "v"]
+Prediction = Literal["epsilon", "v", "x0"]
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -32,11 +32,12 @@ class DiffusionConfig:
     """Last β of the linear schedule."""
     prediction: Prediction = "epsilon"
     """`epsilon` is the paper's choice. `v` = √ᾱ·ε - √(1-ᾱ)·x_0 (Salimans and Ho 2022, arXiv 2202.00512, appendix D)
-    learns in far fewer steps: its target has unit variance and says something new about the image at every noise
-    level."""
+    learns in far fewer steps where the network is wide at full resolution. Both make the network carry the noise of
+    every pixel to its output. One that is narrow for its patches cannot, and learns faster to name the clean image,
+    `x0` (Li and He 2025, arXiv 2511.13720)."""
     min_snr_gamma: float | None = None
     """Weigh the squared error of x̂_0 by min(SNR, γ) (Hang et al. 2023, arXiv 2303.09556); None is the plain mean square
-    of the prediction. Small budgets do best with v and γ = 1."""
+    of the prediction."""
     vlb_weight: float = 1e-3
     """λ of L_simple + λ·L_vlb when the variance is learned (Nichol and Dhariwal 2021, eq. 16)."""
 
@@ -45,8 +46,9 @@ class DiffusionConfig:
             raise ValueError(f"DiffusionConfig.timesteps must be at least 1, is {self.timesteps}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"betas must satisfy 0 < start <= end < 1, are {self.beta_start} and {self.beta_end}")
-        if self.prediction not in ("epsilon", "v"):
-            raise ValueError(f"DiffusionConfig.prediction must be 'epsilon' or 'v', is {self.prediction!r}")
+        if self.prediction not in get_args(Prediction):
+            choices = ", ".join(get_args(Prediction))
+            raise ValueError(f"DiffusionConfig.prediction must be one of {choices}, is {self.prediction!r}")
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             raise ValueError(f"DiffusionConfig.min_snr_gamma must be positive or None, is {self.min_snr_gamma}")
 
@@ -96,23 +98,37 @@ class Diffusion:
         return signal * x0 + scale * noise
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the model's first three channels should be: ε, or v = √ᾱ·ε - √(1-ᾱ)·x_0."""
-        if self.config.prediction == "epsilon":
-            return noise
+        """What the model's first three channels should be: ε, x_0, or v = √ᾱ·ε - √(1-ᾱ)·x_0."""
         signal, scale = self._signal_and_noise(t, x0)
-        return signal * noise - scale * x0
+        match self.config.prediction:
+            case "epsilon":
+                return noise
+            case "x0":
+                return x0
+            case "v":
+                return signal * noise - scale * x0
 
     def epsilon(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """ε̂ from a prediction of three channels; from v it is √(1-ᾱ)·x_t + √ᾱ·v."""
-        if self.config.prediction == "epsilon":
-            return prediction
         signal, scale = self._signal_and_noise(t, x_t)
-        return scale * x_t + signal * prediction
+        match self.config.prediction:
+            case "epsilon":
+                return prediction
+            case "x0":
+                return (x_t - signal * prediction) / scale
+            case "v":
+                return scale * x_t + signal * prediction
 
-    def x0(self, epsilon: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """x̂_0 = (x_t - √(1-ᾱ)·ε̂) / √ᾱ (DDPM, eq. 15), not clipped."""
+    def x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """x̂_0 from a prediction of three channels, not clipped; from ε it is (x_t - √(1-ᾱ)·ε) / √ᾱ (DDPM, eq. 15)."""
         signal, scale = self._signal_and_noise(t, x_t)
-        return (x_t - scale * epsilon) / signal
+        match self.config.prediction:
+            case "epsilon":
+                return (x_t - scale * prediction) / signal
+            case "x0":
+                return prediction
+            case "v":
+                return signal * x_t - scale * prediction
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio ᾱ / (1-ᾱ) at `t`: [B], float64."""
@@ -141,17 +157,24 @@ class Diffusion:
     def _simple_weight(self, t: Tensor) -> Tensor:
         """Factor of the squared error of the prediction that weighs the squared error of x̂_0 by min(SNR, γ).
 
-        The error of x̂_0 is that of ε̂ divided by SNR, and that of v̂ divided by SNR + 1. So ε takes min(SNR, γ) / SNR,
-        and v takes min(SNR, γ) / (SNR + 1). For γ = 1 the latter is min(ᾱ, 1-ᾱ).
+        The error of x̂_0 is that of ε̂ divided by SNR, and that of v̂ divided by SNR + 1. So with γ = 1 the factor of v is
+        min(ᾱ, 1-ᾱ), and the loss is the same as the error of ε̂ times min(SNR, 1) / SNR.
         """
         if self.config.min_snr_gamma is None:
             return torch.ones(t.shape, dtype=torch.float64, device=t.device)
         snr = self.snr(t)
-        return snr.clamp(max=self.config.min_snr_gamma) / (snr if self.config.prediction == "epsilon" else snr + 1)
+        weight = snr.clamp(max=self.config.min_snr_gamma)
+        match self.config.prediction:
+            case "epsilon":
+                return weight / snr
+            case "x0":
+                return weight
+            case "v":
+                return weight / (snr + 1)
 
     def _vlb(self, prediction: Tensor, interpolation: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Term t of the variational bound in bits per dimension: [B] (DDPM, eq. 5; section 3.3 at t = 0)."""
-        x0_hat = self.x0(self.epsilon(prediction, x_t, t), x_t, t)
+        x0_hat = self.x0(prediction, x_t, t)
         mean, log_variance = self.posterior_mean(x0_hat, x_t, t), self.log_variance(interpolation, t)
         true_mean, true_log_variance = self.posterior_mean(x0, x_t, t), self._posterior_log_variance(t, x_t)
         kl = gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
@@ -212,25 +235,21 @@ def discretized_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) ->
 # -- sampling ---------------------------------------------------------------------------------------------------------
 
 
-def guided_epsilon(
-    diffusion: Diffusion, model: Model, x_t: Tensor, t: Tensor, layout: Tensor, guidance: float
-) -> tuple[Tensor, Tensor | None]:
-    """ε̂ with classifier-free guidance, and the variance interpolation of the conditional prediction if there is one.
+def guided(model: Model, x_t: Tensor, times: Tensor, layout: Tensor, guidance: float) -> tuple[Tensor, Tensor | None]:
+    """A prediction with classifier-free guidance, and the variance interpolation of the conditional one if there is one.
 
-    ε̂ = ε̂_null + guidance·(ε̂_layout - ε̂_null) (Ho and Salimans 2022, arXiv 2207.12598, where w = guidance - 1). The
-    null label is the all-zero layout. 1 is the conditional prediction and 0 the unconditional one, each by one call.
+    null + guidance·(conditional - null) (Ho and Salimans 2022, arXiv 2207.12598, where w = guidance - 1). The null label is
+    the all-zero layout. At a given x_t, ε̂ is affine in every kind of prediction, so to guide one is to guide ε̂. Scale 1 is
+    the conditional prediction and 0 the unconditional one, each by one call. `times` are those of the full schedule.
     """
-    times = diffusion.model_times.to(t.device)[t]
     if guidance in (0.0, 1.0):
-        prediction, interpolation = split_output(model(x_t, times, layout if guidance else torch.zeros_like(layout)))
-        return diffusion.epsilon(prediction, x_t, t), interpolation
+        return split_output(model(x_t, times, layout if guidance else torch.zeros_like(layout)))
     layouts = torch.cat([layout, torch.zeros_like(layout)])
     prediction, interpolation = split_output(model(x_t.repeat(2, 1, 1, 1), times.repeat(2), layouts))
     conditional, null = prediction.chunk(2)
     if interpolation is not None:
         interpolation = interpolation.chunk(2)[0]
-    # ε̂ is affine in the prediction at a given x_t, so guiding the prediction guides ε̂.
-    return diffusion.epsilon(null + guidance * (conditional - null), x_t, t), interpolation
+    return null + guidance * (conditional - null), interpolation
 
 
 @torch.no_grad()
@@ -256,8 +275,8 @@ def sample_ddim(
     thinned, x = diffusion.respaced(steps), noise
     for index in reversed(range(steps)):
         t = torch.full((len(x),), index, device=x.device)
-        epsilon, _ = guided_epsilon(thinned, model, x, t, layout, guidance)
-        x0 = thinned.x0(epsilon, x, t).clamp(-1, 1)
+        prediction, _ = guided(model, x, thinned.model_times.to(t.device)[t], layout, guidance)
+        x0 = thinned.x0(prediction, x, t).clamp(-1, 1)
         signal, scale = thinned._signal_and_noise(t, x)
         epsilon = (x - signal * x0) / scale
         alpha_bar, previous = float(thinned.alpha_bars[index]), float(thinned.alpha_bars_previous[index])
@@ -287,8 +306,8 @@ def sample_ancestral(
     thinned, x = diffusion.respaced(steps), noise
     for index in reversed(range(steps)):
         t = torch.full((len(x),), index, device=x.device)
-        epsilon, interpolation = guided_epsilon(thinned, model, x, t, layout, guidance)
-        x0 = thinned.x0(epsilon, x, t).clamp(-1, 1)
+        prediction, interpolation = guided(model, x, thinned.model_times.to(t.device)[t], layout, guidance)
+        x0 = thinned.x0(prediction, x, t).clamp(-1, 1)
         mean = thinned.posterior_mean(x0, x, t)
         if index == 0:
             return mean

@@ -14,7 +14,7 @@ from semiocity.models.diffusion import (
     DiffusionConfig,
     discretized_log_likelihood,
     gaussian_kl,
-    guided_epsilon,
+    guided,
     sample_ancestral,
     sample_ddim,
     split_output,
@@ -22,6 +22,8 @@ from semiocity.models.diffusion import (
 
 EPSILON = Diffusion(DiffusionConfig())
 V = Diffusion(DiffusionConfig(prediction="v", min_snr_gamma=1.0))
+X0 = Diffusion(DiffusionConfig(prediction="x0", min_snr_gamma=5.0))
+every_prediction = pytest.mark.parametrize("diffusion", [EPSILON, V, X0], ids=["epsilon", "v", "x0"])
 
 
 def peer(scheduler: Any, steps: int = 1000, **settings: Any) -> Any:
@@ -72,14 +74,14 @@ def test_q_sample_agrees_with_diffusers() -> None:
         torch.testing.assert_close(EPSILON.q_sample(x0, noise, t), expected, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("diffusion", [EPSILON, V], ids=["epsilon", "v"])
+@every_prediction
 def test_the_target_leads_back_to_noise_and_image(diffusion: Diffusion) -> None:
     x0, noise = (z.double() for z in images())
     t = torch.tensor([0, 10, 500, 999])
     x_t = diffusion.q_sample(x0, noise, t)
-    epsilon = diffusion.epsilon(diffusion.target(x0, noise, t), x_t, t)
-    torch.testing.assert_close(epsilon, noise)
-    torch.testing.assert_close(diffusion.x0(epsilon, x_t, t), x0)
+    target = diffusion.target(x0, noise, t)
+    torch.testing.assert_close(diffusion.epsilon(target, x_t, t), noise)
+    torch.testing.assert_close(diffusion.x0(target, x_t, t), x0)
 
 
 def test_v_agrees_with_diffusers() -> None:
@@ -99,11 +101,12 @@ def test_v_with_gamma_one_is_the_epsilon_loss_weighed_by_snr() -> None:
     torch.testing.assert_close(V.loss(output, x0, noise, t)["loss"].double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_epsilon_with_gamma_weighs_the_error_of_the_image() -> None:
-    diffusion = Diffusion(DiffusionConfig(min_snr_gamma=5.0))
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_gamma_weighs_the_error_of_the_image(prediction: Any) -> None:
+    diffusion = Diffusion(DiffusionConfig(prediction=prediction, min_snr_gamma=5.0))
     x0, noise = (z.double() for z in images())
     t = torch.tensor([0, 100, 500, 999])
-    output = noise + 0.1
+    output = diffusion.target(x0, noise, t) + 0.1
     x_t = diffusion.q_sample(x0, noise, t)
     error = (diffusion.x0(output, x_t, t) - x0).square().mean((1, 2, 3))
     expected = error * diffusion.snr(t).clamp(max=5)
@@ -192,11 +195,11 @@ def test_thinned_schedule_has_leading_spacing_and_the_same_marginals() -> None:
             EPSILON.respaced(steps)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_ddim_agrees_with_diffusers(prediction: str) -> None:
-    diffusion, model = {"epsilon": EPSILON, "v": V}[prediction], smooth_model()
+@every_prediction
+def test_ddim_agrees_with_diffusers(diffusion: Diffusion) -> None:
+    model = smooth_model()
     layout, (_, noise) = layouts(), images()
-    kind = {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
+    kind = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}[diffusion.config.prediction]
     scheduler = peer(DDIMScheduler, clip_sample=True, set_alpha_to_one=True, prediction_type=kind)
     scheduler.set_timesteps(50)
     x = noise
@@ -239,7 +242,7 @@ def test_ancestral_sampling_agrees_with_diffusers(channels: int) -> None:
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("diffusion", [EPSILON, V], ids=["epsilon", "v"])
+@every_prediction
 def test_samplers_find_the_image_that_an_oracle_knows(diffusion: Diffusion) -> None:
     x0, noise = (z.double() for z in images())
 
@@ -256,19 +259,21 @@ def test_samplers_find_the_image_that_an_oracle_knows(diffusion: Diffusion) -> N
     torch.testing.assert_close(found, x0, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("diffusion", [EPSILON, V], ids=["epsilon", "v"])
-def test_guidance(diffusion: Diffusion) -> None:
+@every_prediction
+def test_guidance_moves_the_noise_and_leaves_the_variance(diffusion: Diffusion) -> None:
     model, layout, (_, x_t) = smooth_model(6), layouts(), images()
     t = torch.tensor([1, 20, 300, 999])
 
-    def predicted(labels: Tensor) -> Tensor:
-        return diffusion.epsilon(split_output(model(x_t, t, labels))[0], x_t, t)
+    def noise(prediction: Tensor) -> Tensor:
+        return diffusion.epsilon(prediction, x_t.double(), t)
 
-    conditional, null = predicted(layout), predicted(torch.zeros_like(layout))
+    conditional, null = (noise(split_output(model(x_t, t, z))[0].double()) for z in (layout, torch.zeros_like(layout)))
     variance = split_output(model(x_t, t, layout))[1]
     for scale in (0.0, 1.0, 1.5, 4.0):
-        epsilon, interpolation = guided_epsilon(diffusion, model, x_t, t, layout, scale)
-        torch.testing.assert_close(epsilon, null + scale * (conditional - null), rtol=1e-4, atol=1e-5)
+        prediction, interpolation = guided(model, x_t, t, layout, scale)
+        torch.testing.assert_close(
+            noise(prediction.double()), null + scale * (conditional - null), rtol=1e-4, atol=1e-4
+        )
         if scale:
             torch.testing.assert_close(interpolation, variance)
 
@@ -281,7 +286,7 @@ def test_guidance_scale_one_and_zero_cost_one_evaluation_each() -> None:
         return smooth_model()(x, t, layout)
 
     for scale in (1.0, 0.0, 1.5):
-        guided_epsilon(EPSILON, counting, images()[1], torch.full((4,), 9), layouts(), scale)
+        guided(counting, images()[1], torch.full((4,), 9), layouts(), scale)
     assert batches == [4, 4, 8]
 
 
@@ -297,7 +302,7 @@ def test_samples_stay_in_range_and_repeat() -> None:
     [
         ({"timesteps": 0}, "timesteps"),
         ({"beta_end": 1.0}, "betas"),
-        ({"prediction": "x0"}, "prediction"),
+        ({"prediction": "noise"}, "prediction"),
         ({"min_snr_gamma": 0.0}, "min_snr_gamma"),
     ],
 )

@@ -80,7 +80,16 @@ def test_arrays_pack_caption_and_segment(project: Project, tmp_path: Path) -> No
 
 def test_a_caption_task_killed_inside_a_shard_costs_that_shard_only(project: Project) -> None:
     """SIGKILL for one task; the job run again makes what is missing, byte for byte as if nothing had happened."""
-    slow = ["--set", 'column="slow"', "--set", 'run="slow"', "--set", "args.rehearse_slow_batch_s=1.0"]
+    slow = [
+        "--set",
+        'column="slow"',
+        "--set",
+        'run="slow"',
+        "--set",
+        "args.rehearse_slow_batch_s=1.0",
+        "--set",
+        "args.batch=4",
+    ]
     run = project.folder / "runs" / "slow"
     project.run("caption", "jobs/caption.toml", *slow)
 

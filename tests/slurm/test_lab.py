@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -126,6 +127,20 @@ def test_submitit_round_trip_through_the_image(
     job = executor.submit(platform.freedesktop_os_release)
     assert cluster.wait(job.job_id) == "COMPLETED", job.stderr()
     assert job.result()["VERSION_CODENAME"] == "bookworm"
+
+
+@pytest.mark.apptainer
+def test_awkward_values_arrive_in_the_container(image: Path, tmp_path: Path) -> None:
+    """Apptainer reads its --env options as CSV at some times and not at others."""
+    values = {
+        "COMMA": "ib0,ib1", "EQUALS": "a=b", "BOTH": "a=b,c=d", "QUOTE": 'a"b', "ALL": 'q="z",w=1', "EMPTY": "",
+        "SPACE": "a  b", "APOSTROPHE": "it's", "DOLLAR": "$HOME `id` \\", "PERCENT": "%s", "UTF8": "Zürich",
+    }  # fmt: skip
+    python = container.python_command(image, binds=[], env=values, nv=False, pythonpath=None, pwd=Path("/tmp"))
+    program = "import json, os; print(json.dumps(dict(os.environ)))"
+    done = subprocess.run(f"{python} -c '{program}'", shell=True, capture_output=True, text=True, check=True)
+    seen = json.loads(done.stdout)
+    assert {name: seen.get(name) for name in values} == values
 
 
 @pytest.mark.apptainer

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import SDM, STEPS, checkpoint, gan, sdm
-from train_ranks import Ranks, job_of, train
+from train_ranks import Ranks, job_of, settle_statistics, train
 
 from semiocity.data.columns import Dataset
 from semiocity.data.loader import Rows
@@ -133,6 +133,11 @@ def test_phases_run_as_often_as_they_say(ranks: Ranks, city: Path, tmp_path: Pat
     names = set(load_file(tmp_path / "export" / "model.safetensors"))
     assert "judge.0.bias" not in names
     assert {"maker.1.running_mean", "judge.1.running_var"} <= names
+
+
+def test_batch_statistics_are_the_mean_over_the_ranks(ranks: Ranks) -> None:
+    # Momentum 0.1 of the means (0, 0) and (10, 2).
+    assert ranks.call(settle_statistics) == [pytest.approx([0.5, 0.1])] * 2
 
 
 def test_a_refused_step_leaves_batch_statistics() -> None:

@@ -99,3 +99,18 @@ def train(world: World, settings: dict[str, Any], run: Path, dataset: Path, stop
         return world.rank == stop_rank and calls == stop_after
 
     return run_training(job_of(dataset, **settings), run, dataset, world, stop)
+
+
+def settle_statistics(world: World) -> list[float]:
+    """Running means of a norm that has seen other inputs on each rank, after a step."""
+    import torch
+
+    from semiocity.train.batch_statistics import BatchStatistics
+
+    norm = torch.nn.BatchNorm1d(2)
+    statistics = BatchStatistics({"norm": norm})
+    statistics.remember()
+    norm(torch.tensor([[10.0, 0.0], [10.0, 4.0]]) * world.rank)
+    statistics.settle(applied=True)
+    assert norm.running_mean is not None
+    return norm.running_mean.tolist()
