@@ -86,8 +86,12 @@ def test_a_stopped_task_keeps_what_it_has_and_makes_the_rest(whole: Path, packed
 
 
 def test_a_layout_lost_from_its_group_comes_back_with_the_same_bytes(
-    whole: Path, packed: Path, run_folder: Path
+    whole: Path, packed: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its whole group is painted again, so that it sees the batch that it saw before; the others stay as they are."""
+    painted: list[list[int]] = []
+    really = generate.paint
+    monkeypatch.setattr(generate, "paint", lambda *args: painted.append(list(args[3])) or really(*args))
     shutil.copytree(whole, run_folder / "samples")
     samples = Samples(whole)
     lost, kept = list(samples.layouts)[1], list(samples.layouts)[0]
@@ -95,6 +99,7 @@ def test_a_layout_lost_from_its_group_comes_back_with_the_same_bytes(
     shutil.rmtree(run_folder / "samples" / lost)
     (run_folder / "samples" / f".{lost}.1234.partial").mkdir()
     assert _run(_job(packed), run_folder)
+    assert painted == [[0, 1]]
     assert _bytes(run_folder / "samples" / lost) == _bytes(whole / lost)
     assert (run_folder / "samples" / kept / "00.png").stat().st_ino == inode
     assert not list((run_folder / "samples").glob(".*")), "leftovers of a killed task"

@@ -206,7 +206,9 @@ def test_ddim_agrees_with_diffusers(diffusion: Diffusion) -> None:
     for t in scheduler.timesteps:
         output = model(x, t.repeat(len(x)), layout)
         x = scheduler.step(output, t, x, eta=0.0, use_clipped_model_output=True).prev_sample
-    torch.testing.assert_close(sample_ddim(diffusion, model, noise, layout, steps=50), x, rtol=0, atol=1e-5)
+    # Near t = 0, ε̂ from x̂_0 divides by the small 1-ᾱ, which diffusers holds in fp32.
+    atol = 1e-4 if diffusion is X0 else 1e-5
+    torch.testing.assert_close(sample_ddim(diffusion, model, noise, layout, steps=50), x, rtol=0, atol=atol)
 
 
 def test_stochastic_ddim_agrees_with_diffusers() -> None:
