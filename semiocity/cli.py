@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
     made = verb("report", "one self-contained page about a run", "run")
     made.add_argument("--dataset", type=Path, help="the dataset's folder (default: the run's own)")
+    made.add_argument("--sheet", type=Path, metavar="PNG", help="also a contact sheet of the generated images")
     made = verb("verify", "re-read a dataset and name every fault", "dataset")
     made.add_argument("--quick", action="store_true", help="receipts and sizes only")
     made.add_argument("--json", action="store_true")
@@ -140,7 +141,7 @@ def _demo(a: argparse.Namespace) -> int:
 
 
 def _report(a: argparse.Namespace) -> int:
-    from semiocity.evaluate.report import write
+    from semiocity.evaluate.report import contact_sheet, write
     from semiocity.launch.runs import attempts
 
     dataset = a.dataset
@@ -150,6 +151,8 @@ def _report(a: argparse.Namespace) -> int:
             raise UserError(f"{a.run}: no run folder of ours; `semiocity status` lists them")
         dataset = Path(found[-1].read()["dataset"])
     print(write(a.run, dataset))
+    if a.sheet:
+        print(contact_sheet(a.run, dataset, a.sheet))
     return 0
 
 

@@ -15,6 +15,7 @@ from semiocity.data.plan import make_plan
 from semiocity.data.recipe import Recipe
 from small_model import SIZE, export_model
 
+
 @pytest.fixture(scope="session", autouse=True)
 def two_threads() -> None:
     torch.set_num_threads(min(torch.get_num_threads(), 2))

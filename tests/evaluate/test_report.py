@@ -112,7 +112,7 @@ def told(packed: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory)
 
     run = root / "runs" / "<i>demo & more"
     shutil.copytree(exported, run / "export")
-    lines = [{"step": i, "loss": (1 / i).hex(), "lr": 1e-3.hex()} for i in range(1, 2001)]
+    lines = [{"step": i, "loss": (1 / i).hex(), "lr": (1e-3).hex()} for i in range(1, 2001)]
     lines[500]["loss"] = "nan"
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run / "metrics.jsonl").write_text(text + '{"step": 2001, "lo')

@@ -93,6 +93,18 @@ def test_layouts_painted_for_others_follow_them_less(judged: Path, tmp_path: Pat
     assert found["diversity"]["pixel_rms"] > 5
 
 
+def test_mean_colours_score_as_their_baseline(judged: Path, tmp_path: Path) -> None:
+    train = Pairs(Dataset.open(judged), "train", (SIZE, SIZE))
+    colours = score.mean_colours(train)
+    _samples(tmp_path / "samples", judged, 1, lambda held, i, number: colours[held.label(i)])
+    found = score.run(_job(judged), tmp_path, judged)
+    assert found["miou"]["value"] == found["miou"]["mean_colour"]
+    assert found["miou"]["value"] != found["miou"]["ceiling"]
+    for distance in (found["frechet"], found["kid"]):
+        assert distance["value"] == pytest.approx(distance["mean_colour"])
+        assert distance["value"] > distance["floor"]
+
+
 def test_scores_repeat(judged: Path, packed: Path, tmp_path: Path) -> None:
     """Also with a judge trained anew: nothing depends on where it came from."""
     fresh = Path(shutil.copytree(packed, tmp_path / "city"))
