@@ -59,7 +59,7 @@ def judge(
     for folder in folders:
         found = _load(folder / name, config, identity)
         if found is not None:
-            return found.to(device, memory_format=torch.channels_last), name
+            return found.to(device).to(memory_format=torch.channels_last), name
     trained = train(pairs, config, settings, device)
     for folder in folders:
         if _keep(trained, folder / name, identity):
@@ -72,7 +72,7 @@ def train(pairs: Pairs, config: SegmenterConfig, settings: SegmenterSettings, de
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         # Convolutions on CPUs are a sixth faster with channels last.
-        model = Segmenter(config).to(device, memory_format=torch.channels_last)
+        model = Segmenter(config).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
     weights = _class_weights(pairs).to(device)

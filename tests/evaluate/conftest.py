@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_model import SIZE, export_model
 
 from semiocity.data.lease import Owner
 from semiocity.data.manifest import merge
 from semiocity.data.pack import pack_shards
 from semiocity.data.plan import make_plan
 from semiocity.data.recipe import Recipe
-from small_model import SIZE, export_model
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -40,7 +40,7 @@ def test_faults_are_named(model: type, setting: str, message: str) -> None:
 
 
 def test_noise_in_every_step_is_ddims() -> None:
-    with pytest.raises(UserError, match="eta is 0.5 but the sampler is ancestral"):
+    with pytest.raises(UserError, match=r"eta is 0\.5 but the sampler is ancestral"):
         load_toml(JOBS / "generate.toml", GenerateJob, ['sampler="ancestral"', "eta=0.5"])
 
 

@@ -46,7 +46,8 @@ def test_inception_gives_its_pooled_features(inception: Path) -> None:
     ).clamp(-1, 1)
     with torch.no_grad():
         whole.eval()(large)
-    assert np.allclose(found, pooled[0].numpy(), atol=1e-4)
+    expected = pooled[0].numpy()
+    assert np.abs(found - expected).max() < 1e-3 * expected.std()
 
 
 def test_inception_is_named_by_its_weights(inception: Path, tmp_path: Path) -> None:

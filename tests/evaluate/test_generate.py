@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from small_model import SIZE, export_model
 
-from semiocity.data.columns import Dataset
+from semiocity.data.columns import Dataset, View
 from semiocity.errors import UserError
 from semiocity.evaluate import generate, noise
 from semiocity.evaluate.images import decode_image
@@ -91,10 +92,15 @@ def test_a_layout_lost_from_its_group_comes_back_with_the_same_bytes(
     """Its whole group is painted again, so that it sees the batch that it saw before; the others stay as they are."""
     painted: list[list[int]] = []
     really = generate.paint
-    monkeypatch.setattr(generate, "paint", lambda *args: painted.append(list(args[3])) or really(*args))
+
+    def noting(painter: Painter, view: View, ignore_id: int | None, group: Sequence[int]) -> Any:
+        painted.append(list(group))
+        return really(painter, view, ignore_id, group)
+
+    monkeypatch.setattr(generate, "paint", noting)
     shutil.copytree(whole, run_folder / "samples")
     samples = Samples(whole)
-    lost, kept = list(samples.layouts)[1], list(samples.layouts)[0]
+    kept, lost = list(samples.layouts)[:2]
     inode = (run_folder / "samples" / kept / "00.png").stat().st_ino
     shutil.rmtree(run_folder / "samples" / lost)
     (run_folder / "samples" / f".{lost}.1234.partial").mkdir()

@@ -165,7 +165,7 @@ def test_ignored_pixels_teach_nothing(city: Path) -> None:
 
 
 def test_refuses_samples_of_another_dataset_and_runs_without_samples(judged: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="manifest.json: no such file"):
+    with pytest.raises(UserError, match=r"manifest\.json: no such file"):
         score.run(_job(judged), tmp_path, judged)
     _samples(tmp_path / "samples", judged, 1, _real)
     manifest = json.loads((tmp_path / "samples" / "manifest.json").read_text())
