@@ -29,7 +29,7 @@ from semiocity.models.segmenter import Segmenter, SegmenterConfig
 VERSION = 1
 """Raised when training changes, so that weights of older code are not taken for those of this one."""
 IGNORED = -100
-"""cross_entropy's own ignore_index."""
+"""Label of pixels without a class."""
 
 
 def judge(
@@ -78,7 +78,7 @@ def train(pairs: Pairs, config: SegmenterConfig, settings: SegmenterSettings, de
     weights = _class_weights(pairs).to(device)
     random = np.random.Generator(np.random.Philox(settings.seed))
     order: list[int] = []
-    for _ in range(settings.steps):
+    for step in range(1, settings.steps + 1):
         while len(order) < settings.batch:
             order += random.permutation(len(pairs)).tolist()
         rows, order = order[: settings.batch], order[settings.batch :]
@@ -86,12 +86,24 @@ def train(pairs: Pairs, config: SegmenterConfig, settings: SegmenterSettings, de
         mirrored = torch.from_numpy(random.random(len(rows)) < 0.5).to(device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         labels = torch.where(mirrored[:, None, None], labels.flip(2), labels)
-        loss = F.cross_entropy(model(images), labels, weight=weights, ignore_index=IGNORED)
+        loss = weighted_loss(model(images), labels, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
+        if step * 4 % settings.steps < 4:
+            print(f"segmenter: step {step}/{settings.steps}, loss {loss.item():.3f}", flush=True)
     return model.eval()
+
+
+def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Cross entropy of logits [B, C, H, W] and labels [B, H, W], weighted by class [C]; `IGNORED` pixels do not count.
+
+    As torch's cross_entropy, but the same bits each time on a GPU, and 0 instead of NaN where nothing is labelled.
+    """
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    share = (labels[:, None] == ids[:, None, None]) * weights[:, None, None]
+    return -(F.log_softmax(logits, dim=1) * share).sum() / share.sum().clamp(min=1e-9)
 
 
 def batch(pairs: Pairs, rows: list[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,8 @@ def environment(launch: Launch) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(launch.resources.cpus_per_rank),
         **({"SEMIOCITY_RESTART": str(launch.restart)} if launch.restart else {}),
-        **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if cpu_only else {}),
+        # On cores that others use too, threads that wait by spinning cost several times the work itself.
+        **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"} if cpu_only else {}),
         **({"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}),
         **launch.cluster.container.env,
     }

@@ -238,8 +238,8 @@ def discretized_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) ->
 def guided(model: Model, x_t: Tensor, times: Tensor, layout: Tensor, guidance: float) -> tuple[Tensor, Tensor | None]:
     """A prediction with classifier-free guidance, and the variance interpolation of the conditional one, if any.
 
-    null + guidance·(conditional - null) (Ho and Salimans 2022, arXiv 2207.12598, where w = guidance - 1). The null label
-    is the all-zero layout. At a given x_t, ε̂ is affine in every kind of prediction, so to guide one is to guide ε̂.
+    null + guidance·(conditional - null) (Ho and Salimans 2022, arXiv 2207.12598, where w = guidance - 1). The null
+    label is the all-zero layout. At a given x_t, ε̂ is affine in every kind of prediction, so to guide one guides ε̂.
     Scale 1 is the conditional prediction and 0 the unconditional one, each by one call. `times` [B] are timesteps of
     the full schedule.
     """

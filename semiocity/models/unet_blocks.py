@@ -80,9 +80,7 @@ class SpadeNorm(nn.Module):
 
     def forward(self, x: Tensor, layout: LayoutPyramid) -> Tensor:
         scale, shift = self.scale_shift(F.relu(self.shared(layout.at(x)))).chunk(2, dim=1)
-        # norm + (norm·γ + β): addcmul keeps the number of full-size temporaries at one.
-        normed = self.norm(x)
-        return normed + torch.addcmul(shift, normed, scale)
+        return torch.addcmul(shift, self.norm(x), 1 + scale)
 
 
 class Downsample(nn.Module):

@@ -18,7 +18,11 @@ import pytest
 from PIL import Image
 
 from semiocity.data.columns import Dataset
+from semiocity.data.lease import Owner
 from semiocity.data.manifest import ShardPath, column_folder, merge
+from semiocity.data.pack import pack_shards
+from semiocity.data.plan import make_plan
+from semiocity.data.recipe import Recipe
 from semiocity.data.shard import Head, ShardWriter
 from semiocity.errors import UserError
 from semiocity.evaluate import generate, score
@@ -204,6 +208,23 @@ def test_missing_pieces_are_said(packed: Path, tmp_path: Path) -> None:
         assert text in page.text
     assert len(page.pictures("real image")) == 7
     assert not page.pictures("masks")
+
+
+def test_a_dataset_without_labels_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(5):
+        Image.new("RGB", (300, 200), (40 * i, 90, 120)).save(tmp_path / "photos" / f"<b>{i}.png")
+    source = {"kind": "folder", "root": str(tmp_path / "photos"), "split_by": "fraction", "val_fraction": 0.0}
+    recipe = Recipe.model_validate({"name": "photos", "source": source})
+    plan = make_plan(recipe, tmp_path / "data")
+    pack_shards(plan, range(plan.shards), Owner.here(), stop=lambda: False, report=lambda facts: None)
+    merge(tmp_path / "data", "base", plan.revision)
+    page = Page(write(tmp_path / "run", tmp_path / "data"))
+    assert "This dataset has no classes." in page.text
+    assert "5 of 5 rows of split train" in page.text
+    pictures = page.pictures("real image")
+    assert len(pictures) == 5
+    assert all(max(picture.shape) <= 288 for picture in pictures), "large pictures are shrunk"
 
 
 def test_damaged_pieces_count_as_missing(packed: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from semiocity.data.columns import Dataset
 from semiocity.errors import UserError
 from semiocity.evaluate import score
 from semiocity.evaluate.images import Pixels
-from semiocity.evaluate.judge import IGNORED, batch, judge
+from semiocity.evaluate.judge import IGNORED, batch, judge, weighted_loss
 from semiocity.evaluate.options import EvaluateJob, SegmenterSettings
 from semiocity.evaluate.pairs import Pairs
 from semiocity.evaluate.samples import merge_samples, publish, write_plan
@@ -162,6 +162,15 @@ def test_ignored_pixels_teach_nothing(city: Path) -> None:
     assert sky.any()
     assert (labels[sky] == IGNORED).all()
     assert (labels[~sky] > 0).all()
+
+
+def test_loss_is_the_weighted_cross_entropy() -> None:
+    torch.manual_seed(0)
+    logits, labels, weights = torch.randn(2, 4, 6, 6), torch.randint(0, 4, (2, 6, 6)), torch.rand(4) + 0.5
+    labels[0, :3] = IGNORED
+    expected = torch.nn.functional.cross_entropy(logits, labels, weight=weights, ignore_index=IGNORED)
+    assert torch.allclose(weighted_loss(logits, labels, weights), expected)
+    assert float(weighted_loss(logits, torch.full_like(labels, IGNORED), weights)) == 0
 
 
 def test_refuses_samples_of_another_dataset_and_runs_without_samples(judged: Path, tmp_path: Path) -> None:
