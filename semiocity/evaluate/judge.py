@@ -86,7 +86,9 @@ def train(pairs: Pairs, config: SegmenterConfig, settings: SegmenterSettings, de
         mirrored = torch.from_numpy(random.random(len(rows)) < 0.5).to(device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         labels = torch.where(mirrored[:, None, None], labels.flip(2), labels)
-        loss = weighted_loss(model(images), labels, weights)
+        with torch.autocast(device.type, torch.bfloat16):  # half the time; the weights stay fp32
+            logits = model(images)
+        loss = weighted_loss(logits.float(), labels, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
