@@ -297,11 +297,12 @@ class ShardReader:
             self._columns: dict[str, list[Any]] = {
                 name: self.table.column(name).to_pylist() for name in ("key", "tombstone", "reason")
             }
-        except (OSError, pa.ArrowException, KeyError) as error:
+            names = self.table.column_names
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:  # ValueError: a name that is no UTF-8
             raise ShardError(f"{path.parquet}: index cannot be read ({error}). {_remedy(path)}") from None
         self.keys: list[str] = self._columns["key"]
-        fields = {n.removesuffix(".offset"): "" for n in self.table.column_names if n.endswith(".offset")}
-        self._scalars = [n for n in self.table.column_names if n not in index_schema(fields, {}).names]
+        fields = {name.removesuffix(".offset"): "" for name in names if name.endswith(".offset")}
+        self._scalars = [name for name in names if name not in index_schema(fields, {}).names]
 
     def __len__(self) -> int:
         return len(self.keys)

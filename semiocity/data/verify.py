@@ -193,7 +193,7 @@ class _Column:
                 yield self._fault(path, f"{path.parquet.name}: its columns are not those that the receipt announces")
                 return
             rows = table.to_pylist()
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a name that is no UTF-8 any more
             yield self._fault(path, f"{path.parquet.name} cannot be read ({error})")
             return
         yield from self._keys(path, receipt, [row["key"] for row in rows])
@@ -222,7 +222,7 @@ class _Column:
         source = ShardPath(self.base, path.shard)
         try:
             base: list[str] = pq.read_table(source.parquet, columns=["key"]).column("key").to_pylist()
-        except (OSError, pa.ArrowException):
+        except (OSError, ValueError, pa.ArrowException):
             return  # reported with the base column
         for key in sorted(set(base) - set(keys)):
             yield self._fault(path, "key of base that this column lacks", key=key)

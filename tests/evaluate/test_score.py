@@ -88,7 +88,7 @@ def test_layouts_painted_for_others_follow_them_less(judged: Path, tmp_path: Pat
     found = score.run(_job(judged), tmp_path, judged)
     assert found["miou"]["value"] < 0.8 * found["miou"]["ceiling"]
     assert found["frechet"]["value"] == pytest.approx(found["frechet"]["floor"])
-    assert found["frechet"]["std"] == pytest.approx(0, abs=1e-9)
+    assert found["frechet"]["std"] == pytest.approx(0, abs=1e-7)
     assert found["diversity"]["value"] == pytest.approx(found["diversity"]["between_layouts"], rel=0.5)
     assert found["diversity"]["pixel_rms"] > 5
 

@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SETS = ["--set", "source.size=[32, 32]", "--set", "source.train=40", "--set", "source.val=8", "--set", "shard_rows=8"]
-SLOW = ["--set", "args.rehearse_slow_batch_s=0.4"]
+# Four batches a shard, so that a shard takes some seconds; the batch is part of the column's revision.
+BATCH = ["--set", "args.batch=2"]
+SLOW = [*BATCH, "--set", "args.rehearse_slow_batch_s=0.8"]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_interrupt_saves_and_the_next_call_goes_on(project: Path) -> None:
     there = {path.name for path in folder.glob("*/00000/*.json")}
     assert 0 < len(there) < 6
     assert not list(folder.glob("*/00000/.*.tmp")) and not list(folder.glob("*/00000/*.lease"))
-    assert semiocity("caption", "jobs/caption.toml", cwd=project).returncode == 0
+    assert semiocity("caption", "jobs/caption.toml", *BATCH, cwd=project).returncode == 0
     assert len(list(folder.glob("*/00000/*.json"))) == 6
     redone = {shard for task in attempt(project, "caption-city", 2)["tasks"] for shard in task}
     assert not redone & {int(name[:8]) for name in there}
