@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -194,6 +194,13 @@ def check_ids(ids: np.ndarray, allowed: Collection[int]) -> None:
         if value not in allowed:
             count = int((ids == value).sum())
             raise Rejected("label_range", f"id {value} in {count} pixels; allowed are {_ranges(allowed)}")
+
+
+def id_table(meanings: Mapping[int, int]) -> np.ndarray:
+    """uint8 [256] to look up what ids mean; ids that `check_ids` refuses become 0."""
+    table = np.zeros(256, np.uint8)
+    table[list(meanings)] = list(meanings.values())
+    return table
 
 
 def _ranges(ids: Collection[int]) -> str:

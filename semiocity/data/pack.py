@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,13 @@ from semiocity.config import canonical
 from semiocity.data import geometry as geo
 from semiocity.data import images
 from semiocity.data.images import Picture, Rejected
-from semiocity.data.keys import printable
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import BASE, complete, missing
-from semiocity.data.plan import PACKER_VERSION, Plan, PlanRow
+from semiocity.data.plan import PACKER_VERSION, Plan
 from semiocity.data.recipe import FIELDS, Recipe
 from semiocity.data.shard import Head, Scalar, ShardPath, ShardWriter
-from semiocity.data.sources import generated, scalars_of
-from semiocity.data.sources.base import Raw
-from semiocity.data.sources.files import read_below, size_below
-from semiocity.data.sources.generated import CitySource
-from semiocity.errors import UserError
+from semiocity.data.sources import loader_of, scalars_of
+from semiocity.data.sources.base import Entry, Raw
 
 
 def pack_shards(
@@ -59,12 +54,13 @@ def pack_shard(plan: Plan, shard: int, path: ShardPath) -> dict[str, Any]:
     than when the plan was made, and OSError when reading fails otherwise: both may be mended and tried again.
     """
     recipe = plan.recipe
+    load = loader_of(recipe.source.kind)
     with ShardWriter(path, make_head(plan, shard)) as writer:
         for row in plan.rows(shard):
             try:
-                fields, scalars = _pack_row(recipe, row, _read(recipe, row))
+                fields, scalars = _pack_row(recipe, row.entry, load(recipe.source, row.entry))
             except Rejected as rejected:
-                writer.reject(row.name, rejected.reason, rejected.detail)
+                writer.reject(row.entry.name, rejected.reason, rejected.detail)
             else:
                 writer.add(row.key, fields, scalars)
         return writer.publish()
@@ -92,35 +88,7 @@ def make_head(plan: Plan, shard: int) -> Head:
     )
 
 
-def _read(recipe: Recipe, row: PlanRow) -> Raw:
-    source = recipe.source
-    if isinstance(source, CitySource):
-        return generated.load(source, row.extra)
-    files: dict[str, Any] = {field: _read_file(source.root, row, field) for field in row.files}
-    return Raw(**files)
-
-
-def _read_file(root: Path, row: PlanRow, field: str) -> bytes:
-    name, planned = row.files[field], row.sizes[field]
-    try:
-        # The size first: what has grown since the plan need not fit into memory.
-        if size_below(root, name) == planned:
-            data = read_below(root, name)
-            if len(data) == planned:
-                return data
-    except PermissionError:
-        raise Rejected("unreadable", f"{field}: {printable(name)}") from None
-    except FileNotFoundError:
-        raise UserError(
-            f"{root}: {printable(name)} is gone since the plan was made. Run `semiocity pack` again: it plans anew"
-        ) from None
-    raise UserError(
-        f"{root}: {printable(name)} no longer has the {planned} bytes it had when the plan was made. "
-        "Run `semiocity pack` again: it plans anew"
-    )
-
-
-def _pack_row(recipe: Recipe, row: PlanRow, raw: Raw) -> tuple[dict[str, tuple[str, bytes]], dict[str, Any]]:
+def _pack_row(recipe: Recipe, entry: Entry, raw: Raw) -> tuple[dict[str, tuple[str, bytes]], dict[str, Any]]:
     """Fields and scalars of a row. Raises Rejected."""
     if isinstance(raw.image, bytes):
         picture = images.decode_image(raw.image, recipe.image.max_pixels)
@@ -139,7 +107,15 @@ def _pack_row(recipe: Recipe, row: PlanRow, raw: Raw) -> tuple[dict[str, tuple[s
         if label is not None:
             label = geo.resize_ids(label, geometry, pad=recipe.ignore_id or 0)
     width, height = picture.pixels.size
-    scalars = {"split": row.split, "width": width, "height": height, **raw.scalars}
+    scalars = {
+        "split": entry.split,
+        "width": width,
+        "height": height,
+        "license": recipe.license or None,
+        "origin": None,
+        **entry.scalars,
+        **raw.scalars,
+    }
     fields = {"image": images.encode_image(picture, recipe.image)}
     if label is not None:
         fields["label"] = ("label.png", images.encode_ids(label))
@@ -147,7 +123,7 @@ def _pack_row(recipe: Recipe, row: PlanRow, raw: Raw) -> tuple[dict[str, tuple[s
         fields["instance"] = ("instance.png", images.encode_ids(instance))
     if raw.caption is not None:
         fields["caption"] = ("txt", _caption(raw.caption))
-    meta = {"id": row.id, "file": row.files.get("image"), "source": recipe.source.kind, "original": original}
+    meta = {"id": entry.id, "file": entry.files.get("image"), "source": recipe.source.kind, "original": original}
     fields["meta"] = ("json", canonical({**meta, **scalars, "changes": changes}).encode())
     return fields, scalars
 
@@ -156,15 +132,17 @@ def _label(recipe: Recipe, raw: Any, size: tuple[int, int]) -> np.ndarray | None
     """The label map at the picture's size, its ids checked."""
     if raw is None:
         return None
-    classes = recipe.classes or ()
-    allowed = set(range(len(classes))) | ({recipe.ignore_id} if recipe.ignore_id is not None else set())
+    table = recipe.label_table()
     if not isinstance(raw, bytes):
         ids = raw
     elif recipe.label.encoding == "colors":
-        ids = images.decode_colors(raw, [c.color for c in classes], recipe.ignore_id)
+        ids = images.decode_colors(raw, [c.color for c in recipe.classes or ()], recipe.ignore_id)
+        table = {own: own for own in table.values()}
     else:
         ids = images.decode_ids(raw, "label", 8)
-    images.check_ids(ids, allowed)
+    images.check_ids(ids, table)
+    if any(raw_id != own for raw_id, own in table.items()):
+        ids = images.id_table(table)[ids]
     return _at_size(recipe, ids, "label", size)
 
 

@@ -18,15 +18,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from semiocity.config import canonical, check, fsync_folder, read_json, write_json
 from semiocity.data.keys import DIGITS, key_of, printable
 from semiocity.data.manifest import BASE, FORMAT, ShardPath, check_format, column_folder
 from semiocity.data.recipe import FIELDS, Recipe
-from semiocity.data.sources import entries_of, reads_files, version_of
+from semiocity.data.sources import entries_of, version_of
 from semiocity.data.sources.base import Entry, Rejection
 from semiocity.errors import UserError
 
@@ -36,23 +35,11 @@ PACKER_VERSION = 1
 ABANDONED_S = 86_400
 
 
-@dataclass(frozen=True)
-class PlanRow:
+class PlanRow(NamedTuple):
     """One row of the base column before it is packed."""
 
-    id: str
     key: str
-    files: dict[str, str]
-    """Logical field → file below the source's root; empty for a source that makes its rows."""
-    sizes: dict[str, int]
-    """Logical field → bytes of that file when the plan was made."""
-    split: str
-    extra: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """What rejections call this row."""
-        return self.files.get("image", self.id)
+    entry: Entry
 
 
 class Plan:
@@ -70,7 +57,7 @@ class Plan:
         """Logical fields that rows may have, without meta."""
         recipe, root = content["recipe"], content["root"]
         if root is not None:
-            recipe = {**recipe, "source": {**recipe["source"], "root": root}}
+            recipe = {**recipe, "source": {**recipe["source"], "root": root, "link_roots": content["link_roots"]}}
         self.recipe: Recipe = check(recipe, Recipe, where=str(_folder(dataset, self.revision) / "plan.json"))
         self._offsets: list[int] = content["offsets"]
 
@@ -98,7 +85,7 @@ class Plan:
         """The rows of a shard, in the order of their keys."""
         with (_folder(self.dataset, self.revision) / "plan.jsonl").open("rb") as lines:
             lines.seek(self._offsets[shard])
-            return [PlanRow(**row) for row in json.loads(lines.readline())]
+            return [PlanRow(key, Entry(*entry)) for key, *entry in json.loads(lines.readline())]
 
 
 def make_plan(recipe: Recipe, dataset: Path) -> Plan:
@@ -154,6 +141,7 @@ def _write(recipe: Recipe, scratch: Path) -> dict[str, Any]:
         "format": FORMAT,
         "revision": hashlib.sha256("\n".join(fingerprint).encode()).hexdigest()[:10],
         "root": None if root is None else str(Path(root).resolve()),
+        "link_roots": [str(Path(folder).resolve()) for folder in getattr(recipe.source, "link_roots", ())],
         **settings,
         "shards": len(offsets),
         "rows": rows,
@@ -181,7 +169,6 @@ class _Listing:
 
     def __init__(self, recipe: Recipe, scratch: Path) -> None:
         self._promised = [name for name in recipe.fields or () if name != "image"]
-        self._has_files = reads_files(recipe.source.kind)
         self._scratch = scratch
         self.seen = 0
         self.fields: set[str] = set()
@@ -196,11 +183,11 @@ class _Listing:
                 if isinstance(entry, Rejection):
                     self._reject(entry)
                     continue
-                absent = [name for name in self._promised if self._has_files and name not in entry.files]
+                absent = [name for name in self._promised if entry.sizes and name not in entry.sizes]
                 if absent:
                     self._reject(Rejection(entry.name, f"{absent[0]}_missing", "promised by the recipe"))
                     continue
-                self.fields.update(entry.files)
+                self.fields.update(entry.sizes)
                 key = key_of(entry.id)
                 if key[:2] not in buckets:
                     buckets[key[:2]] = stack.enter_context(self._open(f"{key[:2]}.bucket", "x"))
@@ -229,7 +216,7 @@ class _Listing:
                     break
             else:
                 raise UserError(f"{printable(entry.name)}: no free key near {key}; rename the file")
-        return [PlanRow(e.id, key, e.files, e.sizes, e.split, e.extra) for key, e in sorted(taken.items())]
+        return [PlanRow(key, entry) for key, entry in sorted(taken.items())]
 
     def _reject(self, rejection: Rejection) -> None:
         self.rejected[rejection.reason] += 1
@@ -247,7 +234,7 @@ def _cut(rows: Iterator[PlanRow], recipe: Recipe, path: Path) -> tuple[list[int]
     position = 0
     with path.open("xb") as file:
         for shard in _shards(rows, recipe.shard_rows, recipe.shard_mb * 1e6):
-            line = (canonical([vars(row) for row in shard]) + "\n").encode()
+            line = (canonical([[row.key, *row.entry] for row in shard]) + "\n").encode()
             offsets.append(position)
             position += file.write(line)
             digest.update(line)
@@ -259,7 +246,7 @@ def _shards(rows: Iterator[PlanRow], most_rows: int, most_bytes: float) -> Itera
     shard: list[PlanRow] = []
     size = 0
     for row in rows:
-        more = sum(row.sizes.values())
+        more = sum(row.entry.sizes.values())
         if shard and (len(shard) == most_rows or size + more > most_bytes):
             yield shard
             shard, size = [], 0

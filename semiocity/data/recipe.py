@@ -33,6 +33,11 @@ class ClassSpec(Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_ -]*$")
     color: tuple[Byte, Byte, Byte]
     """Red, green, blue in label pictures."""
+    ids: tuple[Byte, ...] | None = None
+    """Ids in the source's label maps that mean this class; None: its place in the list, as in the shards."""
+    train_id: Byte | None = None
+    """The class's id where scores are computed on fewer classes than images are made from (Cityscapes: 19 of 35).
+    When any class has one, those without are not scored."""
 
 
 class ImagePolicy(Strict):
@@ -66,6 +71,8 @@ class LabelPolicy(Strict):
 
     encoding: Literal["ids", "colors"] = "ids"
     """ids: 8-bit single-channel or palette PNG that holds class ids. colors: RGB PNG in the classes' colours."""
+    ignore_ids: tuple[Byte, ...] = ()
+    """Further ids in the source's label maps that mean unlabelled; they become `ignore_id`."""
     other_size: Literal["reject", "resize"] = "reject"
     """A map of another size than its picture: rejected, or resized to the picture's (nearest neighbour)."""
 
@@ -114,11 +121,30 @@ class Recipe(Strict):
             raise ValueError("label maps have 8 bits: at most 256 ids, the ignore id among them")
         if self.ignore_id is not None and self.ignore_id < len(classes):
             raise ValueError(f"ignore_id {self.ignore_id} is the id of class {classes[self.ignore_id].name}")
+        if self.label.ignore_ids and self.ignore_id is None:
+            raise ValueError("label.ignore_ids has no effect without an ignore_id")
+        meanings = [i for i, _ in self._meanings()]
+        if twice := sorted({i for i in meanings if meanings.count(i) > 1}):
+            raise ValueError(f"id {twice[0]} of the label maps has two meanings (classes.ids, label.ignore_ids)")
         if "label" in (self.fields or ()) and not classes:
             raise ValueError("fields promises label, so classes must be given: [[classes]] name = …, color = [r, g, b]")
         if self.image.resize == "letterbox" and classes and self.ignore_id is None:
             raise ValueError('image.resize = "letterbox" needs an ignore_id to pad label maps with')
         return self
+
+    def _meanings(self) -> list[tuple[int, int]]:
+        """(id in the source's label maps, id in the shards)"""
+        known = [(raw, own) for own, spec in enumerate(self.classes or ()) for raw in spec.ids or (own,)]
+        if self.ignore_id is None:
+            return known
+        # A class may claim the ignore id's number in the files, where classes name theirs.
+        taken = {raw for raw, _ in known}
+        ignored = {self.ignore_id} - taken | {*self.label.ignore_ids}
+        return known + [(raw, self.ignore_id) for raw in sorted(ignored)]
+
+    def label_table(self) -> dict[int, int]:
+        """Id in the source's label maps → id in the shards; any other id is out of range."""
+        return dict(self._meanings())
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -130,7 +156,8 @@ class Recipe(Strict):
     def resolved(self) -> dict[str, Any]:
         """The whole recipe as JSON, but for the folder it reads from: that is no property of the dataset."""
         data = self.model_dump(mode="json")
-        data["source"].pop("root", None)
+        for place in ("root", "link_roots"):
+            data["source"].pop(place, None)
         return data
 
 

@@ -27,6 +27,31 @@ from semiocity.data.plan import make_plan
 from semiocity.errors import UserError
 
 
+def test_ids_of_the_files_become_places_in_the_list_of_classes(tmp_path: Path) -> None:
+    classes = [{**CLASSES[0], "ids": [7, 8]}, {**CLASSES[1], "ids": [0]}]
+    files = {"a": label_png(ids=(0, 7, 8)), "b": label_png(ids=(0, 7, 3)), "c": label_png(ids=(0, 7, 1))}
+    root = write_files(tmp_path / "in", {f"{name}.label.png": data for name, data in files.items()})
+    write_files(root, {f"{name}.jpg": jpeg() for name in files})
+    rows, rejected = pack_folder(
+        root, tmp_path / "out", classes=classes, ignore_id=9, label={"ignore_ids": [3]}, fields=["image", "label"]
+    )
+    for name, meaning in (("a", {0: 1, 7: 0, 8: 0}), ("b", {0: 1, 7: 0, 3: 9})):
+        expected = np.vectorize(meaning.get)(decoded(files[name]))
+        assert np.array_equal(decoded(rows[f"{name}.jpg"]["label"]), expected)
+    assert rejected["c.jpg"] == ("label_range", rejected["c.jpg"][1]) and "id 1 " in rejected["c.jpg"][1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ignored"), [([0, 1], [1], []), ([0], [1], [1])], ids=["two classes", "class and ignored"]
+)
+def test_an_id_with_two_meanings_is_refused(
+    tmp_path: Path, first: list[int], second: list[int], ignored: list[int]
+) -> None:
+    classes = [{**CLASSES[0], "ids": first}, {**CLASSES[1], "ids": second}]
+    with pytest.raises(ValueError, match="id 1 of the label maps has two meanings"):
+        folder_recipe(tmp_path, classes=classes, ignore_id=9, label={"ignore_ids": ignored})
+
+
 def test_label_maps(tmp_path: Path) -> None:
     palette = Image.fromarray(decoded(label_png()))
     palette.putpalette([7, 7, 7, 200, 0, 0, 0, 200, 0])

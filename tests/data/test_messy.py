@@ -232,7 +232,7 @@ def test_ids_whose_hashes_begin_alike_both_get_a_key(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(plan_module, "key_of", clashing)
     plan = make_plan(folder_recipe(write_files(tmp_path / "in", {"a.jpg": jpeg(), "b.jpg": jpeg()})), tmp_path / "out")
-    keys = {row.id: row.key for row in plan.rows(0)}
+    keys = {row.entry.id: row.key for row in plan.rows(0)}
     assert keys == {"a": "0123456789-same", "b": key_of("b", 20)}
 
 
@@ -260,6 +260,21 @@ def test_nothing_outside_the_root_is_read(tmp_path: Path) -> None:
         "loop.jpg": "broken_link",
         "pipe.jpg": "not_a_file",
     }
+
+
+def test_links_lead_into_declared_folders_only(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "in", {"a.jpg": jpeg(seed=1)})
+    store = write_files(tmp_path / "store", {"part/b.jpg": jpeg(seed=2), "c.jpg": jpeg(seed=3)})
+    elsewhere = write_files(tmp_path / "store2", {"d.jpg": jpeg(seed=4)})
+    (root / "linked").symlink_to(store)
+    (root / "c.jpg").symlink_to(store / "c.jpg")
+    (root / "no").symlink_to(elsewhere)
+    (store / "up").symlink_to(store)
+    rows, rejected = pack_folder(root, tmp_path / "out", source={"link_roots": [str(store)]})
+    assert sorted(rows) == ["a.jpg", "c.jpg", "linked/c.jpg", "linked/part/b.jpg"]
+    assert {name: reason for name, (reason, _) in rejected.items()} == {"no": "outside_root"}
+    with pytest.raises(UserError, match="link_roots"):
+        pack_folder(root, tmp_path / "out2", source={"link_roots": [str(tmp_path / "absent")]})
 
 
 def test_parallel_folders_and_splits_must_not_be_links(tmp_path: Path) -> None:

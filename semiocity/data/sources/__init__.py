@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from semiocity.data.sources import camvid, folder, generated
-from semiocity.data.sources.base import Entry, Rejection
+from semiocity.data.sources.base import Entry, Raw, Rejection
 from semiocity.data.sources.camvid import CamvidSource
 from semiocity.data.sources.folder import FolderSource
 from semiocity.data.sources.generated import CitySource
@@ -35,6 +36,17 @@ def defaults_of(kind: Any) -> dict[str, Any]:
     return known
 
 
+def loader_of(kind: str) -> Callable[[Any, Entry], Raw]:
+    """`load(source, entry)`, which gives a row's payloads when it is packed; it may raise `images.Rejected`.
+
+    A module names its own as LOADER = "module:function", imported by packing only (it may use numpy and pyarrow);
+    without one, each of the entry's files is a field.
+    """
+    module, _, name = getattr(SOURCES[kind], "LOADER", "semiocity.data.sources.plain:load").partition(":")
+    load: Callable[[Any, Entry], Raw] = getattr(import_module(module), name)
+    return load
+
+
 def reads_files(kind: Any) -> bool:
     """Whether a source reads files below a `root`, rather than making its rows."""
     return kind in SOURCES and SOURCES[kind] is not generated
@@ -46,10 +58,10 @@ def version_of(kind: str) -> int:
 
 
 def scalars_of(kind: str) -> dict[str, Literal["int", "float", "str", "bool"]]:
-    """Scalars that a source adds to every row, with their types."""
-    return getattr(SOURCES[kind], "SCALARS", {})
+    """Scalars that a source adds to every row, with their types; `license` and `origin` (an address, a name) always."""
+    return {"license": "str", "origin": "str", **getattr(SOURCES[kind], "SCALARS", {})}
 
 
-def entries_of(source: CitySource | CamvidSource | FolderSource) -> Iterator[Entry | Rejection]:
+def entries_of(source: Any) -> Iterator[Entry | Rejection]:
     """Every row and every rejected file of a source."""
     return SOURCES[source.kind].entries(source)

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from semiocity.config import Strict
+
+
+class FileSource(Strict):
+    """What every source has that reads files."""
+
+    root: Path
+    """The dataset's folder. Not part of the dataset: the same files elsewhere give the same shards."""
+    link_roots: tuple[Path, ...] = ()
+    """Folders outside `root` that symbolic links may lead into; all other links out of it are rejected."""
 
 
 class Entry(NamedTuple):
@@ -12,12 +24,15 @@ class Entry(NamedTuple):
     id: str
     """The picture's name in the source without extension; the key is made from it."""
     files: dict[str, str]
-    """Logical field → file. Empty for a source that makes its rows."""
+    """Logical field → file. Empty for a source that makes its rows, or whose files hold many rows each."""
     sizes: dict[str, int]
-    """Logical field → bytes of that file."""
+    """Logical field → bytes (as far as they are known) for each field that this row has. Empty for a source that makes
+    its rows: it has what it promises."""
     split: str
-    extra: dict[str, Any]
-    """Whatever the source needs to make the row; JSON."""
+    extra: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    """Whatever the source's `load` needs to find or make the row; JSON."""
+    scalars: dict[str, Any] = {}  # noqa: RUF012
+    """Values for the index: those of the source's SCALARS, and `license` and `origin` where a row has its own."""
 
     @property
     def name(self) -> str:

@@ -9,11 +9,9 @@ Pictures may be JPEG as well.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
-from semiocity.config import Strict
-from semiocity.data.sources.base import Entry, Rejection
+from semiocity.data.sources.base import Entry, FileSource, Rejection
 from semiocity.data.sources.files import check_root, walk
 from semiocity.errors import UserError
 
@@ -36,12 +34,10 @@ IGNORE_ID = 11
 SPLITS = ("train", "val", "test")
 
 
-class CamvidSource(Strict):
-    """CamVid, 11 classes."""
+class CamvidSource(FileSource):
+    """CamVid, 11 classes; root holds train, trainannot, val, valannot."""
 
     kind: Literal["camvid"] = "camvid"
-    root: Path
-    """The folder that holds train, trainannot, val, valannot."""
 
 
 def entries(source: CamvidSource) -> Iterator[Entry | Rejection]:
@@ -51,8 +47,8 @@ def entries(source: CamvidSource) -> Iterator[Entry | Rejection]:
     if "train" not in splits:
         raise UserError(f"source.root: {root} has no train/ with trainannot/; CamVid's layout is expected there")
     for split in splits:
-        labels = {f.name.rpartition("/")[2]: f for f in walk(root, f"{split}annot")}
-        for found in walk(root, split):
+        labels = {f.name.rpartition("/")[2]: f for f in walk(root, f"{split}annot", also=source.link_roots)}
+        for found in walk(root, split, also=source.link_roots):
             if not found.is_picture:
                 continue
             if found.problem:
@@ -62,4 +58,4 @@ def entries(source: CamvidSource) -> Iterator[Entry | Rejection]:
             label = labels.get(f"{found.stem.rpartition('/')[2]}.png")
             if label is not None and label.problem is None:
                 files["label"], sizes["label"] = label.name, label.size
-            yield Entry(found.stem, files, sizes, split, {})
+            yield Entry(found.stem, files, sizes, split)

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from semiocity.data.keys import printable, to_bytes, to_text
 from semiocity.data.sources.base import Rejection
@@ -61,26 +62,50 @@ def check_root(root: Path) -> Path:
     return root.resolve()
 
 
-def walk(root: Path, below: str = "") -> Iterator[Found]:
+def walk(root: Path, below: str = "", also: Sequence[Path] = ()) -> Iterator[Found]:
     """Every file below `root/below`, in sorted order, hidden files and folders left out.
 
-    Links to folders are not followed: inside the root their files are seen under their own names, and what leads out
-    is one file with a problem. Links to files are followed when they stay inside.
-    Raises UserError when `below` is a link itself.
+    Links are followed into the folders `also`. Others to folders are not: inside the root their files are seen under
+    their own names, and what leads out is one file with a problem. Links to files are followed when they stay inside.
+    Raises UserError when `below` is a link itself, or a folder of `also` does not exist.
     """
-    check_no_link(root, below)
+    check_no_link(root, below, also)
     real = os.path.realpath(os.fsencode(root))
-    yield from _walk(real, real, to_bytes(below))
+    for folder in also:
+        if not Path(folder).is_dir():
+            raise UserError(f"source.link_roots: {folder} is no folder")
+    allowed = [os.path.realpath(os.fsencode(folder)) for folder in also]
+    yield from _walk(real, to_bytes(below), _Roots(real, allowed), ())
 
 
-def check_no_link(root: Path, below: str) -> None:
-    """Raises UserError when the folder `root/below` is a link or lies behind one: what it shows may be anywhere."""
+def check_no_link(root: Path, below: str, also: Sequence[Path] = ()) -> None:
+    """Raises UserError when the folder `root/below` is a link or lies behind one, except into one of `also`."""
     real = Path(root).resolve()
-    if (real / below).resolve() != real / below:
+    target = (real / below).resolve()
+    if target != real / below and not any(target.is_relative_to(folder.resolve()) for folder in also):
         raise UserError(f"{Path(root) / below}: a symbolic link; it must be a folder inside {root}")
 
 
-def _walk(base: bytes, real: bytes, below: bytes) -> Iterator[Found]:
+class _Roots(NamedTuple):
+    """Where links may lead: real paths."""
+
+    own: bytes
+    also: list[bytes]
+
+    def inside(self, target: bytes) -> bool:
+        return _below(target, self.own) or self.allows(target)
+
+    def allows(self, target: bytes) -> bool:
+        """Whether it lies in a declared folder outside the root."""
+        return any(_below(target, folder) for folder in self.also)
+
+
+def _below(path: bytes, folder: bytes) -> bool:
+    return os.path.commonpath([path, folder]) == folder
+
+
+def _walk(base: bytes, below: bytes, roots: _Roots, behind: tuple[bytes, ...]) -> Iterator[Found]:
+    """`behind` are the real paths of the linked folders above, so that no circle of links is walked."""
     with os.scandir(os.path.join(base, below) if below else base) as listing:
         entries = sorted(listing, key=lambda entry: entry.name)
     for entry in entries:
@@ -88,17 +113,22 @@ def _walk(base: bytes, real: bytes, below: bytes) -> Iterator[Found]:
             continue
         relative = below + b"/" + entry.name if below else entry.name
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(base, real, relative)
+            yield from _walk(base, relative, roots, behind)
             continue
-        found = _look(entry, to_text(relative), real)
+        if entry.is_symlink():
+            target = os.path.realpath(entry.path)
+            if roots.allows(target) and os.path.isdir(target) and not any(_below(b, target) for b in behind):
+                yield from _walk(base, relative, roots, (*behind, target))
+                continue
+        found = _look(entry, to_text(relative), roots)
         if found is not None:
             yield found
 
 
-def _look(entry: os.DirEntry[bytes], name: str, real: bytes) -> Found | None:
+def _look(entry: os.DirEntry[bytes], name: str, roots: _Roots) -> Found | None:
     if entry.is_symlink():
         target = os.path.realpath(entry.path)
-        if os.path.commonpath([real, target]) != real:
+        if not roots.inside(target):
             problem = Rejection(name, "outside_root", f"links to {printable(to_text(target))}")
             return Found(name, 0, problem, is_folder=os.path.isdir(target))
         if not os.path.exists(target):

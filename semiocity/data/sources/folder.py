@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from semiocity.config import Strict
 from semiocity.data.keys import fraction_of, printable
-from semiocity.data.sources.base import Entry, Rejection
+from semiocity.data.sources.base import Entry, FileSource, Rejection
 from semiocity.data.sources.files import Found, check_no_link, check_root, split_name, walk
 from semiocity.errors import UserError
 
@@ -27,11 +25,10 @@ IGNORE_ID = None
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-class FolderSource(Strict):
+class FolderSource(FileSource):
     """Pictures anywhere below a folder."""
 
     kind: Literal["folder"] = "folder"
-    root: Path
     labels: str | None = None
     """Folder below root with label maps, at the pictures' relative names with .png; None looks for NAME.label.png."""
     instances: str | None = None
@@ -62,7 +59,7 @@ def entries(source: FolderSource) -> Iterator[Entry | Rejection]:
     extension = {"label": "png", "instance": "png", "caption": "txt"}
     companions: dict[tuple[str, str], Found] = {}
     pictures: list[Found] = []
-    for found in walk(root):
+    for found in walk(root, also=source.link_roots):
         place = _companion(found, parallel, extension)
         if place is not None:
             companions[place] = found
@@ -77,7 +74,7 @@ def entries(source: FolderSource) -> Iterator[Entry | Rejection]:
             beside = companions.get((field, found.stem))
             if beside is not None and beside.problem is None:
                 files[field], sizes[field] = beside.name, beside.size
-        yield Entry(found.stem, files, sizes, _split(source, found.stem), {})
+        yield Entry(found.stem, files, sizes, _split(source, found.stem))
 
 
 def _companion(found: Found, parallel: dict[str, str | None], extension: dict[str, str]) -> tuple[str, str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
 )
 """Equal to city.CLASSES and city.PALETTE, which cannot be imported without numpy."""
 IGNORE_ID = None
+LOADER = "semiocity.data.sources.generated:load"
 SCALARS: dict[str, Literal["int", "float", "str", "bool"]] = {"time": "str"}
 
 SPLIT_STRIDE = 2**40
@@ -57,9 +58,9 @@ def entries(source: CitySource) -> Iterator[Entry]:
             yield Entry(f"{split}/{number:08d}", {}, {}, split, {"index": place * SPLIT_STRIDE + number})
 
 
-def load(source: CitySource, extra: dict[str, Any]) -> Raw:
-    """Draw the scene `extra["index"]`."""
+def load(source: CitySource, entry: Entry) -> Raw:
+    """Draw the scene `entry.extra["index"]`."""
     from semiocity.data.sources.city import scene
 
-    made = scene(source.seed, extra["index"], *source.size)
+    made = scene(source.seed, entry.extra["index"], *source.size)
     return Raw(made.image, made.label, made.instance, scalars={"time": made.time})
