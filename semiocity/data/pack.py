@@ -58,7 +58,9 @@ def pack_shard(plan: Plan, shard: int, path: ShardPath) -> dict[str, Any]:
     with ShardWriter(path, make_head(plan, shard)) as writer:
         for row in plan.rows(shard):
             try:
-                fields, scalars = _pack_row(recipe, row.entry, load(recipe.source, row.entry))
+                raw = load(recipe.source, row.entry)
+                _keep_promises(recipe, raw)
+                fields, scalars = _pack_row(recipe, row.entry, raw)
             except Rejected as rejected:
                 writer.reject(row.entry.name, rejected.reason, rejected.detail)
             else:
@@ -84,8 +86,15 @@ def make_head(plan: Plan, shard: int) -> Head:
         # Pictures encoded again depend on the encoders; the others on nothing but their files.
         execution={"device": "cpu", "dtype": "uint8", "batch": 1, **codecs},
         fields={name: FIELDS[name] for name in (*plan.fields, "meta")},
-        scalars=scalars | scalars_of(plan.recipe.source.kind),
+        scalars=scalars | scalars_of(plan.recipe.source),
     )
+
+
+def _keep_promises(recipe: Recipe, raw: Raw) -> None:
+    """Raises Rejected for a field that is promised and, as only loading could tell, is not there."""
+    for name in recipe.fields or ():
+        if getattr(raw, name) is None:
+            raise Rejected(f"{name}_missing", "promised by the recipe")
 
 
 def _pack_row(recipe: Recipe, entry: Entry, raw: Raw) -> tuple[dict[str, tuple[str, bytes]], dict[str, Any]]:
@@ -113,8 +122,7 @@ def _pack_row(recipe: Recipe, entry: Entry, raw: Raw) -> tuple[dict[str, tuple[s
         "height": height,
         "license": recipe.license or None,
         "origin": None,
-        **entry.scalars,
-        **raw.scalars,
+        **{name: value for name, value in {**entry.scalars, **raw.scalars}.items() if value is not None},
     }
     fields = {"image": images.encode_image(picture, recipe.image)}
     if label is not None:
