@@ -178,6 +178,17 @@ def current(dataset: Path, column: str) -> str | None:
     return facts["columns"].get(column, {}).get("revision")
 
 
+def merged(dataset: Path, column: str, revision: str, shards: int) -> bool:
+    """Whether the dataset's manifest has this revision of a column with so many shards, and base all that was seen."""
+    try:
+        facts = read_manifest(dataset)
+        found = facts["columns"].get(column, {})
+        seen = column != BASE or facts["files_seen"] == _plan(dataset, revision)["files_seen"]
+    except UserError:
+        return False
+    return bool(found.get("revision") == revision and found["shards"] == shards and seen)
+
+
 def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> None:
     """Refuse a dataset, given by its manifest, that lacks one of the fields in `needs`. Raises UserError naming it."""
     for reference in needs:
