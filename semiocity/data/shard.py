@@ -172,7 +172,7 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        parquet = self._write_parquet()
+        parquet_bytes, parquet_sha256 = self._write_parquet()
         receipt = {
             "format": FORMAT,
             "column": self.head.column,
@@ -181,7 +181,8 @@ class ShardWriter:
             "rows": len(self._rows),
             "bytes": self._offset,
             "sha256": self._hash.hexdigest(),
-            "parquet_sha256": parquet,
+            "parquet_bytes": parquet_bytes,
+            "parquet_sha256": parquet_sha256,
             "keys_digest": keys_digest(row["key"] for row in self._rows),
             "splits": dict(sorted(self._splits.items())),
             "parents": self.head.parents,
@@ -236,7 +237,7 @@ class ShardWriter:
         self._hash.update(data)
         self._offset += len(data)
 
-    def _write_parquet(self) -> str:
+    def _write_parquet(self) -> tuple[int, str]:
         table = pa.Table.from_pylist(self._rows, schema=index_schema(self.head.fields, self.head.scalars))
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", compression_level=3)
@@ -245,7 +246,7 @@ class ShardWriter:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        return hashlib.sha256(data).hexdigest()
+        return len(data), hashlib.sha256(data).hexdigest()
 
 
 def tombstone_payload(kind: str, reason: str) -> bytes:
