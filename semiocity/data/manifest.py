@@ -34,11 +34,13 @@ __all__ = [
     "FORMAT",
     "SUFFIXES",
     "ShardPath",
+    "behind",
     "check_format",
     "column_folder",
     "complete",
     "current",
     "merge",
+    "merged",
     "missing",
     "read_column_manifest",
     "read_manifest",
@@ -86,6 +88,8 @@ def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> No
     for reference in needs:
         column, _, field = reference.partition(".")
         found = facts["columns"].get(column)
+        if found is not None and (late := behind(facts, column)):
+            raise UserError(f"{dataset}: {reference} is needed, but {late}")
         if found is None:
             there = ", ".join(sorted(facts["columns"]))
             raise UserError(
@@ -95,6 +99,17 @@ def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> No
         if field not in found["fields"] and field not in found["scalars"]:
             there = ", ".join([*found["fields"], *found["scalars"]])
             raise UserError(f"{dataset}: column {column} has no field {field} (it has: {there})")
+
+
+def behind(facts: Mapping[str, Any], column: str) -> str | None:
+    """What is wrong with a column that lacks the shards of rows that were added since it was made, or None."""
+    wanted, there = (facts["columns"][name]["shards"] for name in (BASE, column))
+    if there == wanted:
+        return None
+    return (
+        f"column {column} lacks {wanted - there} of {wanted} shards, since rows were added; "
+        "run its job again: only they are made"
+    )
 
 
 def read_column_manifest(dataset: Path, column: str, revision: str) -> dict[str, Any]:
@@ -210,7 +225,7 @@ class _Totals:
             "digest": self._digest.hexdigest(),
             **{name: sum(line[name] for line in self._lines) for name in ("shards", "rows", "bytes", "parquet_bytes")},
             "splits": counted("splits"),
-            "tombstones": {"permanent": 0, "retry": 0} | counted("tombstones"),
+            "tombstones": {"permanent": 0, "removed": 0, "retry": 0} | counted("tombstones"),
             "rejected": counted("rejected"),
             "executions": [self._executions[name] for name in sorted(self._executions)],
             "parents": self._first.get("parents", {}),
