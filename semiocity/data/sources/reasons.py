@@ -14,6 +14,7 @@ REASONS: dict[str, str] = {
     "split_name": "the column of splits holds what cannot name one (letters, digits, _ and -)",
     "tar_damaged": "a tar is cut, or a header in it is damaged: what follows there cannot be found",
     "blur_unlisted": "the file of boxes to blur says nothing of this picture, and blur.unlisted is reject",
+    "removed": "taken down for good; named by the beginning of its key alone",
     "image_empty": "zero bytes",
     "image_unknown": "no picture of a known kind (JPEG, PNG, WebP, GIF, BMP, TIFF), whatever its name says",
     "image_damaged": "decoding fails, as for a truncated file",
