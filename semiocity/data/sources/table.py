@@ -121,7 +121,7 @@ def _csv_rows(source: TableSource, found: Found) -> Iterator[Entry | Rejection]:
                     raise UserError(f"{where}: line {reader.line_num}: not the {len(names)} cells of the first line")
                 yield _row(source, table, number, row)
         except csv.Error as error:
-            raise UserError(f"{where}: line {reader.line_num}: {error}") from None
+            raise UserError(f"{where}: after line {reader.line_num}: {error}") from None
 
 
 def _parquet_rows(source: TableSource, found: Found) -> Iterator[Entry | Rejection]:
