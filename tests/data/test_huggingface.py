@@ -122,7 +122,10 @@ def test_a_view_of_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_named(saved: Path, tmp_path: Path) -> None:
-    for form, name in (("saved", "validation/data-00000-of-00001.arrow"), ("parquet", "data/night-00000-of-00001.parquet")):
+    for form, name in (
+        ("saved", "validation/data-00000-of-00001.arrow"),
+        ("parquet", "data/night-00000-of-00001.parquet"),
+    ):
         data = (saved / form / name).read_bytes()
         root = write_files(tmp_path / form, {name: data[: len(data) // 2]})
         with pytest.raises(UserError, match=r"00000-of-00001.* cannot be read: .*; fetch it again"):

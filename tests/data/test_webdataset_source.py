@@ -95,9 +95,7 @@ def test_names_are_repaired(tmp_path: Path) -> None:
     }
     for number, form in enumerate((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)):
         root = write_files(tmp_path / f"in{number}", {"sub/x.tar": tar_of(files, format=form)})
-        rows, rejected = pack_rows(
-            recipe(root, {"ignore": ["depth.png"]}, classes=CLASSES), tmp_path / f"out{number}"
-        )
+        rows, rejected = pack_rows(recipe(root, {"ignore": ["depth.png"]}, classes=CLASSES), tmp_path / f"out{number}")
         assert {name.removeprefix("sub/x/"): row["image"] for name, row in rows.items()} == {
             "v1.2": jpeg(seed=1),
             "v1.3": jpeg(seed=2),
@@ -127,9 +125,7 @@ def damaged(kind: str, whole: bytes, header: int) -> bytes:
             return bytes(data)
 
 
-@pytest.mark.parametrize(
-    "kind", ["cut on a border", "cut in a header", "cut in a member", "flipped bit in a header"]
-)
+@pytest.mark.parametrize("kind", ["cut on a border", "cut in a header", "cut in a member", "flipped bit in a header"])
 def test_damaged_tars_are_named_with_the_place(tmp_path: Path, kind: str) -> None:
     files = {name: data for i in range(4) for name, data in sample(i).items()}
     whole = tar_of(files)

@@ -27,8 +27,8 @@ from semiocity.data.sources.scalars import (
     columns_of,
     row_facts,
     split_name,
+    typed,
     types_of,
-    values_of,
 )
 from semiocity.errors import UserError
 from semiocity.files import read_json
@@ -131,8 +131,8 @@ def _rows(source: HuggingfaceSource, table: Table, split: str, first: int, carve
         given = str(row[source.id] or "") if source.id else ""
         id = to_text(given.encode("utf-8", "surrogateescape")) or f"{split}/{first + number:08d}"
         try:
-            scalars = values_of(source.scalars, _named(source, row, names))
-        except (ValueError, IndexError) as error:
+            scalars = _scalars(source, row, names)
+        except ValueError as error:
             yield Rejection(place, "scalar_value", str(error))
             continue
         scalars |= row_facts(row, {"license": source.license, "origin": source.origin})
@@ -173,19 +173,20 @@ def _class_names(feature: Any) -> list[str] | None:
     return None
 
 
-def _named(
+def _scalars(
     source: HuggingfaceSource, row: Mapping[str, Any], names: Mapping[str, list[str] | None]
-) -> Mapping[str, Any]:
-    """The row with class numbers as names, where the recipe asks for text. -1 is no class, as in `datasets`."""
-    values = dict(row)
+) -> dict[str, Any]:
+    """The declared scalars, classes by name where text is asked for. Raises ValueError that names the column."""
+    found = {}
     for name, spec in source.scalars.items():
         column = spec.column or name
         known, value = names[column], row[column]
         if known is not None and spec.type == "str" and isinstance(value, int):
             if not -1 <= value < len(known):
                 raise ValueError(f"column {column}: {value} is no class of {len(known)}")
-            values[column] = None if value < 0 else known[value]
-    return values
+            value = None if value < 0 else known[value]  # -1 is no class, as in `datasets`
+        found[name] = typed(value, spec.type, column)
+    return found
 
 
 def _split_of(source: HuggingfaceSource, found: Found) -> str:
