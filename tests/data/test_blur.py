@@ -289,7 +289,5 @@ def test_a_folder_that_brings_its_own_code_is_not_run(tmp_path: Path, monkeypatc
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
     root = write_files(tmp_path / "in", {"a.jpg": jpeg()})
     with pytest.raises(UserError, match="cannot be loaded"):
-        packed(
-            folder_recipe(root, blur={"detector": {"kind": "transformers", "path": str(folder)}}), tmp_path / "out"
-        )
+        packed(folder_recipe(root, blur={"detector": {"kind": "transformers", "path": str(folder)}}), tmp_path / "out")
     assert not os.path.exists(marker)  # noqa: PTH110
