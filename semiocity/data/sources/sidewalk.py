@@ -24,7 +24,7 @@ from semiocity.errors import UserError
 
 VERSION = 1
 FIELDS = ("image", "label")
-LOADER = "semiocity.data.sources.cells:load"
+LOADER = "semiocity.data.sources.cells:opened"
 CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("unlabeled", (0, 0, 0)),
     ("flat-road", (128, 64, 128)),

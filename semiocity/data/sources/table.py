@@ -27,7 +27,7 @@ VERSION = 1
 FIELDS = ("image",)
 CLASSES = None
 IGNORE_ID = None
-LOADER = "semiocity.data.sources.cells:load"
+LOADER = "semiocity.data.sources.cells:opened"
 
 LONGEST_CELL = 16 << 20
 """Characters in one cell of a CSV file."""
