@@ -1,4 +1,4 @@
-"""Captions corrected by hand: a new revision; what did not change is linked, and dependants follow without computing."""
+"""Captions corrected by hand: a new revision; what did not change is linked, dependants follow without computing."""
 
 from __future__ import annotations
 
