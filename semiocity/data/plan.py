@@ -27,6 +27,7 @@ from semiocity.data.manifest import BASE, FORMAT, ShardPath, check_format, colum
 from semiocity.data.recipe import FIELDS, Recipe
 from semiocity.data.sources import entries_of, version_of
 from semiocity.data.sources.base import Entry, Rejection
+from semiocity.data.splits import Splitter
 from semiocity.errors import UserError
 
 PACKER_VERSION = 1
@@ -125,7 +126,8 @@ def _same(path: Path, content: dict[str, Any]) -> bool:
 def _write(recipe: Recipe, scratch: Path) -> dict[str, Any]:
     """Write plan.jsonl and rejected.jsonl into `scratch`; returns the content of plan.json."""
     listing = _Listing(recipe, scratch)
-    listing.fill(entries_of(recipe.source))
+    splitter = Splitter(recipe)
+    listing.fill(splitter.assign(entries_of(recipe.source)))
     offsets, rows, digest = _cut(listing.rows(), recipe, scratch / "plan.jsonl")
     _check(recipe, listing, rows)
     settings = {
@@ -133,6 +135,7 @@ def _write(recipe: Recipe, scratch: Path) -> dict[str, Any]:
         "source_version": version_of(recipe.source.kind),
         "packer_version": PACKER_VERSION,
         "fields": [name for name in FIELDS if name in listing.fields | set(recipe.fields or ())],
+        "split_files": splitter.files,
     }
     rejected = (scratch / "rejected.jsonl").read_bytes()
     fingerprint = [canonical(settings), digest, hashlib.sha256(rejected).hexdigest()]

@@ -9,6 +9,9 @@ REASONS: dict[str, str] = {
     "label_missing": "the recipe promises a label map and there is none",
     "instance_missing": "the recipe promises an instance map and there is none",
     "caption_missing": "the recipe promises a caption and there is none",
+    "boxes_missing": "the recipe promises boxes and there are none",
+    "not_listed": "the dataset's tables have no line for the picture",
+    "class_unwanted": "the picture shows none of the classes that the recipe asks for",
     "image_empty": "zero bytes",
     "image_unknown": "no picture of a known kind (JPEG, PNG, WebP, GIF, BMP, TIFF), whatever its name says",
     "image_damaged": "decoding fails, as for a truncated file",
@@ -21,5 +24,6 @@ REASONS: dict[str, str] = {
     "instance_format": "no 8-bit or 16-bit single-channel PNG",
     "instance_damaged": "decoding fails",
     "instance_size": "another size than the picture, and label.other_size is reject",
+    "boxes_format": "no file of boxes as the dataset has them",
     "caption_encoding": "no UTF-8 text",
 }
