@@ -52,7 +52,7 @@ def voc_color(id: int) -> tuple[int, int, int]:
 
 CLASSES = tuple(
     Class(name, voc_color(id), (id - 1,))
-    for id, name in enumerate((name.strip() for name in NAMES.split(",")), start=1)
+    for id, name in enumerate((" ".join(name.split()) for name in NAMES.split(",")), start=1)
     if name != "-"
 )
 IGNORE_ID = 255
