@@ -26,6 +26,7 @@ LARGEST_IMAGE = 178_000_000
 
 Extent = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Byte = Annotated[int, Field(ge=0, le=255)]
+Share = Annotated[float, Field(gt=0, le=1)]
 SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
@@ -90,9 +91,9 @@ class BoxPolicy(Strict):
 class SplitPolicy(Strict):
     """Which row belongs to which split, where the recipe says so rather than the source."""
 
-    files: dict[SplitName, str] = {}
+    files: dict[SplitName, str] = Field(default_factory=dict)
     """Split → text file with one row a line, by its id or its picture's file name. Relative to the recipe."""
-    fractions: dict[SplitName, Annotated[float, Field(gt=0, le=1)]] = {}
+    fractions: dict[SplitName, Share] = Field(default_factory=dict)
     """Split → share of the rows that no file names, cut by a hash of their ids in this order: no row moves when others
     are added."""
     rest: SplitName | None = None

@@ -75,7 +75,9 @@ def cityscapes(root: Path) -> Path:
         files[f"leftImg8bit/{name}_leftImg8bit.png"] = png(seed=len(name))
         there = label * 0 if split == "test" else np.minimum(label, 7) if kind == "gtCoarse" else label
         files[f"{kind}/{name}_{kind}_labelIds.png"] = id_png(there)
-        files[f"{kind}/{name}_{kind}_instanceIds.png"] = id_png(there.astype(np.uint16) if kind == "gtCoarse" else instance)
+        files[f"{kind}/{name}_{kind}_instanceIds.png"] = id_png(
+            there.astype(np.uint16) if kind == "gtCoarse" else instance
+        )
         files[f"{kind}/{name}_{kind}_color.png"] = png()
         files[f"{kind}/{name}_{kind}_polygons.json"] = b"{}"
     return write_files(root, files)

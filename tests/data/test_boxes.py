@@ -138,5 +138,3 @@ def _decode(data: bytes) -> np.ndarray:
     import io
 
     return np.asarray(Image.open(io.BytesIO(data)))
-
-

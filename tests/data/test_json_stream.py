@@ -24,7 +24,18 @@ def flat(value: Any) -> list[tuple[str, Any]]:
 def test_the_same_as_reading_it_whole(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "BLOCK_CHARS", block)
     random = dice()
-    leaves: list[Any] = [1234567, -2.5e-3, True, None, "", 'a "quoted" \\ line\n', "é🚲", [], {}, {"x": [1, {"y": "]"}]}]
+    leaves: list[Any] = [
+        1234567,
+        -2.5e-3,
+        True,
+        None,
+        "",
+        'a "quoted" \\ line\n',
+        "é🚲",
+        [],
+        {},
+        {"x": [1, {"y": "]"}]},
+    ]
     for number in range(6):
         items = random.choices(leaves, k=random.randrange(5))
         value: Any = items if number % 2 else {f"k{i}": random.choice([items, "text", 17, {}]) for i in range(3)}
@@ -34,7 +45,7 @@ def test_the_same_as_reading_it_whole(tmp_path: Path, block: int, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[1, 2", b"[1 2]", b'{"a" 1}', b'{"a": 1,}', b"[1] 2", b'{1: 2}', b'["\xff"]', b"7", b'{"a": [1}']
+    "content", [b"", b"[1, 2", b"[1 2]", b'{"a" 1}', b'{"a": 1,}', b"[1] 2", b"{1: 2}", b'["\xff"]', b"7", b'{"a": [1}']
 )
 def test_what_is_no_json_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.json"

@@ -9,7 +9,7 @@ import layouts
 import numpy as np
 import pytest
 from layouts import SHARDS, boxes, pack_recipe, size_of
-from make_images import decoded, jpeg, label_png, png, write_files
+from make_images import decoded, jpeg, write_files
 
 from semiocity.data.plan import make_plan
 from semiocity.data.recipe import Recipe, load_recipe
@@ -157,7 +157,9 @@ def test_the_split_of_cmp_facade_is_disjoint_and_known() -> None:
     assert len({*val, *test}) == 120 and {*val, *test} <= known
 
 
-@pytest.mark.parametrize("content", [b"<object><points>", b"<object><points/></object>", b'<!DOCTYPE a [<!ENTITY b "c">]>'])
+@pytest.mark.parametrize(
+    "content", [b"<object><points>", b"<object><points/></object>", b'<!DOCTYPE a [<!ENTITY b "c">]>']
+)
 def test_cmp_facade_with_damaged_boxes(tmp_path: Path, content: bytes) -> None:
     root = layouts.cmp_facade(tmp_path / "in")
     (root / "base/cmp_b0001.xml").write_bytes(content)
@@ -224,7 +226,9 @@ def test_camvid_with_its_test_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", sorted(kind for kind, module in SOURCES.items() if module.CLASSES))
 def test_classes_have_names_colours_and_ids_of_their_own(kind: str, tmp_path: Path) -> None:
-    recipe = Recipe.model_validate({"name": "x", "source": {"kind": kind, "root": str(tmp_path)} if kind != "city" else {"kind": kind}})
+    recipe = Recipe.model_validate(
+        {"name": "x", "source": {"kind": kind, "root": str(tmp_path)} if kind != "city" else {"kind": kind}}
+    )
     classes = recipe.classes or ()
     assert len({c.name for c in classes}) == len({c.color for c in classes}) == len(classes) > 1
     ids = [i for c in classes for i in c.ids or ()]
@@ -255,7 +259,9 @@ def test_splits_that_are_none_are_refused(kind: str, splits: list[str], tmp_path
 
 
 @pytest.mark.parametrize(("name", "make"), STREETS.items(), ids=STREETS)
-def test_pictures_that_do_not_fit_are_rejected_not_lost(name: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_pictures_that_do_not_fit_are_rejected_not_lost(
+    name: str, make: Callable[[Path], Path], tmp_path: Path
+) -> None:
     """A stray picture, a link out of the root, a damaged picture, and a label map of another size."""
     root = make(tmp_path / "in")
     write_files(tmp_path / "secret", {"a.jpg": jpeg()})
@@ -275,9 +281,12 @@ def test_pictures_that_do_not_fit_are_rejected_not_lost(name: str, make: Callabl
 
 def _is_map(path: Path) -> bool:
     first = path.parts[0]
-    return first in ("gtFine", "gtCoarse", "labels", "annotations", "stuffthingmaps") or "annot" in first or (
-        first in ("base", "extended") and path.suffix == ".png"
-    ) or "100k" in path.parts
+    return (
+        first in ("gtFine", "gtCoarse", "labels", "annotations", "stuffthingmaps")
+        or "annot" in first
+        or (first in ("base", "extended") and path.suffix == ".png")
+        or "100k" in path.parts
+    )
 
 
 def test_planning_streets_needs_neither_numpy_nor_pillow(tmp_path: Path) -> None:
@@ -293,5 +302,3 @@ def test_planning_streets_needs_neither_numpy_nor_pillow(tmp_path: Path) -> None
     )
     run = [sys.executable, "-c", code, str(SHARDS / "cityscapes.toml"), str(root), str(tmp_path / "out")]
     assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == "[]\n"
-
-

@@ -65,7 +65,7 @@ SOURCES: dict[str, ModuleType] = {
 
 
 def defaults_of(kind: Any) -> dict[str, Any]:
-    """What a source knows of its rows: promised fields, classes, ids to ignore. Empty for a kind that does not exist."""
+    """What a source knows of its rows: promised fields, classes, ids to ignore. Empty for a kind that is none."""
     module = SOURCES.get(kind)
     if module is None:
         return {}

@@ -1,8 +1,8 @@
 """ADE20K, the scene parsing benchmark of 150 classes: `images/training/NAME.jpg`, `annotations/training/NAME.png`.
 
-B. Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017 (ADEChallengeData2016.zip). Names are the first of each
-class's synonyms; colours are the benchmark's own, but for skyscraper, which has road's there. Label maps hold 0 for what
-is none of the classes.
+B. Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017 (ADEChallengeData2016.zip). Names are the first of
+each class's synonyms; colours are the benchmark's own, but for skyscraper, which has road's there. Label maps hold 0
+for what is none of the classes.
 """
 
 from __future__ import annotations
@@ -192,14 +192,18 @@ class Ade20kSource(FileSource):
 
 
 def entries(source: Ade20kSource) -> Iterator[Entry | Rejection]:
-    """One entry a picture, with its scene where sceneCategories.txt has it. Raises UserError when a folder is missing."""
+    """One entry a picture, with its scene where sceneCategories.txt has it. UserError when a folder is missing."""
     folders = [FOLDERS[split] for split in source.splits]
     root = expect(source, [f"{top}/{folder}" for folder in folders for top in ("images", "annotations")], LAYOUT)
     scenes = _scenes(root / SCENES)
     for split in source.splits:
         label = {"label": (f"annotations/{FOLDERS[split]}", ".png")}
         for item in paired(source, f"images/{FOLDERS[split]}", split, label):
-            yield item._replace(scalars={"scene": scenes.get(item.id.rpartition("/")[2])}) if isinstance(item, Entry) else item
+            yield (
+                item._replace(scalars={"scene": scenes.get(item.id.rpartition("/")[2])})
+                if isinstance(item, Entry)
+                else item
+            )
 
 
 def _scenes(path: Path) -> dict[str, str]:

@@ -46,6 +46,11 @@ def class_table(text: str) -> tuple[Class, ...]:
     )
 
 
+def name_list(text: str) -> tuple[str, ...]:
+    """Names set apart by commas, in any number of lines."""
+    return tuple(" ".join(name.split()) for name in text.split(","))
+
+
 class Entry(NamedTuple):
     """One row as a source lists it. Names are text from `keys.to_text`, relative to the source's root."""
 
@@ -89,8 +94,8 @@ class Raw:
     instance: Any = None
     caption: bytes | None = None
     boxes: list[dict[str, Any]] | None = None
-    """Objects: {"label": name, "bbox": [x, y, width, height], "attributes": {...}}; in pixels of the picture as it comes
-    (after its EXIF orientation), x to the right and y down."""
+    """Objects: {"label": name, "bbox": [x, y, width, height], "attributes": {...}}; in pixels of the picture as it
+    comes (after its EXIF orientation), x to the right and y down."""
     relative_boxes: bool = False
     """Whether the boxes are fractions of the picture's width and height instead."""
     rotation: int = 0

@@ -1,8 +1,8 @@
 """BDD100K: `images/{100k,10k}/SPLIT/NAME.jpg`, `labels/sem_seg/masks/SPLIT/NAME.png`, `labels/det_20/det_SPLIT.json`.
 
 F. Yu et al., "BDD100K: A Diverse Driving Dataset for Heterogeneous Multitask Learning", CVPR 2020. Label maps hold
-Cityscapes' 19 train ids, 255 for unlabelled, and belong to the 10k pictures; boxes belong to the 100k. Some pictures are
-in both sets and then have both.
+Cityscapes' 19 train ids, 255 for unlabelled, and belong to the 10k pictures; boxes belong to the 100k. Some pictures
+are in both sets and then have both.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ CLASSES = class_table("""
 IGNORE_ID = 255
 SCALARS: dict[str, Literal["int", "float", "str", "bool"]] = {"weather": "str", "scene": "str", "timeofday": "str"}
 
-LAYOUT = "BDD100K as its zip files unpack: images/{}/{{train,val}}/*.jpg, labels/sem_seg/masks/{{train,val}}/*.png, " + (
-    "labels/det_20/det_{{train,val}}.json"
+LAYOUT = (
+    "BDD100K as its zip files unpack: images/{}/{{train,val}}/*.jpg, labels/sem_seg/masks/{{train,val}}/*.png, "
+    + ("labels/det_20/det_{{train,val}}.json")
 )
 
 
@@ -62,8 +63,8 @@ class Bdd100kSource(FileSource):
 def entries(source: Bdd100kSource) -> Iterator[Entry | Rejection]:
     """One entry a picture, with weather, scene, time of day and boxes where det_20 has it.
 
-    Of det_20, what belongs to the pictures of a split is held in memory as text: some 150 MB for the train split of 100k.
-    Raises UserError when a folder is missing or a JSON file is damaged.
+    Of det_20, what belongs to the pictures of a split is held in memory as text: some 150 MB for train of 100k. Raises
+    UserError when a folder is missing or a JSON file is damaged.
     """
     folders = {split: f"images/{source.images}/{split}" for split in source.splits}
     expect(source, list(folders.values()), LAYOUT.format(source.images))

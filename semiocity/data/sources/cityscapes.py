@@ -69,9 +69,12 @@ class CityscapesSource(FileSource):
     """Cityscapes, 34 classes of which 19 are scored; root holds leftImg8bit and gtFine."""
 
     kind: Literal["cityscapes"] = "cityscapes"
-    splits: Annotated[tuple[Literal["train", "val", "test", "train_extra"], ...], AfterValidator(each_once)] = ("train", "val")
-    """test: the published label maps say nothing but where the car and the picture's border are. train_extra: the 19,998
-    pictures that have coarse label maps only."""
+    splits: Annotated[tuple[Literal["train", "val", "test", "train_extra"], ...], AfterValidator(each_once)] = (
+        "train",
+        "val",
+    )
+    """test: the published label maps say nothing but where the car and the picture's border are. train_extra: the
+    19,998 pictures that have coarse label maps only."""
     labels: Literal["fine", "coarse"] = "fine"
     """coarse: gtCoarse instead of gtFine; train_extra is always read from there."""
 

@@ -1,8 +1,8 @@
-"""CMP Facade Database: `base/NAME.jpg` with `base/NAME.png` (labels) and `base/NAME.xml` (boxes), the same for extended.
+"""CMP Facade Database: `base/NAME.jpg` with `base/NAME.png` (labels) and `base/NAME.xml` (boxes); extended alike.
 
-R. Tyleček, R. Šára, "Spatial Pattern Templates for Recognition of Objects with Regular Structure", GCPR 2013. 378 and 228
-rectified facades. Label maps are palette pictures that hold the classes' ids 1 to 12; colours are their palette's. There
-is no official split; `shards/cmp_facade.toml` publishes one.
+R. Tyleček, R. Šára, "Spatial Pattern Templates for Recognition of Objects with Regular Structure", GCPR 2013. 378 and
+228 rectified facades. Label maps are palette pictures that hold the classes' ids 1 to 12; colours are their palette's.
+There is no official split; `shards/cmp_facade.toml` publishes one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ IGNORE_ID = 255
 SCALARS: dict[str, Literal["int", "float", "str", "bool"]] = {"part": "str"}
 LOADER = "semiocity.data.sources.cmp_facade:load"
 
-LAYOUT = "the CMP Facade Database as its zip files unpack: base/cmp_b0001.jpg, .png, .xml and extended/cmp_x0001.jpg, .png, .xml"
+LAYOUT = (
+    "the CMP Facade Database as its zip files unpack: base/cmp_b0001.jpg, .png, .xml and extended/cmp_x0001.jpg, .png, "
+    ".xml"
+)
 
 
 class CmpFacadeSource(FileSource):

@@ -1,20 +1,20 @@
 """COCO-Stuff 164k: COCO's `train2017/NAME.jpg` with `stuffthingmaps/train2017/NAME.png`, and COCO's captions.
 
 H. Caesar, J. Uijlings, V. Ferrari, "COCO-Stuff: Thing and Stuff Classes in Context", CVPR 2018; T.-Y. Lin et al.,
-"Microsoft COCO: Common Objects in Context", ECCV 2014. Label maps hold COCO's ids less one (0 to 181, of which eleven never
-occur), 255 for unlabelled. Colours are PASCAL VOC's colour map at COCO's ids, which are all distinct.
+"Microsoft COCO: Common Objects in Context", ECCV 2014. Label maps hold COCO's ids less one (0 to 181, of which eleven
+never occur), 255 for unlabelled. Colours are PASCAL VOC's colour map at COCO's ids, which are all distinct.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator
 
 from semiocity.data.keys import to_bytes
-from semiocity.data.sources.base import Class, Entry, FileSource, Rejection, each_once
+from semiocity.data.sources.base import Class, Entry, FileSource, Rejection, each_once, name_list
 from semiocity.data.sources.files import check_root
 from semiocity.data.sources.json_stream import elements
 from semiocity.data.sources.paired import expect, paired
@@ -22,7 +22,7 @@ from semiocity.errors import UserError
 
 VERSION = 1
 FIELDS = ("image", "label")
-NAMES = """
+NAMES = name_list("""
     person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, -, stop
     sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, -, backpack,
     umbrella, -, -, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball
@@ -38,7 +38,7 @@ NAMES = """
     rug, salad, sand, sea, shelf, sky-other, skyscraper, snow, solid-other, stairs, stone, straw,
     structural-other, table, tent, textile-other, towel, tree, vegetable, wall-brick, wall-concrete, wall-other,
     wall-panel, wall-stone, wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood
-"""
+""")
 """COCO's ids from 1; `-` for those that no picture has."""
 
 
@@ -50,11 +50,7 @@ def voc_color(id: int) -> tuple[int, int, int]:
     return color[0], color[1], color[2]
 
 
-CLASSES = tuple(
-    Class(name, voc_color(id), (id - 1,))
-    for id, name in enumerate((" ".join(name.split()) for name in NAMES.split(",")), start=1)
-    if name != "-"
-)
+CLASSES = tuple(Class(name, voc_color(id), (id - 1,)) for id, name in enumerate(NAMES, start=1) if name != "-")
 IGNORE_ID = 255
 
 LAYOUT = (
@@ -108,9 +104,7 @@ def _described(item: Entry, said: Said | None) -> Entry:
     item = item._replace(scalars={name: value for name, value in scalars.items() if value is not None})
     if said.caption is None:
         return item
-    return item._replace(
-        extra={"caption": said.caption}, sizes={**item.sizes, "caption": len(to_bytes(said.caption))}
-    )
+    return item._replace(extra={"caption": said.caption}, sizes={**item.sizes, "caption": len(to_bytes(said.caption))})
 
 
 def _said(path: Path) -> dict[str, Said]:
@@ -118,7 +112,7 @@ def _said(path: Path) -> dict[str, Said]:
     if not path.is_file():
         return {}
     licenses: dict[int, str] = {}
-    pictures: dict[int, dict[str, str]] = {}
+    pictures: dict[int, dict[str, Any]] = {}
     captions: dict[int, str] = {}
     try:
         for key, item in elements(path):
@@ -126,12 +120,14 @@ def _said(path: Path) -> dict[str, Said]:
                 case "licenses":
                     licenses[item["id"]] = item["url"]
                 case "images":
-                    pictures[item["id"]] = {name: item[name] for name in ("file_name", "license", "coco_url") if name in item}
+                    pictures[item["id"]] = {
+                        name: item[name] for name in ("file_name", "license", "coco_url") if name in item
+                    }
                 case "annotations":
                     captions.setdefault(item["image_id"], item["caption"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: no captions as COCO has them ({error!r} in {key})") from None
     return {
-        item["file_name"]: Said(licenses.get(item.get("license")), item.get("coco_url"), captions.get(id))
+        item["file_name"]: Said(licenses.get(item.get("license", -1)), item.get("coco_url"), captions.get(id))
         for id, item in pictures.items()
     }

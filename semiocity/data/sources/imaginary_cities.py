@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from semiocity.data.keys import printable, to_bytes
 from semiocity.data.sources.base import Entry, FileSource, Rejection
@@ -51,7 +51,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """What is read → names of its column, compared in lower case with _ for spaces; the first there counts."""
 
 TABLES = ("prompts", "metadata")
-LAYOUT = "images/, a prompts.csv, prompts.json or prompts.jsonl with a line a picture, and annotations/ with label maps if any"
+LAYOUT = (
+    "images/, a prompts.csv, prompts.json or prompts.jsonl with a line a picture, and annotations/ with label maps if "
+    "there are any"
+)
 
 
 class ImaginaryCitiesSource(FileSource):
@@ -59,14 +62,21 @@ class ImaginaryCitiesSource(FileSource):
 
     kind: Literal["imaginary_cities"] = "imaginary_cities"
     prompts: str | None = None
-    """The table, relative to root. None: prompts or metadata .csv, .json or .jsonl, or else the only .csv in root, or else
-    the only .json or .jsonl."""
-    columns: dict[Literal[tuple(COLUMNS)], str] = {}  # type: ignore[valid-type]
+    """The table, relative to root. None: prompts or metadata .csv, .json or .jsonl, or else the only .csv in root, or
+    else the only .json or .jsonl."""
+    columns: dict[str, str] = Field(default_factory=dict)
     """What is read → its column (or JSON key), where COLUMNS does not know it."""
     images: str = "images"
     """Folder below root with the pictures."""
     annotations: str = "annotations"
     """Folder below root with label maps, at the pictures' names with .png; it need not be there."""
+
+    @field_validator("columns")
+    @classmethod
+    def _known(cls, value: dict[str, str]) -> dict[str, str]:
+        if strange := [name for name in value if name not in COLUMNS]:
+            raise ValueError(f"{strange[0]} is nothing that is read; known are {', '.join(COLUMNS)}")
+        return value
 
     @field_validator("prompts", "images", "annotations")
     @classmethod
@@ -111,6 +121,8 @@ def _table(source: ImaginaryCitiesSource, root: Path) -> dict[str, dict[str, Any
         name = split_name(facts.pop("image").replace("\\", "/").removeprefix("./"))[0]
         if table.setdefault(name, facts) != facts:
             raise UserError(f"{where}: {printable(name)} has another row that says something else")
+    if not table:
+        raise UserError(f"{path}: no rows; expected is {LAYOUT}")
     return table
 
 

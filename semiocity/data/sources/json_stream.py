@@ -17,8 +17,8 @@ def elements(path: Path) -> Iterator[tuple[str, Any]]:
     """(key, element) for every element of the lists of a file's outermost object, in the order of the file.
 
     A list as the outermost value has the key "". Values that are no lists come as one element. Memory holds some
-    megabytes of text, or one element where it is larger. Raises UserError when the file is no such JSON, FileNotFoundError
-    and other OSErrors as opening does.
+    megabytes of text, or one element where it is larger. Raises UserError when the file is no such JSON, OSError as
+    opening does.
     """
     with path.open(encoding="utf-8-sig") as file:
         text = _Text(file)
@@ -26,7 +26,7 @@ def elements(path: Path) -> Iterator[tuple[str, Any]]:
             if text.peek() == "[":
                 yield from (("", item) for item in text.items())
             else:
-                for key in text.keys():
+                for key in text.members():
                     if text.peek() == "[":
                         yield from ((key, item) for item in text.items())
                     else:
@@ -89,7 +89,7 @@ class _Text:
             if self.take(",]") == "]":
                 return
 
-    def keys(self) -> Iterator[str]:
+    def members(self) -> Iterator[str]:
         """The keys of an object; the caller reads each value before the next key."""
         self.take("{")
         if self.peek() == "}":

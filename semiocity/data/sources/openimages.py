@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from semiocity.data.sources.base import Entry, FileSource, Rejection
+from semiocity.data.sources.base import Entry, FileSource, Rejection, name_list
 from semiocity.data.sources.files import check_root, walk
 from semiocity.data.sources.openimages_tables import Buckets, Line, Sieve, find_tables, read_classes, read_table
 from semiocity.errors import UserError
@@ -27,19 +27,18 @@ CLASSES = None
 IGNORE_ID = None
 SCALARS: dict[str, Literal["int", "float", "str", "bool"]] = {"author": "str", "title": "str", "labels": "str"}
 
-URBAN: tuple[str, ...] = (
-    # Boxable classes
-    "Building", "House", "Skyscraper", "Tower", "Office building", "Convenience store", "Tree house", "Castle",
-    "Lighthouse", "Door", "Window", "Stairs", "Porch", "Fountain", "Sculpture", "Bronze sculpture", "Bench", "Billboard",
-    "Street light", "Traffic light", "Traffic sign", "Stop sign", "Parking meter", "Fire hydrant", "Waste container",
-    "Car", "Taxi", "Limousine", "Van", "Truck", "Bus", "Ambulance", "Train", "Motorcycle", "Bicycle",
-    # Classes of whole pictures
-    "Architecture", "City", "Town", "Street", "Road", "Neighbourhood", "Downtown", "Metropolis", "Metropolitan area",
-    "Urban area", "Residential area", "Suburb", "Human settlement", "Town square", "Plaza", "Alley", "Sidewalk", "Cityscape",
-    "Skyline", "Facade", "Apartment", "Condominium", "Tower block", "Mixed-use", "Landmark", "Bridge", "Arch", "Infrastructure",
-    "Pedestrian crossing", "Lane", "Public space", "Commercial building", "Brutalist architecture", "Urban design",
-)  # fmt: skip
-"""The classes wanted by default, by their display names; those that the tables do not describe are left out."""
+URBAN = name_list("""
+    Building, House, Skyscraper, Tower, Office building, Convenience store, Tree house, Castle, Lighthouse, Door, Window,
+    Stairs, Porch, Fountain, Sculpture, Bronze sculpture, Bench, Billboard, Street light, Traffic light, Traffic sign,
+    Stop sign, Parking meter, Fire hydrant, Waste container, Car, Taxi, Limousine, Van, Truck, Bus, Ambulance, Train,
+    Motorcycle, Bicycle,
+    Architecture, City, Town, Street, Road, Neighbourhood, Downtown, Metropolis, Metropolitan area, Urban area,
+    Residential area, Suburb, Human settlement, Town square, Plaza, Alley, Sidewalk, Cityscape, Skyline, Facade,
+    Apartment, Condominium, Tower block, Mixed-use, Landmark, Bridge, Arch, Infrastructure, Pedestrian crossing, Lane,
+    Public space, Commercial building, Brutalist architecture, Urban design
+""")
+"""The classes wanted by default, by their display names: first those that have boxes, then those of whole pictures.
+What the tables do not describe is left out."""
 
 SUBSETS = {"train": "train", "validation": "val", "test": "test"}
 ATTRIBUTES = {
@@ -52,9 +51,9 @@ ATTRIBUTES = {
 KNOWN = {"0": False, "1": True}
 
 LAYOUT = (
-    "Open Images V7: pictures ImageID.jpg and, from its download page, image ids (*-images-with-labels-with-rotation.csv or "
-    "image_ids_and_rotation.csv), class descriptions, and boxes (*-annotations-bbox.csv) or labels "
-    "(*-annotations-human-imagelabels*.csv), anywhere below root"
+    "Open Images V7: pictures ImageID.jpg and, from its download page, image ids "
+    "(*-images-with-labels-with-rotation.csv or image_ids_and_rotation.csv), class descriptions, and boxes "
+    "(*-annotations-bbox.csv) or labels (*-annotations-human-imagelabels*.csv), anywhere below root"
 )
 
 

@@ -95,7 +95,7 @@ class Sieve:
 
 
 class Buckets:
-    """Facts about images, spread over files by a hash of the image's id, so that a small part is in memory at a time."""
+    """Facts about images, spread over files by a hash of the image's id: a small part is in memory at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -15,7 +15,9 @@ from semiocity.errors import UserError
 def load(source: FileSource, entry: Entry) -> Raw:
     """The bytes of the entry's files, and what its `extra` says. Raises as `read_planned` does."""
     payloads: dict[str, Any] = {field: read_field(source, entry, field) for field in entry.files}
-    given = {name: entry.extra[name] for name in ("boxes", "relative_boxes", "rotation") if name in entry.extra}
+    given: dict[str, Any] = {
+        name: entry.extra[name] for name in ("boxes", "relative_boxes", "rotation") if name in entry.extra
+    }
     if "caption" in entry.extra:
         given["caption"] = to_bytes(entry.extra["caption"])
     return Raw(**payloads, **given)
