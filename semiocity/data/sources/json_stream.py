@@ -73,8 +73,8 @@ class _Text:
                 if not self._more():
                     raise
                 continue
-            # A number at the end of what was read may go on.
-            if end == len(self._text) and self._more():
+            # What was read may end inside a number: only what ends it shows that it is whole.
+            if self._text[end : end + 1] not in (*WHITE, *",]}:") and self._more():
                 continue
             self._at = end
             return value

@@ -28,8 +28,8 @@ IGNORE_ID = None
 SCALARS: dict[str, Literal["int", "float", "str", "bool"]] = {"author": "str", "title": "str", "labels": "str"}
 
 URBAN = name_list("""
-    Building, House, Skyscraper, Tower, Office building, Convenience store, Tree house, Castle, Lighthouse, Door, Window,
-    Stairs, Porch, Fountain, Sculpture, Bronze sculpture, Bench, Billboard, Street light, Traffic light, Traffic sign,
+    Building, House, Skyscraper, Tower, Office building, Convenience store, Tree house, Castle, Lighthouse, Door,
+    Window, Stairs, Porch, Fountain, Sculpture, Bronze sculpture, Bench, Billboard, Street light, Traffic light, Traffic sign,
     Stop sign, Parking meter, Fire hydrant, Waste container, Car, Taxi, Limousine, Van, Truck, Bus, Ambulance, Train,
     Motorcycle, Bicycle,
     Architecture, City, Town, Street, Road, Neighbourhood, Downtown, Metropolis, Metropolitan area, Urban area,

@@ -11,13 +11,14 @@ from semiocity.data.sources.base import Entry, FileSource, Raw
 from semiocity.data.sources.files import read_below, size_below
 from semiocity.errors import UserError
 
+GIVEN = ("boxes", "relative_boxes", "rotation")
+"""What an entry's `extra` may say of a Raw, besides the caption."""
+
 
 def load(source: FileSource, entry: Entry) -> Raw:
     """The bytes of the entry's files, and what its `extra` says. Raises as `read_planned` does."""
     payloads: dict[str, Any] = {field: read_field(source, entry, field) for field in entry.files}
-    given: dict[str, Any] = {
-        name: entry.extra[name] for name in ("boxes", "relative_boxes", "rotation") if name in entry.extra
-    }
+    given: dict[str, Any] = {name: entry.extra[name] for name in GIVEN if name in entry.extra}
     if "caption" in entry.extra:
         given["caption"] = to_bytes(entry.extra["caption"])
     return Raw(**payloads, **given)
