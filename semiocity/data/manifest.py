@@ -220,7 +220,7 @@ def _publish(folder: Path, manifest: dict[str, Any], details: list[Path]) -> Non
     # Read again: another merge may have been faster, and its files must stay.
     for path in before - _named(folder):
         path.unlink(missing_ok=True)
-        for listed in folder.glob(f"{path.name[:5]}.*.rejected.jsonl"):
+        for listed in folder.glob(f"rejected.{path.name.split('.')[1]}.*.jsonl"):
             if listed not in details:
                 listed.unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
 """Receipts compacted by the thousand, so that a column of 100,000 shards is a hundred files to read.
 
-    columns/COLUMN/REVISION/00000.HASH.receipts.json    what readers need of the receipts in the folder 00000/
-    columns/COLUMN/REVISION/00000.HASH.rejected.jsonl   source files that these shards rejected, if there are any
+    columns/COLUMN/REVISION/receipts.00000.HASH.json     what readers need of the receipts in the folder 00000/
+    columns/COLUMN/REVISION/rejected.00000.HASH.jsonl   source files that these shards rejected, if there are any
 
 HASH is that of the content: a new state is another file, and the column's manifest names the files that belong
 together. So a merge that is cut off leaves the old state readable, and two merges at once do not mix.
@@ -105,13 +105,13 @@ class Thousand:
 
 def receipts_file(folder: Path, thousand: int, sha256: str) -> Path:
     """The compacted receipts of a thousand, in the folder of a column's revision."""
-    return folder / f"{thousand:05d}.{sha256[:10]}.receipts.json"
+    return folder / f"receipts.{thousand:05d}.{sha256[:10]}.json"
 
 
 def rejected_file(folder: Path, thousand: Thousand) -> Path | None:
     """The rejected source files of a thousand, a line each; None when there are none."""
     sha256 = thousand.facts["rejected_sha256"]
-    return None if sha256 is None else folder / f"{thousand.number:05d}.{sha256[:10]}.rejected.jsonl"
+    return None if sha256 is None else folder / f"rejected.{thousand.number:05d}.{sha256[:10]}.jsonl"
 
 
 # ---------------------------------------------------------------- writing
@@ -151,7 +151,7 @@ def compact(folder: Path, thousand: int, shards: Sequence[int], reread: bool = F
 
 def latest(folder: Path, thousand: int) -> tuple[Thousand | None, int]:
     """The newest compacted receipts of a thousand that can be read, and the folder time they were made at (ns)."""
-    found = [(path.stat().st_mtime_ns, path) for path in folder.glob(f"{thousand:05d}.*.receipts.json")]
+    found = [(path.stat().st_mtime_ns, path) for path in folder.glob(f"receipts.{thousand:05d}.*.json")]
     for stamp, path in sorted(found, reverse=True):
         if stamp:
             try:
