@@ -100,6 +100,7 @@ class Thousand:
             "splits": {name: sum(counts) for name, counts in facts["splits"].items()},
             "tombstones": {kind: sum(counts) for kind, counts in facts["tombstones"].items()},
             "rejected": facts["rejected"],
+            "rejected_sha256": facts["rejected_sha256"],
         }
 
 
@@ -108,10 +109,9 @@ def receipts_file(folder: Path, thousand: int, sha256: str) -> Path:
     return folder / f"receipts.{thousand:05d}.{sha256[:10]}.json"
 
 
-def rejected_file(folder: Path, thousand: Thousand) -> Path | None:
+def rejected_file(folder: Path, thousand: int, sha256: str | None) -> Path | None:
     """The rejected source files of a thousand, a line each; None when there are none."""
-    sha256 = thousand.facts["rejected_sha256"]
-    return None if sha256 is None else folder / f"rejected.{thousand.number:05d}.{sha256[:10]}.jsonl"
+    return None if sha256 is None else folder / f"rejected.{thousand:05d}.{sha256[:10]}.jsonl"
 
 
 # ---------------------------------------------------------------- writing
@@ -138,7 +138,7 @@ def compact(folder: Path, thousand: int, shards: Sequence[int], reread: bool = F
     facts["rejected"] = dict(sorted(Counter(item["reason"] for item in rejected).items()))
     facts["rejected_sha256"] = hashlib.sha256(lines).hexdigest() if rejected else None
     made = Thousand(facts)
-    if (details := rejected_file(folder, made)) is not None and not details.exists():
+    if (details := rejected_file(folder, thousand, facts["rejected_sha256"])) is not None and not details.exists():
         write_atomic(details, lines)
     data = _bytes(facts)
     with replacing(receipts_file(folder, thousand, hashlib.sha256(data).hexdigest())) as file:
@@ -316,6 +316,10 @@ class ShardEntries(Sequence[Entry]):
             if self._lines[index]["thousand"] == number:
                 return self._thousand(index)
         return None
+
+    def path(self, number: int) -> Path:
+        """The file of folder `number`'s receipts."""
+        return next(self._file(i)[0] for i, line in enumerate(self._lines) if line["thousand"] == number)
 
     def _index(self, place: int) -> int:
         # Full thousands are the rule; a manifest of what is there so far may have gaps.
