@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "scores of the generated images"),
     "report": ("report", "one self-contained page about a run"),
     "verify": ("verify", "re-read a dataset and name every fault"),
+    "remove": ("remove", "take rows down for good, out of every column"),
     "upgrade": ("upgrade", "bring a dataset of an older format to the present one"),
     "status": ("status", "what is done, running, failed and missing"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),

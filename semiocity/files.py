@@ -26,7 +26,12 @@ def digest(value: Any, length: int = 10) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, also after a crash."""
-    write_atomic(path, (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True) + "\n").encode())
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True) + "\n").encode()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -36,15 +36,18 @@ __all__ = [
     "FORMAT",
     "SUFFIXES",
     "ShardPath",
+    "behind",
     "check_format",
     "column_folder",
     "complete",
     "current",
     "merge",
+    "merged",
     "missing",
     "read_column_manifest",
     "read_manifest",
     "read_receipt",
+    "rebuild",
     "require",
     "shard_entries",
 ]
@@ -72,11 +75,24 @@ def current(dataset: Path, column: str) -> str | None:
     return facts["columns"].get(column, {}).get("revision")
 
 
+def merged(dataset: Path, column: str, revision: str, shards: int) -> bool:
+    """Whether the dataset's manifest has this revision of a column with so many shards, and base all that was seen."""
+    try:
+        facts = read_manifest(dataset)
+        found = facts["columns"].get(column, {})
+        seen = column != BASE or facts["files_seen"] == _plan(dataset, revision)["files_seen"]
+    except UserError:
+        return False
+    return bool(found.get("revision") == revision and found["shards"] == shards and seen)
+
+
 def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> None:
     """Refuse a dataset, given by its manifest, that lacks one of the fields in `needs`. Raises UserError naming it."""
     for reference in needs:
         column, _, field = reference.partition(".")
         found = facts["columns"].get(column)
+        if found is not None and (late := behind(facts, column)):
+            raise UserError(f"{dataset}: {reference} is needed, but {late}")
         if found is None:
             there = ", ".join(sorted(facts["columns"]))
             raise UserError(
@@ -86,6 +102,17 @@ def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> No
         if field not in found["fields"] and field not in found["scalars"]:
             there = ", ".join([*found["fields"], *found["scalars"]])
             raise UserError(f"{dataset}: column {column} has no field {field} (it has: {there})")
+
+
+def behind(facts: Mapping[str, Any], column: str) -> str | None:
+    """What is wrong with a column that lacks the shards of rows that were added since it was made, or None."""
+    wanted, there = (facts["columns"][name]["shards"] for name in (BASE, column))
+    if there == wanted:
+        return None
+    return (
+        f"column {column} lacks {wanted - there} of {wanted} shards, since rows were added; "
+        "run its job again: only they are made"
+    )
 
 
 def read_column_manifest(dataset: Path, column: str, revision: str) -> dict[str, Any]:
@@ -107,29 +134,34 @@ def shard_entries(dataset: Path, column: str, revision: str) -> ShardEntries:
 # ---------------------------------------------------------------- merging
 
 
-def merge(dataset: Path, column: str, revision: str, partial: bool = False, reread: bool = False) -> dict[str, Any]:
+def merge(
+    dataset: Path, column: str, revision: str, partial: bool = False, reread: bool = False, aside: bool = False
+) -> dict[str, Any]:
     """Make the column's manifest from its receipts, make it current, and rebuild the dataset's manifest.
 
     Receipts that have not changed since the last merge are not opened again, unless `reread`. Doing it twice, or two
     columns at the same time, does no harm. With `partial` the column manifest is written for the shards that are
-    there, and the dataset's manifest is left alone.
+    there, and the dataset's manifest is left alone. `aside` is for a revision that the dataset does not use, or for the
+    caller to `rebuild` later: parents are those that the receipts name, and the dataset's manifest is left alone.
     Returns the column's manifest. Raises UserError when shards are missing, when receipts do not belong to this
     revision or to the parents' present shards, or when rows and rejected files do not add up to the files seen.
     """
     dataset = Path(dataset)
     folder = column_folder(dataset, column, revision)
-    expected = _expected_shards(dataset, column, revision)
+    known = read_column_manifest(dataset, column, revision)["shards"] if aside else None
+    expected = known or _expected_shards(dataset, column, revision)
     gone = missing(folder, expected)
     if gone and not partial:
         names = ", ".join(f"{shard:08d}" for shard in gone[:5]) + (" …" if len(gone) > 5 else "")
         raise UserError(
             f"{folder}: {len(gone)} of {expected} shards are missing ({names}). Run the job again: only they are made"
         )
-    summary = summarize(dataset, folder, expected, set(gone), reread, check_parents=column != BASE)
+    parents = None if column == BASE else Parents(dataset, column, revision, None if aside else read_manifest(dataset))
+    summary = summarize(dataset, folder, expected, set(gone), reread, parents)
     if column == BASE:
         _check_counts(dataset, revision, summary.manifest, partial)
     summary.publish()
-    if not partial:
+    if not partial and not aside:
         write_json(folder.parent / "current.json", {"format": FORMAT, "revision": revision})
         rebuild(dataset)
     return summary.manifest
@@ -157,15 +189,14 @@ class Summary:
             path.unlink(missing_ok=True)
 
 
-def summarize(dataset: Path, folder: Path, shards: int, gone: set[int], reread: bool, check_parents: bool) -> Summary:
+def summarize(
+    dataset: Path, folder: Path, shards: int, gone: set[int], reread: bool, parents: Parents | None
+) -> Summary:
     """Add up the receipts of a column's first `shards` shards but for those in `gone`, compacting them on the way.
 
-    Raises UserError for receipts that are at odds with each other, or with `check_parents` with the parents' present
-    shards.
+    Raises UserError for receipts that are at odds with each other or, where `parents` are given, with their shards.
     """
-    column, revision = folder.parent.name, folder.name
     totals = _Totals(folder)
-    parents = _Parents(dataset, column, revision) if check_parents else None
     for first in range(0, shards, FOLDER_SHARDS):
         there = [shard for shard in range(first, min(first + FOLDER_SHARDS, shards)) if shard not in gone]
         if there:
@@ -174,8 +205,8 @@ def summarize(dataset: Path, folder: Path, shards: int, gone: set[int], reread: 
                 parents.check(thousand)
             totals.add(thousand)
     manifest = totals.manifest()
-    if column == BASE:
-        planned = dataset / "plans" / revision / "rejected.jsonl"
+    if folder.parent.name == BASE:
+        planned = dataset / "plans" / folder.name / "rejected.jsonl"
         with planned.open(encoding="ascii") as lines:
             reasons = Counter(json.loads(line)["reason"] for line in lines)
         manifest["rejected"] = dict(sorted((reasons + Counter(manifest["rejected"])).items()))
@@ -211,7 +242,8 @@ class _Totals:
         self._executions |= {canonical(item): item for item in facts["executions"]}
         for shard, keys, sha256 in zip(facts["shards"], facts["keys_digest"], facts["sha256"]):
             self._digest.update(f"{shard} {keys} {sha256}\n".encode())
-        if (details := rejected_file(self.folder, thousand.number, thousand.facts["rejected_sha256"])) is not None:
+        details = rejected_file(self.folder, thousand.number, facts["rejected_sha256"])
+        if details is not None:
             self.details.append(details)
         self._lines.append(thousand.line())
 
@@ -231,7 +263,7 @@ class _Totals:
             "digest": self._digest.hexdigest(),
             **{name: sum(line[name] for line in self._lines) for name in ("shards", "rows", "bytes", "parquet_bytes")},
             "splits": counted("splits"),
-            "tombstones": {"permanent": 0, "retry": 0} | counted("tombstones"),
+            "tombstones": {"permanent": 0, "removed": 0, "retry": 0} | counted("tombstones"),
             "rejected": counted("rejected"),
             "executions": [self._executions[name] for name in sorted(self._executions)],
             "parents": self._first.get("parents", {}),
@@ -276,20 +308,21 @@ def _check_counts(dataset: Path, revision: str, manifest: dict[str, Any], partia
         )
 
 
-class _Parents:
+class Parents:
     """A column must be made from what its parents are now, shard by shard."""
 
-    def __init__(self, dataset: Path, column: str, revision: str) -> None:
+    def __init__(self, dataset: Path, column: str, revision: str, facts: Mapping[str, Any] | None) -> None:
+        """`facts` is the dataset's manifest, whose revisions the parents must have; None takes any."""
         self.dataset = dataset
         self.name = f"{column}/{revision}"
         self.column = column
-        self._columns = read_manifest(dataset)["columns"]
+        self._now = None if facts is None else {name: found["revision"] for name, found in facts["columns"].items()}
         self._entries: dict[str, ShardEntries] = {}
 
     def check(self, thousand: Thousand) -> None:
         """Raises UserError naming the first shard of `thousand` that is made from something else. Call in order."""
         made = {name: parent["revision"] for name, parent in thousand.facts["parents"].items()}
-        for parent, revision in {BASE: self._columns[BASE]["revision"], **made}.items():
+        for parent, revision in made.items() if self._now is None else {BASE: self._now[BASE], **made}.items():
             source = self._source(parent, revision, thousand.number)
             named = thousand.facts["parents"].get(parent, {}).get("sha256")
             for i, shard in enumerate(thousand.shards):
@@ -306,7 +339,7 @@ class _Parents:
                     )
 
     def _source(self, parent: str, revision: str, number: int) -> Thousand | None:
-        now = self._columns.get(parent, {}).get("revision")
+        now = revision if self._now is None else self._now.get(parent)
         if now != revision:
             raise UserError(
                 f"{self.dataset}: column {self.column} was made from {parent} revision {revision}, but "

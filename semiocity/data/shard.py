@@ -30,7 +30,8 @@ RECORD = 10240
 LARGEST = 8**11 - 1
 """Bytes: the largest size that a USTAR header can name."""
 TOMBSTONE = "tombstone.json"
-KINDS = ("permanent", "retry")
+KINDS = ("permanent", "retry", "removed")
+"""Of tombstones: bad input; may succeed another time; taken down for good."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
@@ -99,7 +100,7 @@ class ShardWriter:
         self._rows: list[dict[str, Any]] = []
         self._rejected: list[dict[str, str]] = []
         self._splits: Counter[str] = Counter()
-        self._tombstones: Counter[str] = Counter(permanent=0, retry=0)
+        self._tombstones: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
         self._last = ""
         self._hash = hashlib.sha256()
         self._offset = 0
@@ -151,7 +152,7 @@ class ShardWriter:
         self._append(row)
 
     def tombstone(self, key: str, kind: str, reason: str, scalars: Mapping[str, Any] | None = None) -> None:
-        """Append a row that failed; kind `permanent` (bad input) or `retry` (may succeed another time)."""
+        """Append a row that is not there, of a kind of KINDS."""
         if kind not in KINDS:
             raise ValueError(f"{self.path}: {key}: tombstone of kind {kind!r}, not one of {KINDS}")
         row = self._row(key, scalars)

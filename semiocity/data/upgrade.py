@@ -1,7 +1,7 @@
 """Upgrading a dataset of an older format, where it lies. No sample is touched.
 
-Format 1 to 2: receipts get `parquet_bytes`; column manifests keep totals, and receipts compacted by the thousand take
-the place of their lists. Digests stay what they were, so that a training begun before goes on. Every step can be cut
+Format 1 to 2: plans have parts; receipts get `parquet_bytes`; column manifests keep totals, and receipts compacted by the
+thousand take the place of their lists. Digests stay what they were, so that a training begun before goes on. Every step can be cut
 off: the dataset's manifest is written last, and until then everything else refuses the dataset with this command.
 """
 
@@ -46,7 +46,7 @@ def upgrade(dataset: Path) -> tuple[int, list[str]]:
         raise UserError(f"{dataset}: no dataset (it has no folder columns/)")
     changed, trouble = 0, []
     for path in sorted(dataset.glob("plans/*/plan.json")):
-        changed += _renumber(path)
+        changed += _plan(path)
     for folder in sorted(path for path in dataset.glob("columns/*/*") if path.is_dir()):
         for thousand in sorted(folder.glob("[0-9]" * 5)):
             done, complaints = _receipts(folder, int(thousand.name))
@@ -92,6 +92,16 @@ def _renumber(path: Path) -> int:
     return 1
 
 
+def _plan(path: Path) -> int:
+    """The rows of a plan lie in parts, since sources may grow; 1 when that was new to this one."""
+    if _format(path) != OLD:
+        return 0
+    plan = read_json(path)
+    plan["parts"] = [{"file": "plan.jsonl", "rows": plan["rows"], "offsets": plan.pop("offsets")}]
+    write_json(path, {**plan, "format": FORMAT})
+    return 1
+
+
 def _receipts(folder: Path, thousand: int) -> tuple[int, list[str]]:
     """Upgrade the receipts of one thousand."""
     place = folder / f"{thousand:05d}"
@@ -112,7 +122,8 @@ def _receipt(path: ShardPath) -> tuple[int, str]:
         trouble = ""
         if hashlib.sha256(data).hexdigest() != receipt["parquet_sha256"]:
             trouble = f"{path.parquet}: missing or damaged (sha256); `semiocity repair` may mend it"
-        write_json(path.receipt, {**receipt, "format": FORMAT, "parquet_bytes": len(data)})
+        more = {"format": FORMAT, "parquet_bytes": len(data), "tombstones": {"removed": 0, **receipt["tombstones"]}}
+        write_json(path.receipt, {**receipt, **more})
         return 1, trouble
     except (UserError, KeyError) as error:
         return 0, f"{path.receipt}: not upgraded ({error})"
@@ -136,7 +147,7 @@ def _column(dataset: Path, folder: Path) -> tuple[int, list[str]]:
         path.unlink()
         names = ", ".join(f"{shard:08d}" for shard in sorted(gone)[:5])
         return 1, [f"{folder}: {len(gone)} receipts are gone ({names}). Run its job again: only they are made"]
-    summary = summarize(dataset, folder, max(shards, default=-1) + 1, set(), reread=False, check_parents=False)
+    summary = summarize(dataset, folder, max(shards, default=-1) + 1, set(), reread=False, parents=None)
     summary.publish()
     if summary.manifest["digest"] != old["digest"]:
         return 1, [f"{folder}: its digest has changed: receipts were not those that were merged"]

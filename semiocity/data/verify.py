@@ -13,12 +13,13 @@ import hashlib
 import json
 import os
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import repeat
+from itertools import accumulate, repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from semiocity.data.layout import BASE, FOLDER_SHARDS, SUFFIXES, ShardPath, column_folder, read_receipt, thousand_folder
-from semiocity.data.manifest import named_files, read_column_manifest, read_manifest, shard_entries
+from semiocity.data.manifest import behind, named_files, read_column_manifest, read_manifest, shard_entries
 from semiocity.data.receipts import ShardEntries, Thousand
+from semiocity.data.takedown import remains
 from semiocity.data.verify_shard import MERGE, Fault, ShardCheck, keys_of
 from semiocity.errors import UserError
 from semiocity.files import read_json
@@ -59,15 +61,20 @@ def verify(dataset: Path, quick: bool = False, workers: int = 1, part: tuple[int
     manifest = read_manifest(dataset)
     shards = int(manifest["columns"][BASE]["shards"])
     faults = list(_counts(dataset, manifest)) if part[0] == 0 else []
+    if part[0] == 0:
+        remedy = f"run `semiocity remove {dataset} --apply`"
+        faults += [Fault(str(where), what, remedy) for where, what in remains(dataset)]
     columns: list[_Column] = []
     for name in sorted(manifest["columns"], key=lambda name: (name != BASE, name)):
         try:
-            columns.append(_Column.open(dataset, name, manifest["columns"], shards))
+            columns.append(_Column.open(dataset, name, manifest["columns"]))
         except (UserError, KeyError, TypeError) as error:
             where = str(column_folder(dataset, name, manifest["columns"][name]["revision"]) / "manifest.json")
             faults.append(Fault(where, f"cannot be read ({error})", MERGE, column=name))
     for column in columns if part[0] == 0 else ():
         faults += column.strangers()
+        if late := behind(manifest, column.name):
+            faults.append(Fault(str(column.folder), late, "run its job again", column=column.name))
     mine = _part(range(-(-shards // FOLDER_SHARDS)), part)
     sums = {column.name: _Sum() for column in columns}
     for number in mine:
@@ -177,8 +184,8 @@ class _Column:
     _parents: dict[str, ShardEntries | None] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, dataset: Path, name: str, columns: dict[str, Any], shards: int) -> _Column:
-        revision = columns[name]["revision"]
+    def open(cls, dataset: Path, name: str, columns: dict[str, Any]) -> _Column:
+        revision, shards = columns[name]["revision"], int(columns[name]["shards"])
         folder = column_folder(dataset, name, revision)
         base = column_folder(dataset, BASE, columns[BASE]["revision"])
         manifest = read_column_manifest(dataset, name, revision)
@@ -304,7 +311,9 @@ class _Column:
             found = None
             with suppress(UserError):
                 found = read_receipt(ShardPath(column_folder(self.dataset, parent, named["revision"]), shard))
-            yield from self._parent(shard, parent, named["revision"], named["sha256"], None if found is None else found["sha256"])
+            yield from self._parent(
+                shard, parent, named["revision"], named["sha256"], None if found is None else found["sha256"]
+            )
 
     # -- files that belong to nothing ---------------------------------------------------------------------------------
 
@@ -384,23 +393,41 @@ def _unit(columns: list[_Column], shards: range) -> tuple[list[Fault], dict[str,
 
 
 def _order(column: _Column, spans: list[Span], start: int) -> Iterator[Fault]:
-    """Keys ascend through the whole column, so that none occurs twice. `spans` are those of the shards from `start`."""
-    seen = _before(column, start)
-    highest = max((span.last for span in seen), default="")
+    """Keys ascend in each part of the plan, and none occurs twice. `spans` are those of the shards from `start`."""
+    borders = _borders(column)
+    done: list[list[Span]] = []
+    now = _before(column, start)
     for span in spans:
-        if span.first <= highest:
-            check = ShardCheck(ShardPath(column.folder, span.shard))
-            mine = set(keys_of(check.path))
-            overlapping = [other for other in seen if other.last >= span.first and other.first <= span.last]
-            twice = [
-                (key, o.shard) for o in overlapping for key in keys_of(ShardPath(column.folder, o.shard)) if key in mine
-            ]
-            for key, other in twice:
-                yield check.fault(f"the same key as in shard {other:08d}", key=key)
-            if not twice:
-                yield check.fault(f"keys out of order: {span.first} comes after {highest} of shards before it")
-        highest = max(highest, span.last)
-        seen.append(span)
+        if now and bisect_right(borders, now[-1].shard) != bisect_right(borders, span.shard):
+            done, now = [*done, now], []
+        check = ShardCheck(ShardPath(column.folder, span.shard))
+        highest = max((other.last for other in now), default="") if now and now[-1].last >= span.first else ""
+        others = [other for other in now if other.last >= span.first and other.first <= span.last] if highest else []
+        others += [other for part in done for other in _overlapping(part, span)]
+        mine = set(keys_of(check.path)) if others else set()
+        twice = [(key, o.shard) for o in others for key in keys_of(ShardPath(column.folder, o.shard)) if key in mine]
+        for key, shard in twice:
+            yield check.fault(f"the same key as in shard {shard:08d}", key=key)
+        if highest >= span.first and not twice:
+            yield check.fault(f"keys out of order: {span.first} comes after {highest} of shards before it")
+        now.append(span._replace(last=max(span.last, highest)))
+
+
+def _overlapping(part: list[Span], span: Span) -> Iterator[Span]:
+    """Shards of a part of the plan, in which keys ascend, that may hold keys of `span`."""
+    for other in part[bisect_left(part, span.first, key=lambda other: other.last) :]:
+        if other.first > span.last:
+            return
+        yield other
+
+
+def _borders(column: _Column) -> list[int]:
+    """Numbers of the first shards of the parts of base's plan: rows that were added later begin anew."""
+    try:
+        parts = read_json(column.dataset / "plans" / column.base.name / "plan.json")["parts"]
+        return list(accumulate((len(part["offsets"]) for part in parts), initial=0))
+    except (FileNotFoundError, UserError, KeyError):
+        return [0]  # said by _counts
 
 
 def _before(column: _Column, start: int) -> list[Span]:

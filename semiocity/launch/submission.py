@@ -129,8 +129,10 @@ def complete(work: Work) -> bool:
     match work.kind:
         case "pack" | "stage":
             folder = manifest.column_folder(work.dataset, work.column, work.revision)
-            merged = manifest.current(work.dataset, work.column) == work.revision
-            return merged and not manifest.missing(folder, work.shards)  # somebody may have removed a damaged shard
+            # Somebody may have removed a damaged shard, or added rows to the source.
+            return manifest.merged(work.dataset, work.column, work.revision, work.shards) and not manifest.missing(
+                folder, work.shards
+            )
         case "train":
             from semiocity.train.options import TrainJob, is_done
 
