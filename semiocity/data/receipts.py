@@ -194,6 +194,13 @@ def entry_of(receipt: dict[str, Any]) -> Entry:
     return {name: receipt[name] for name in ("shard", *PLAIN, "splits", "tombstones", "parents", "execution")}
 
 
+def receipt_of(thousand: Thousand, i: int) -> dict[str, Any]:
+    """The receipt at place i, which rejected no source file."""
+    facts = thousand.facts
+    head = {"format": FORMAT, "column": facts["column"], "revision": facts["revision"], "rejected": []}
+    return head | thousand.entry(i) | {name: facts[name] for name in SHARED}
+
+
 def _identity(receipt: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(receipt.get(name) for name in ("column", "revision", "shard"))
 

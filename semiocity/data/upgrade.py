@@ -1,8 +1,9 @@
 """Upgrading a dataset of an older format, where it lies. No sample is touched.
 
-Format 1 to 2: plans have parts; receipts get `parquet_bytes`; column manifests keep totals, and receipts compacted by the
-thousand take the place of their lists. Digests stay what they were, so that a training begun before goes on. Every step can be cut
-off: the dataset's manifest is written last, and until then everything else refuses the dataset with this command.
+Format 1 to 2: plans have parts; receipts get `parquet_bytes`; column manifests keep totals, and receipts compacted by
+the thousand take the place of their lists. Digests stay what they were, so that a training begun before goes on. Every
+step can be cut off: the dataset's manifest is written last, and until then everything else refuses the dataset with
+this command.
 """
 
 from __future__ import annotations

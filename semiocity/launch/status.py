@@ -128,7 +128,7 @@ def datasets(root: Path) -> list[dict[str, Any]]:
             _column(folder, name.name, revision.name, facts)
             for name in sorted((folder / "columns").iterdir())
             for revision in sorted(name.iterdir())
-            if revision.is_dir()
+            if revision.is_dir() and not revision.name.startswith(".")
         ]
         rejected = facts.get("rejected", {})
         found.append({"name": folder.name, "rows": facts.get("rows"), "rejected": rejected, "columns": columns})
