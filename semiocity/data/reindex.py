@@ -6,8 +6,12 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from semiocity.data.layout import BASE, ShardPath
 from semiocity.data.shard import BLOCK, TOMBSTONE, index_bytes, sha256_file
@@ -43,8 +47,20 @@ def reindex(path: ShardPath, receipt: dict[str, Any]) -> bytes | None:
         if field == "meta" and receipt["column"] == BASE:
             meta = json.loads(payload)
             row |= {name: meta.get(name) for name in receipt["scalars"]}
-    data = index_bytes(rows, receipt["fields"], receipt["scalars"])
+    fields, scalars = _in_order(path, receipt["fields"]), _in_order(path, receipt["scalars"])
+    data = index_bytes(rows, fields, scalars)
     return data if hashlib.sha256(data).hexdigest() == receipt["parquet_sha256"] else None
+
+
+def _in_order(path: ShardPath, names: dict[str, Any]) -> dict[str, Any]:
+    """Fields or scalars in the order that the index has them in, which receipts do not keep: any shard's tells."""
+    siblings = sorted(path.parent.glob("[0-9]*.parquet"), key=lambda file: abs(int(file.stem) - path.shard))
+    for file in siblings[:20]:
+        with suppress(OSError, ValueError, pa.ArrowException):
+            places = {name.removesuffix(".ext"): i for i, name in enumerate(pq.read_schema(file).names)}
+            if places.keys() >= names.keys():
+                return {name: names[name] for name in sorted(names, key=lambda name: places[name])}
+    return names
 
 
 def _members(tar: Path) -> Iterator[tuple[str, str, int, bytes]]:
