@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The message says what is wrong, where (file, dotted key, row key), and what would be right.
     """
+
+
+class Stopped(Exception):
+    """Work was told to end early, in the middle of something that leaves nothing behind. The next attempt does it anew."""

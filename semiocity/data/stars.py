@@ -7,12 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from semiocity.data.hamming import Near, Neighbours, blocks
+from semiocity.errors import Stopped
 
 Stop = Callable[[], bool]
-
-
-class Stopped(Exception):
-    """The job is to end early; nothing has been decided."""
 
 
 def check_stop(stop: Stop) -> None:
