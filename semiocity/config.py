@@ -193,7 +193,7 @@ class StageJob(Job):
 
 
 class ReduceJob(Job):
-    """A reduce stage: adds a column that needs to see every shard before its first is written (`jobs/duplicates.toml`)."""
+    """A reduce stage: adds a column that needs to see every shard of its parents first (`jobs/duplicates.toml`)."""
 
     reduce: str
     """Name of the reduce stage, a key of semiocity.stages.reduce.REDUCES."""

@@ -9,4 +9,4 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """Work was told to end early, in the middle of something that leaves nothing behind. The next attempt does it anew."""
+    """Work was told to end early, amid something that leaves nothing behind: the next attempt does that anew."""

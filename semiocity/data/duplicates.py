@@ -7,15 +7,15 @@ The rule, in the order in which it is applied:
 2. A picture is *flat* when its `detail` is below a bound: its hashes are noise. Flat pictures are near one another when
    their mean colours and their deviations all differ by at most 2 grey levels (after rounding), others when `phash`
    and `gradients` both differ in few bits. A flat picture is never near one that is not.
-3. Split after split, the most protected first: a picture near one of a more protected split joins its cluster (that of the
-   most protected split, then of the nearest picture, then of the first in rank). Of the rest, in rank order (largest
-   first, then smallest key), whoever is left becomes the *representative* of a new cluster and takes everyone left who
-   is near itself. Nobody is taken because of a member: clusters do not grow along chains.
+3. Split after split, the most protected first: a picture near one of a more protected split joins its cluster (that of
+   the most protected split, then of the nearest picture, then of the first in rank). Of the rest, in rank order
+   (largest first, then smallest key), whoever is left becomes the *representative* of a new cluster and takes everyone
+   left who is near itself. Nobody is taken because of a member: clusters do not grow along chains.
 4. The cluster's split is its representative's; the representative is the row that is kept.
 
 So two kept rows of different splits are never near one another, every row that stays in training is not near any
-row that was held out, and no row of another split is kept in a held-out one. A member is near its representative, or, if
-it came from a less protected split, near a member that is. Nothing depends on the order of rows.
+row that was held out, and no row of another split is kept in a held-out one. A member is near its representative, or,
+if it came from a less protected split, near a member that is. Nothing depends on the order of rows.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from semiocity.data.stars import Stop, check_stop, leaders
 
 FLAT_STEP = 2
 """Grey levels by which the mean colours and deviations of near flat pictures may differ."""
+
 
 class Limits(NamedTuple):
     """What counts as near. The defaults are measured in docs/duplicates.md."""
@@ -91,21 +92,22 @@ def levels(splits: Sequence[str | None], held_out: Sequence[str]) -> np.ndarray:
     return np.array([place.get(split, len(place)) if split else len(place) for split in splits], dtype=np.int16)
 
 
-def cluster(
-    rows: Rows, limits: Limits, threads: int = 1, stop: Stop = lambda: False, crowd: int = CROWD
-) -> Clusters:
+def cluster(rows: Rows, limits: Limits, threads: int = 1, stop: Stop = lambda: False, crowd: int = CROWD) -> Clusters:
     """Apply the rule above. Raises Stopped when `stop` says so; the answer does not depend on `threads` or `crowd`."""
     first, picture = _pictures(rows)
     flat = rows.detail[first] < limits.flat
     hashes = np.stack([rows.phash, rows.gradients], axis=1)[first[~flat]]
     colours = np.rint(rows.colour[first[flat]]).astype(np.int16)
+
+    def of_hashes(codes: np.ndarray, level: np.ndarray) -> np.ndarray:
+        return _hash_stars(codes, level, limits, threads, stop, crowd)
+
+    def of_colours(codes: np.ndarray, level: np.ndarray) -> np.ndarray:
+        return _flat_stars(codes, level, stop)
+
     leader = np.empty(len(first), dtype=np.int64)
-    leader[~flat] = np.flatnonzero(~flat)[
-        _by_codes(hashes, rows.level[first[~flat]], lambda *found: _hash_stars(*found, limits, threads, stop, crowd))
-    ]
-    leader[flat] = np.flatnonzero(flat)[
-        _by_codes(colours, rows.level[first[flat]], lambda *found: _flat_stars(*found, stop))
-    ]
+    for members, codes, solve in ((~flat, hashes, of_hashes), (flat, colours, of_colours)):
+        leader[members] = np.flatnonzero(members)[_by_codes(codes, rows.level[first[members]], solve)]
     return _clusters(rows, picture, first[leader[picture]], flat[picture])
 
 
@@ -133,7 +135,7 @@ def _pictures(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _first_of(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of equal rows of a table [N, K] the first: their numbers, ascending; and for each row which of these it equals."""
+    """Of equal rows of a table [N, K] the first: numbers, ascending; and for each row which of these it equals."""
     order = np.lexsort((np.arange(len(codes)), *codes.T))
     ordered = codes[order]
     new = np.r_[True, (ordered[1:] != ordered[:-1]).any(axis=1)][: len(codes)]

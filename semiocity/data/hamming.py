@@ -45,11 +45,11 @@ def differing(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def neighbours(hashes: np.ndarray, distance: int, near: Near, threads: int = 1, crowd: int = CROWD) -> Neighbours:
     """Pairs that differ in at most `distance` bits and for which `near(i, j)` holds too.
 
-    hashes: uint64 [N]. Time grows as N and as the pairs that share a bucket; memory is some 30 bytes an item and thread,
-    and 16 a pair found. `crowd` is the smallest number of items that may count as a crowd.
+    hashes: uint64 [N]. Time grows as N and as the pairs that share a bucket; memory is some 60 bytes an item and
+    thread, and 16 a pair found. `crowd` is the smallest number of items that may count as a crowd.
     """
     bands = choose_bands(len(hashes), distance)
-    chance = len(hashes) / 2.0 ** (BITS * bands.agree / bands.count)
+    chance = len(hashes) / 2.0 ** (BITS * bands.agree / bands.total)
     limit = max(crowd, int(8 * chance))
     crowded = np.zeros(len(hashes), dtype=bool)
 
@@ -59,21 +59,21 @@ def neighbours(hashes: np.ndarray, distance: int, near: Near, threads: int = 1, 
         return found
 
     with ThreadPoolExecutor(threads) as pool:
-        parts = list(pool.map(search, combinations(range(bands.count), bands.agree)))
+        parts = list(pool.map(search, combinations(range(bands.total), bands.agree)))
     return Neighbours(np.concatenate([np.empty((0, 2), dtype=np.int64), *parts]), crowded)
 
 
 class Bands(NamedTuple):
-    """How bits are cut: band b holds the bits i with i % count == b, so that no band is one corner of a picture."""
+    """How bits are cut: band b holds the bits i with i % total == b, so that no band is one corner of a picture."""
 
-    count: int
+    total: int
     agree: int
     """Bands in which near hashes surely agree."""
 
     def masks(self) -> np.ndarray:
-        """uint64 [count]"""
+        """uint64 [total]"""
         bits = range(BITS)
-        return np.array([sum(1 << i for i in bits if i % self.count == b) for b in range(self.count)], dtype=np.uint64)
+        return np.array([sum(1 << i for i in bits if i % self.total == b) for b in range(self.total)], dtype=np.uint64)
 
 
 def choose_bands(items: int, distance: int) -> Bands:
@@ -81,8 +81,8 @@ def choose_bands(items: int, distance: int) -> Bands:
     options = [Bands(distance + agree, agree) for agree in range(1, 6) if distance + agree <= BITS]
 
     def cost(bands: Bands) -> float:
-        chance = items / 2.0 ** (BITS * bands.agree / bands.count)
-        return comb(bands.count, bands.agree) * (5 + chance / 2)  # sorting an item costs as much as comparing five
+        chance = items / 2.0 ** (BITS * bands.agree / bands.total)
+        return comb(bands.total, bands.agree) * (5 + chance / 2)  # sorting an item costs as much as comparing five
 
     return min(options, key=cost)
 

@@ -1,5 +1,5 @@
-"""Equal and near-equal pictures. Column `duplicates`, a reduce stage: which rows are one cluster, which of it is kept, and
-the split that keeps it together. The rule is in `semiocity/data/duplicates.py`."""
+"""Equal and near-equal pictures. Column `duplicates`, a reduce stage: which rows are one cluster, which of them is
+kept, and the split that keeps them together. The rule is in `semiocity/data/duplicates.py`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,18 @@ class Duplicates(Reduce):
     Args = DuplicatesArgs
 
     def needs(self) -> tuple[str, ...]:
-        hashes = ("pixels_sha256", "phash", "gradients", "detail", "deviation", "red", "green", "blue", "width", "height")
+        hashes = (
+            "pixels_sha256",
+            "phash",
+            "gradients",
+            "detail",
+            "deviation",
+            "red",
+            "green",
+            "blue",
+            "width",
+            "height",
+        )
         return (self.args.split, *(f"hash.{name}" for name in hashes))
 
     def fields(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The contact sheet of duplicates: one HTML file that holds its pictures. Everything that comes from data is escaped."""
+"""The contact sheet of duplicates: one HTML file that holds its pictures. What comes from data is escaped."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def page(facts: dict[str, Any], sections: Sequence[Section]) -> str:
     ]
     body = [
         f"<h1>Duplicates in {escape(facts['dataset'])}</h1>",
-        f"<p>Column <code>{escape(facts['column'])}</code>, revision <code>{escape(facts['revision'])}</code>. Pictures "
-        f"are near when at most {args['distance']} of 64 bits of their hash and {args['gradients']} of 64 gradients "
-        f"differ; {escape(', '.join(args['held_out']) or 'no split')} win a cluster.</p>",
+        f"<p>Column <code>{escape(facts['column'])}</code>, revision <code>{escape(facts['revision'])}</code>. "
+        f"Pictures are near when at most {args['distance']} of 64 bits of their hash and {args['gradients']} of 64 "
+        f"gradients differ; {escape(', '.join(args['held_out']) or 'no split')} win a cluster.</p>",
         '<dl class="figures">',
         *(f"<div><dt>{escape(name)}</dt><dd>{value:,}</dd></div>" for name, value in figures),
         "</dl>",
@@ -114,8 +114,8 @@ def _card(card: Card) -> str:
     moved = ' class="moved"' if card.moved else ""
     picture = f'<img src="{card.image}" alt="{escape(card.key)}" loading="lazy">' if card.image else ""
     return (
-        f"<li{kept}><figure>{picture}<figcaption><b>{escape(card.likeness)}</b> <span{moved}>{escape(card.split)}</span>"
-        f"<code>{escape(card.key)}</code></figcaption></figure></li>"
+        f"<li{kept}><figure>{picture}<figcaption><b>{escape(card.likeness)}</b> "
+        f"<span{moved}>{escape(card.split)}</span><code>{escape(card.key)}</code></figcaption></figure></li>"
     )
 
 
@@ -129,9 +129,10 @@ padding:8px 14px;min-width:110px}.figures dt{opacity:.7;font-size:13px}.figures 
 font-variant-numeric:tabular-nums}
 table{border-collapse:collapse;margin:8px 0}td,th{padding:4px 14px 4px 0;text-align:right;
 font-variant-numeric:tabular-nums}th{text-align:left}thead{opacity:.7}
-section{border-top:1px solid var(--line);padding:14px 0}ul{list-style:none;display:flex;flex-wrap:wrap;gap:12px;margin:0;
-padding:0}li{width:168px}figure{margin:0}img{width:168px;height:126px;object-fit:contain;border-radius:6px;
+section{border-top:1px solid var(--line);padding:14px 0}
+ul{list-style:none;display:flex;flex-wrap:wrap;gap:12px;margin:0;padding:0}li{width:168px}figure{margin:0}img{width:168px;height:126px;object-fit:contain;border-radius:6px;
 background:#8882;border:2px solid transparent;box-sizing:border-box}.kept img{border-color:var(--kept)}
 .kept b{color:var(--kept)}.moved{color:var(--moved)}figcaption{font-size:13px}
-code{font-size:11.5px;opacity:.75;overflow-wrap:anywhere}figcaption code{display:block}.more{align-self:center;opacity:.7}
+code{font-size:11.5px;opacity:.75;overflow-wrap:anywhere}figcaption code{display:block}
+.more{align-self:center;opacity:.7}
 """

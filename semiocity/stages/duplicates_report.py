@@ -1,4 +1,4 @@
-"""What the column `duplicates` says, for people: `duplicates.json` (counts) and `duplicates.html` (pictures) in the run."""
+"""What the column `duplicates` says, for people: the run's `duplicates.json` (counts), `duplicates.html` (pictures)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from semiocity.data.manifest import BASE, ShardPath
+from semiocity.data.manifest import BASE
 from semiocity.files import write_atomic, write_json
 from semiocity.stages.duplicates_page import Card, Group, page, thumbnail
+from semiocity.stages.indexes import live
 
 if TYPE_CHECKING:
     from semiocity.data.columns import Dataset
@@ -53,18 +53,12 @@ def write(dataset: Dataset, column: str, args: DuplicatesArgs, run: Path) -> dic
 
 def read(dataset: Dataset, column: str, split: str) -> pa.Table:
     """All rows that have a cluster: key, shard, row, before (the split they had), and the column's scalars."""
-    parent, _, name = split.partition(".")
     scalars = list(dataset.column(column).scalars)
     tables = []
     for shard in range(dataset.shards):
-        table = pq.read_table(
-            ShardPath(dataset.column(column).folder, shard).parquet, columns=["key", "tombstone", *scalars]
-        )
-        before = pq.read_table(ShardPath(dataset.column(parent).folder, shard).parquet, columns=[name]).column(name)
-        table = table.append_column("before", before)
-        table = table.append_column("shard", pa.array(np.full(len(table), shard, dtype=np.int32)))
-        table = table.append_column("row", pa.array(np.arange(len(table), dtype=np.int32)))
-        tables.append(table.filter(pc.is_null(table.column("tombstone"))).drop_columns("tombstone"))
+        table = live(dataset, shard, [split, *(f"{column}.{name}" for name in scalars)])
+        table = table.rename_columns(["key", "row", "before", *scalars])
+        tables.append(table.append_column("shard", pa.array(np.full(len(table), shard, dtype=np.int32))))
     return pa.concat_tables(tables).combine_chunks()
 
 
@@ -94,7 +88,10 @@ def count(table: pa.Table) -> dict[str, Any]:
 
 def _counts(table: pa.Table, name: str) -> dict[str, int]:
     found = table.column(name).value_counts().to_pylist()
-    return {str(item["values"]): item["counts"] for item in sorted(found, key=lambda item: (str(type(item["values"])), item["values"] or 0))}
+    return {
+        str(item["values"]): item["counts"]
+        for item in sorted(found, key=lambda item: (str(type(item["values"])), item["values"] or 0))
+    }
 
 
 def _pairs(table: pa.Table) -> dict[tuple[str | None, str | None], int]:

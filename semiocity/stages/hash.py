@@ -21,8 +21,8 @@ class HashArgs(StageArgs):
 class Hash(Stage):
     """sha256 of the stored bytes and of the pixels, two perceptual hashes, and what tells flat pictures.
 
-    `stages/perceptual.py` defines them. The whole picture is decoded: the hash of its pixels needs all of them. The field
-    `record` holds the scalars again, so that the column's digest covers them and any reader of the tar has them.
+    `stages/perceptual.py` defines them. The whole picture is decoded: the hash of its pixels needs all of them. The
+    field `record` holds the scalars again, so that the column's digest covers them and any reader of the tar has them.
     """
 
     name = "hash"

@@ -3,10 +3,10 @@
 Everything up to the hashes' bits is integer arithmetic, so that they are the same on every machine.
 
 `phash`: signs of the 64 lowest frequencies of the cosine transform. The idea and the 32×32 grey picture are those of
-Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", section 3.2.1. Two things differ: which
-coefficients (his are the square of frequencies 1 to 8; ours also hold the purely horizontal and vertical ones, which say
-where horizon and kerbs are) and what they are compared with (his is their median; ours is 0, about which they are
-symmetric in photographs, so that no bit depends on another).
+Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", section 3.2.1. Two things differ:
+which coefficients (his are the square of frequencies 1 to 8; ours also hold the purely horizontal and vertical ones,
+which say where horizon and kerbs are) and what they are compared with (his is their median; ours is 0, about which they
+are symmetric in photographs, so that no bit depends on another).
 
 `gradients`: whether each cell of a 9×8 grey picture is darker than its right neighbour (Krawetz 2013, "Kind of Like
 That"). It errs on other pairs than `phash` does; both together are what makes two pictures near duplicates.

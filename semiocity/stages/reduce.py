@@ -1,4 +1,4 @@
-"""What a reduce stage is: a column that needs to see every shard before it can write the first. Login node: pydantic only.
+"""What a reduce stage is: it needs to see every shard before it can write the first. Login node: pydantic only.
 
 A stage looks at one shard; a reduce stage first gathers a little of each (scalars, from the parquet alone), concludes
 once, and then writes every shard of its column. One job does it: `semiocity/stages/reduce_runner.py` runs it in a task.

@@ -6,7 +6,6 @@ anew, which costs a small part of the whole. Shards whose rows are those of the 
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from semiocity.data import manifest
 from semiocity.data.columns import Dataset
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import ShardPath, column_folder, read_receipt
-from semiocity.data.shard import Head, ShardError, ShardWriter
+from semiocity.data.shard import Head, ShardWriter
 from semiocity.errors import Stopped, UserError
 from semiocity.stages.base import Made, Tombstone
+from semiocity.stages.indexes import live, tombstones
 from semiocity.stages.reduce import Reduce, Stop, parents_of, revision
 from semiocity.stages.relink import relink
 
@@ -53,8 +49,8 @@ def run_reduce(
     manifest.require(facts, reduce.needs(), dataset)
     if revision(reduce, facts) != column_revision:
         raise UserError(
-            f"{dataset}: column {column}: revision {column_revision} was to be made, but dataset and arguments now give "
-            f"{revision(reduce, facts)}: they changed since the job was submitted; submit it again"
+            f"{dataset}: column {column}: revision {column_revision} was to be made, but dataset and arguments now "
+            f"give {revision(reduce, facts)}: they changed since the job was submitted; submit it again"
         )
     target = Target(reduce, Dataset.open(dataset), column, column_revision, facts["columns"].get(column, {}))
     todo = [shard for shard in shards if not target.is_made(shard)]
@@ -108,23 +104,12 @@ class Target:
         """What the stage remembers of each shard, in order."""
         with ThreadPoolExecutor(READERS, thread_name_prefix="gather") as pool:
             try:
-                yield from pool.map(lambda shard: self.reduce.gather(self.live(shard)), range(self.dataset.shards))
+                yield from pool.map(
+                    lambda shard: self.reduce.gather(live(self.dataset, shard, self.reduce.needs())),
+                    range(self.dataset.shards),
+                )
             finally:
                 pool.shutdown(cancel_futures=True)
-
-    def live(self, shard: int) -> pa.Table:
-        """`key` and all that is needed, of the rows that are a tombstone nowhere."""
-        needs = [reference.split(".", 1) for reference in self.reduce.needs()]
-        tables = {
-            parent: self._index(parent, shard, ["key", "tombstone", *(n for p, n in needs if p == parent)])
-            for parent in parents_of(self.reduce)
-        }
-        first = next(iter(tables.values()))
-        if any(table.column("key") != first.column("key") for table in tables.values()):
-            raise UserError(f"{self.dataset.path}: shard {shard:08d}: columns differ in keys; run `semiocity verify`")
-        alive = functools.reduce(pc.and_, [pc.is_null(table.column("tombstone")) for table in tables.values()])
-        found = {f"{parent}.{name}": tables[parent].column(name) for parent, name in needs}
-        return pa.table({"key": first.column("key"), **found}).filter(alive)
 
     def make(self, shard: int, conclusion: Any) -> bool:
         """Make one shard, whose lease the caller holds. True when it could be linked."""
@@ -161,21 +146,6 @@ class Target:
 
     def _rows(self, shard: int, conclusion: Any) -> list[tuple[str, Made | Tombstone]]:
         """Key and row: the stage's own, and a tombstone for each row that failed in a parent."""
-        dead: dict[str, Tombstone] = {}
-        for parent in parents_of(self.reduce):
-            table = self._index(parent, shard, ["key", "tombstone", "reason"])
-            keys = table.column("key").to_pylist()
-            for key, kind, reason in zip(keys, *(table.column(name).to_pylist() for name in ("tombstone", "reason"))):
-                if kind is not None:
-                    dead.setdefault(key, Tombstone(kind, f"{parent}: {reason}"))
+        keys, dead = tombstones(self.dataset, shard, parents_of(self.reduce))
         made = iter(self.reduce.rows(conclusion, shard))
-        return [(key, dead[key] if key in dead else next(made)) for key in keys]
-
-    def _index(self, column: str, shard: int, names: list[str]) -> pa.Table:
-        path = ShardPath(self.dataset.column(column).folder, shard).parquet
-        try:
-            return pq.read_table(path, columns=names, memory_map=False, use_threads=False)
-        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            raise ShardError(
-                f"{path}: index cannot be read ({error}). `semiocity verify {self.dataset.path}` tells more"
-            ) from None
+        return [(key, Tombstone(*dead[key]) if key in dead else next(made)) for key in keys]  # type: ignore[arg-type]
