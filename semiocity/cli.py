@@ -14,6 +14,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "pack": ("pack", "pack a source into tar shards: column `base`"),
     "caption": ("stage", "add the column that a caption job makes"),
     "segment": ("stage", "add the column that a segment job makes"),
+    "hash": ("stage", "add the column `hash`: what equal and similar pictures are found by"),
+    "duplicates": ("duplicates", "find equal and near-equal pictures, and the splits that keep them together"),
     "train": ("train", "train, or go on training"),
     "generate": ("generate", "images for held-out layouts from a trained model"),
     "evaluate": ("evaluate", "scores of the generated images"),
