@@ -137,6 +137,24 @@ def test_a_promised_label_that_only_loading_could_miss(tmp_path: Path) -> None:
     )
 
 
+def test_a_row_group_is_read_once_for_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of their keys rows jump from group to group."""
+    columns = {"image": [jpeg(seed=seed) for seed in range(40)], "words": [f"street {i}" for i in range(40)]}
+    parquet(tmp_path / "in" / "t.parquet", columns, row_group_size=10)
+    read: list[int] = []
+    whole = pq.ParquetFile.read_row_group
+
+    def counted(self: pq.ParquetFile, i: int, **options: Any) -> pa.Table:
+        read.append(i)
+        return whole(self, i, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    made = recipe(tmp_path / "in", {"table": "t.parquet", "caption": "words"}, shard_rows=1000)
+    _, dataset = packed(made, tmp_path / "out")
+    assert dataset.rows() == 40
+    assert sorted(read) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("text", "source", "message"),
     [

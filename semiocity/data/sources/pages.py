@@ -82,7 +82,7 @@ def read_column(descriptor: int, chunk: Any, schema: Any) -> Column:
     dictionary: Page | None = None
     pages: list[Page] = []
     while at < end and sum(page.rows for page in pages) < chunk.num_values:
-        page = _page(descriptor, at, end)
+        page = _page(descriptor, at, end, chunk.total_uncompressed_size)
         if page.kind == DICTIONARY_PAGE:
             dictionary = page
         elif page.kind in (DATA_PAGE, DATA_PAGE_V2):
@@ -171,33 +171,45 @@ def _hybrid(data: bytes, bits: int, count: int) -> list[int]:
 # ---------------------------------------------------------------- page headers
 
 
-def _page(descriptor: int, at: int, end: int) -> Page:
+def _page(descriptor: int, at: int, end: int, largest: int) -> Page:
     size = HEADER_BYTES
     while True:
         data = os.pread(descriptor, min(size, end - at), at)
         try:
             header, length = _struct(data, 0)
             break
+        except RecursionError:
+            raise ValueError("the header of a page is damaged") from None
         except IndexError:
             if len(data) < size or size >= LARGEST_HEADER:
                 raise ValueError("the header of a page is cut") from None
             size *= 8
-    kind = header[1]
-    inner = header.get({DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}.get(kind, 0), {})
+    kind = _number(header, 1)
     v2 = kind == DATA_PAGE_V2
+    inner = header.get({DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}.get(kind, 0), {})
+    if not isinstance(inner, dict):
+        raise ValueError("the header of a page is damaged")
     page = Page(
         kind=kind,
-        rows=inner.get(1, 0),
-        encoding=inner.get(4 if v2 else 2, PLAIN),
+        rows=_number(inner, 1, 0),
+        encoding=_number(inner, 4 if v2 else 2, PLAIN),
         offset=at + length,
-        packed=header[3],
-        unpacked=header[2],
-        levels=inner.get(5, 0) + inner.get(6, 0) if v2 else 0,
-        is_packed=inner.get(7, True),
+        packed=_number(header, 3),
+        unpacked=_number(header, 2),
+        levels=_number(inner, 5, 0) + _number(inner, 6, 0) if v2 else 0,
+        is_packed=inner.get(7) is not False,
     )
-    if page.packed < 0 or page.offset + page.packed > end or page.unpacked < page.levels:
+    fits = 0 <= page.packed <= end - page.offset and 0 <= page.levels <= page.unpacked <= largest
+    if not fits or page.rows < 0:
         raise ValueError("the header of a page is damaged")
     return page
+
+
+def _number(header: dict[int, Any], field: int, absent: int = -1) -> int:
+    value = header.get(field, absent)
+    if not isinstance(value, int):
+        raise ValueError("the header of a page is damaged")
+    return value
 
 
 def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
