@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from make_images import CLASSES, folder_recipe, jpeg, label_png, pack_rows, packed, write_files
 
+from semiocity.data.keys import to_text
 from semiocity.data.pack import pack_shard
 from semiocity.data.plan import make_plan
 from semiocity.data.recipe import Recipe
@@ -187,3 +189,19 @@ def test_a_parquet_file_that_changed_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="fetch it again"):
         packed(recipe(tmp_path / "in", {"table": "t.parquet"}), tmp_path / "out2")
+
+
+def test_names_in_any_encoding(tmp_path: Path) -> None:
+    names = [b"latin\xe9.jpg", "Çağlar — 東京.jpg".encode(), b"quo'te.jpg", b"new\nline.jpg", b"v1.2.jpg"]
+    root = tmp_path / "in"
+    root.mkdir()
+    for number, name in enumerate(names):
+        (root / os.fsdecode(name)).write_bytes(jpeg(seed=number))
+    lines = b"".join(b'"' + name + b'",caf\xe9\n' for name in names)
+    (root / "list.csv").write_bytes(b"\xef\xbb\xbfimage,from\n" + lines)
+    rows, rejected = pack_rows(recipe(root, {"origin": "from"}), tmp_path / "out")
+    assert rejected == {}
+    assert {name: row["image"] for name, row in rows.items()} == {
+        to_text(name): jpeg(seed=number) for number, name in enumerate(names)
+    }
+    assert {row["scalars"]["origin"] for row in rows.values()} == {"caf\\udce9"}
