@@ -93,6 +93,7 @@ def test_names_are_repaired(tmp_path: Path) -> None:
         "latin\udce9.jpg": jpeg(seed=7),
         "plain.txt": b"not beside its picture",
         "readme": b"nothing",
+        "._plain.jpg": b"what another system left",
         "far.png": png(),
     }
     for number, form in enumerate((tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)):
@@ -102,6 +103,7 @@ def test_names_are_repaired(tmp_path: Path) -> None:
             "v1.2": jpeg(seed=1),
             "v1.3": jpeg(seed=2),
             "plain": jpeg(seed=3),
+            "far": jpeg(seed=4),
             long: jpeg(seed=6),
             "latin\udce9": jpeg(seed=7),
         }

@@ -57,7 +57,7 @@ def open_planned(root: Path, name: str, planned: int, field: str, link_roots: Se
         raise Rejected(error.reason, f"{field}: {printable(name)} {error}") from None
     except PermissionError:
         raise Rejected("unreadable", f"{field}: {printable(name)}") from None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{root}: {printable(name)} is gone since the plan was made. Run `semiocity pack` again: it plans anew"
         ) from None
