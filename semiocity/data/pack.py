@@ -108,7 +108,7 @@ def _keep_promises(recipe: Recipe, raw: Raw) -> None:
 
 
 def _pack_row(
-    recipe: Recipe, entry: Entry, raw: Raw, blurrer: Blurrer | None
+    recipe: Recipe, entry: Entry, raw: Raw, blurrer: Blurrer | None = None
 ) -> tuple[dict[str, tuple[str, bytes]], dict[str, Any]]:
     """Fields and scalars of a row. Raises Rejected."""
     if isinstance(raw.image, bytes):
