@@ -29,13 +29,13 @@ SCALARS: dict[str, Literal["int", "float", "str", "bool"]] = {"author": "str", "
 
 URBAN = name_list("""
     Building, House, Skyscraper, Tower, Office building, Convenience store, Tree house, Castle, Lighthouse, Door,
-    Window, Stairs, Porch, Fountain, Sculpture, Bronze sculpture, Bench, Billboard, Street light, Traffic light, Traffic sign,
-    Stop sign, Parking meter, Fire hydrant, Waste container, Car, Taxi, Limousine, Van, Truck, Bus, Ambulance, Train,
-    Motorcycle, Bicycle,
+    Window, Stairs, Porch, Fountain, Sculpture, Bronze sculpture, Bench, Billboard, Street light, Traffic light,
+    Traffic sign, Stop sign, Parking meter, Fire hydrant, Waste container, Car, Taxi, Limousine, Van, Truck, Bus,
+    Ambulance, Train, Motorcycle, Bicycle,
     Architecture, City, Town, Street, Road, Neighbourhood, Downtown, Metropolis, Metropolitan area, Urban area,
     Residential area, Suburb, Human settlement, Town square, Plaza, Alley, Sidewalk, Cityscape, Skyline, Facade,
-    Apartment, Condominium, Tower block, Mixed-use, Landmark, Bridge, Arch, Infrastructure, Pedestrian crossing, Lane,
-    Public space, Commercial building, Brutalist architecture, Urban design
+    Apartment, Condominium, Tower block, Mixed-use, Landmark, Bridge, Arch, Infrastructure, Pedestrian crossing,
+    Lane, Public space, Commercial building, Brutalist architecture, Urban design
 """)
 """The classes wanted by default, by their display names: first those that have boxes, then those of whole pictures.
 What the tables do not describe is left out."""
