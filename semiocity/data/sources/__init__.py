@@ -18,8 +18,12 @@ from semiocity.data.sources import (
     coco_stuff,
     folder,
     generated,
+    huggingface,
     imaginary_cities,
     openimages,
+    sidewalk,
+    table,
+    webdataset,
 )
 from semiocity.data.sources.ade20k import Ade20kSource
 from semiocity.data.sources.base import Class, Entry, Raw, Rejection
@@ -30,8 +34,12 @@ from semiocity.data.sources.cmp_facade import CmpFacadeSource
 from semiocity.data.sources.coco_stuff import CocoStuffSource
 from semiocity.data.sources.folder import FolderSource
 from semiocity.data.sources.generated import CitySource
+from semiocity.data.sources.huggingface import HuggingfaceSource
 from semiocity.data.sources.imaginary_cities import ImaginaryCitiesSource
 from semiocity.data.sources.openimages import OpenImagesSource
+from semiocity.data.sources.sidewalk import SidewalkSource
+from semiocity.data.sources.table import TableSource
+from semiocity.data.sources.webdataset import WebdatasetSource
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -46,7 +54,11 @@ Source = Annotated[
     | Ade20kSource
     | CocoStuffSource
     | OpenImagesSource
-    | ImaginaryCitiesSource,
+    | ImaginaryCitiesSource
+    | SidewalkSource
+    | TableSource
+    | WebdatasetSource
+    | HuggingfaceSource,
     Field(discriminator="kind"),
 ]
 
@@ -61,6 +73,10 @@ SOURCES: dict[str, ModuleType] = {
     "coco_stuff": coco_stuff,
     "openimages": openimages,
     "imaginary_cities": imaginary_cities,
+    "sidewalk": sidewalk,
+    "table": table,
+    "webdataset": webdataset,
+    "huggingface": huggingface,
 }
 
 
@@ -99,9 +115,13 @@ def version_of(kind: str) -> int:
     return SOURCES[kind].VERSION
 
 
-def scalars_of(kind: str) -> dict[str, Literal["int", "float", "str", "bool"]]:
-    """Scalars that a source adds to every row, with their types; `license` and `origin` (an address, a name) always."""
-    return {"license": "str", "origin": "str", **getattr(SOURCES[kind], "SCALARS", {})}
+def scalars_of(source: Any) -> dict[str, Literal["int", "float", "str", "bool"]]:
+    """Scalars that a source adds to every row, with their types; `license` and `origin` (an address, a name) always.
+
+    A module names its own in SCALARS; those that the recipe declares are in the source's `scalar_types`.
+    """
+    own = getattr(SOURCES[source.kind], "SCALARS", {})
+    return {"license": "str", "origin": "str", **own, **getattr(source, "scalar_types", {})}
 
 
 def entries_of(source: Any) -> Iterator[Entry | Rejection]:
