@@ -48,8 +48,9 @@ def test_the_revision_knows_the_split_files_but_not_where_they_lie(tmp_path: Pat
     assert plans["one"].revision == plans["two"].revision != plans["three"].revision
     written = (tmp_path / "out/one/plans" / plans["one"].revision / "plan.json").read_text()
     assert str(tmp_path / "one") not in written
-    facts = json.loads(written)["split_files"]["val"]
-    assert (facts["lines"], len(facts["sha256"])) == (1, 64)
+    content = json.loads(written)
+    assert (content["split_files"]["val"]["lines"], content["split_rows"]["val"]) == (1, 1)
+    assert len(content["split_files"]["val"]["sha256"]) == 64
     # Packing opens the plan where the split files are not.
     (tmp_path / "one/val.txt").unlink()
     assert splits_of(Plan.open(tmp_path / "out/one", plans["one"].revision))["street 1"] == "val"
