@@ -16,6 +16,7 @@ from make_images import add_column, city_recipe, packed, tree
 from semiocity.data.columns import Dataset
 from semiocity.data.layout import ShardPath, column_folder
 from semiocity.data.lease import Owner
+from semiocity.data.leftovers import leftovers
 from semiocity.data.manifest import merge, read_manifest
 from semiocity.data.pack import pack_shard, pack_shards
 from semiocity.data.plan import Plan, make_plan
@@ -40,8 +41,9 @@ class Operation(NamedTuple):
 
 def undisturbed_tree(folder: Path) -> dict[str, str]:
     """Everything but what the dead leave: name → sha256."""
-    found = {name: hashlib.sha256(data).hexdigest() for name, data in tree(folder).items()}
-    return {name: sha256 for name, sha256 in found.items() if not name.endswith((".tmp", ".lease"))}
+    left = {str(path.relative_to(folder)) for path in leftovers(folder, grace_s=-1)}
+    found = {name: data for name, data in tree(folder).items() if not name.endswith((".tmp", ".lease"))}
+    return {name: hashlib.sha256(data).hexdigest() for name, data in found.items() if name not in left}
 
 
 def receipts_hold(dataset: Path) -> None:
