@@ -5,7 +5,7 @@ operation's own check must hold, and doing it again, in a new process, must leav
 
     python kill_points.py OPERATION FOLDER [MOST]
 
-With MOST only so many steps are tried: those at and after every rename and every touch of a receipt, and others drawn
+With MOST steps are sampled: those at and after every rename and every touch of a receipt, and MOST others, drawn
 by the seed KILL_SEED (environment; printed). Operations: see OPERATIONS, and pack-fresh, pack-replace.
 """
 
@@ -102,7 +102,7 @@ def chosen(steps: list[str], most: int) -> list[int]:
     """Numbers of the steps at which to kill: around renames and receipts always, others by chance."""
     seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(2**32))
     print(f"KILL_SEED={seed}", file=sys.stderr)
-    weighty = [i for i, step in enumerate(steps, 1) if step.startswith(("os.rename", "os.remove")) or _receipt(step)]
+    weighty = [i for i, step in enumerate(steps, 1) if step.startswith("os.rename") or _receipt(step)]
     always = {n for i in weighty for n in (i, i + 1) if n <= len(steps)}
     others = [i for i in range(1, len(steps) + 1) if i not in always]
     return sorted(always | set(random.Random(seed).sample(others, min(len(others), most))))
