@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from semiocity.config import Cluster, Job, Resources, StageJob, Strict, load_toml
+from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, load_toml
 from semiocity.data import manifest
 from semiocity.errors import UserError
 
@@ -75,7 +75,9 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
     recipe = load_recipe(recipe_file, sets)
     dataset = (data / recipe.name).resolve()
     plan = make_plan(recipe, dataset)
-    root = getattr(recipe.source, "root", None)
+    places = [getattr(recipe.source, "root", None), *getattr(recipe.source, "link_roots", ())]
+    if recipe.blur is not None:
+        places.append(recipe.blur.detector.path)
     return Work(
         kind="pack",
         run=run_folder(None, "pack", recipe.name),
@@ -86,7 +88,7 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
         column="base",
         revision=plan.revision,
         shards=plan.shards,
-        binds=(Path(root).resolve(),) if root else (),
+        binds=tuple(Path(place).resolve() for place in places if place),
     )
 
 
@@ -121,6 +123,33 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
         revision=revision(made, parents),
         shards=facts["columns"]["base"]["shards"],
         binds=tuple(Path(path).resolve() for path in made.paths()),
+    )
+
+
+def reduce(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Work:
+    """A reduce stage over a dataset: one task. `expect` is the stage that the command line's verb stands for."""
+    from semiocity.stages.reduce import make_reduce, revision
+
+    job = load_toml(job_file, ReduceJob, sets)
+    if expect is not None and job.reduce != expect:
+        raise UserError(
+            f"{job_file}: reduce: this is a {job.reduce!r} job; run it with `semiocity {job.reduce} {job_file}`"
+        )
+    made = make_reduce(job.reduce, job.args, where=f"{job_file}: args")
+    dataset = job.dataset.resolve()
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, made.needs(), dataset)
+    column = job.column or made.column
+    return Work(
+        kind="reduce",
+        run=run_folder(job.run, column, dataset.name),
+        dataset=dataset,
+        job={**_resolved(job), "args": made.args.model_dump(mode="json")},
+        resources=job.resources,
+        image=job.image,
+        column=column,
+        revision=revision(made, facts),
+        shards=facts["columns"]["base"]["shards"],
     )
 
 
