@@ -238,15 +238,22 @@ class ShardWriter:
         self._offset += len(data)
 
     def _write_parquet(self) -> tuple[int, str]:
-        table = pa.Table.from_pylist(self._rows, schema=index_schema(self.head.fields, self.head.scalars))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=3)
-        data = sink.getvalue().to_pybytes()
+        """Bytes and sha256."""
+        data = index_bytes(self._rows, self.head.fields, self.head.scalars)
         with self._parquet.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         return len(data), hashlib.sha256(data).hexdigest()
+
+
+def index_bytes(rows: list[dict[str, Any]], fields: Mapping[str, str], scalars: Mapping[str, Scalar]) -> bytes:
+    """The parquet of a shard with these rows."""
+    table = pa.Table.from_pylist(rows, schema=index_schema(fields, scalars))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=3)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def tombstone_payload(kind: str, reason: str) -> bytes:
@@ -333,6 +340,15 @@ class ShardReader:
         if check and zlib.crc32(data) != crc:
             raise ShardError(f"{self.path.tar}: {field} of {self.keys[i]} is damaged (crc32). {_remedy(self.path)}")
         return data
+
+    def payloads(self, i: int) -> dict[str, tuple[str, bytes]]:
+        """Field → (extension, payload) of row i, for those that it has."""
+        found = {}
+        for name in (name.removesuffix(".ext") for name in self.table.column_names if name.endswith(".ext")):
+            payload = self.read(i, name)
+            if payload is not None:
+                found[name] = (self.column(f"{name}.ext")[i], payload)
+        return found
 
     def scalars(self, i: int) -> dict[str, Any]:
         """The scalars of row i by name; None where the row has none."""

@@ -244,18 +244,9 @@ def _rewrite(
                 elif (found := dead[i]) is not None:
                     writer.tombstone(key, *found, reader.scalars(i))
                 else:
-                    writer.add(key, _fields(reader, i), reader.scalars(i))
+                    writer.add(key, reader.payloads(i), reader.scalars(i))
             writer.publish()
     return True
-
-
-def _fields(reader: ShardReader, row: int) -> dict[str, tuple[str, bytes]]:
-    found = {}
-    for name in [name.removesuffix(".ext") for name in reader.table.column_names if name.endswith(".ext")]:
-        payload = reader.read(row, name)
-        if payload is not None:
-            found[name] = (reader.column(f"{name}.ext")[row], payload)
-    return found
 
 
 def _buried(keys: Sequence[str], rows: set[int]) -> list[str]:

@@ -32,6 +32,8 @@ class Work:
     """Shards of the column to make; 0 for work that makes none."""
     units: int = 1
     """Independent tasks of work that makes no shards (generation)."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column → revision of what the tasks read; empty for a column that is made, whose receipts name its parents."""
     binds: tuple[Path, ...] = field(default=())
     """Folders outside run and dataset that tasks read."""
 
@@ -73,7 +75,9 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
     recipe = load_recipe(recipe_file, sets)
     dataset = (data / recipe.name).resolve()
     plan = make_plan(recipe, dataset)
-    root = getattr(recipe.source, "root", None)
+    places = [getattr(recipe.source, "root", None), *getattr(recipe.source, "link_roots", ())]
+    if recipe.blur is not None:
+        places.append(recipe.blur.detector.path)
     return Work(
         kind="pack",
         run=run_folder(None, "pack", recipe.name),
@@ -84,7 +88,7 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
         column="base",
         revision=plan.revision,
         shards=plan.shards,
-        binds=(Path(root).resolve(),) if root else (),
+        binds=tuple(Path(place).resolve() for place in places if place),
     )
 
 
@@ -155,7 +159,8 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, TrainJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), needs(job), dataset)
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, needs(job), dataset)
     return Work(
         kind="train",
         run=run_folder(job.run, job.task, dataset.name),
@@ -163,6 +168,7 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
         job=_resolved(job),
         resources=job.resources,
         image=job.image,
+        columns=_read(facts, "base", *needs(job)),
     )
 
 
@@ -172,7 +178,8 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, GenerateJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), ("base.label",), dataset)
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, ("base.label",), dataset)
     run = _existing_run(job, job_file)
     if not (run / "export" / "config.json").exists():
         raise UserError(
@@ -186,6 +193,7 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
         resources=job.resources,
         image=job.image,
         units=job.tasks,
+        columns=_read(facts, "base"),
     )
 
 
@@ -195,11 +203,26 @@ def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, EvaluateJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), ("base.image", "base.label"), dataset)
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, ("base.image", "base.label"), dataset)
     run = _existing_run(job, job_file)
     if not (run / "samples" / "manifest.json").exists():
         raise UserError(f"{run}/samples: no generated images yet; run `semiocity generate {job_file}` first")
-    return Work(kind="evaluate", run=run, dataset=dataset, job=_resolved(job), resources=job.resources, image=job.image)
+    return Work(
+        kind="evaluate",
+        run=run,
+        dataset=dataset,
+        job=_resolved(job),
+        resources=job.resources,
+        image=job.image,
+        columns=_read(facts, "base"),
+    )
+
+
+def _read(facts: dict[str, Any], *references: str) -> dict[str, str]:
+    """Column → present revision of the columns of some fields."""
+    names = {reference.partition(".")[0] for reference in references}
+    return {name: facts["columns"][name]["revision"] for name in sorted(names)}
 
 
 def _existing_run(job: Job, job_file: Path) -> Path:

@@ -61,6 +61,7 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
         "dataset": str(work.dataset),
         "column": work.column,
         "revision": work.revision,
+        "columns": work.columns,
         "executor": cluster.executor,
         "host": socket.gethostname(),
         "image": str(image) if image else None,
