@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "images for held-out layouts from a trained model"),
     "evaluate": ("evaluate", "scores of the generated images"),
     "report": ("report", "one self-contained page about a run"),
+    "export": ("export", "a copy of a dataset in the format of another tool"),
     "verify": ("verify", "re-read a dataset and name every fault"),
     "status": ("status", "what is done, running, failed and missing"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),
