@@ -32,6 +32,8 @@ class Selected(NamedTuple):
 
     number: int
     """The row's place in the whole export, from 0."""
+    place: int
+    """The row's place in its shard."""
     key: str
     split: str
     values: dict[str, Any]
@@ -69,11 +71,11 @@ class Selection:
             _, row = self.view.locate(number)
             found = self.view.read(number)
             values = {name: self._value(shard, row, reference, found) for name, reference in self.fields.items()}
-            yield Selected(number, self.view.key(number), found[f"{BASE}.split"], values)
+            yield Selected(number, row, self.view.key(number), found[f"{BASE}.split"], values)
 
-    def place(self, number: int) -> int:
-        """The row's place inside its shard."""
-        return self.view.locate(number)[1]
+    def places(self, shard: int) -> list[int]:
+        """The exported rows of a shard by their places in it, ascending."""
+        return [self.view.locate(number)[1] for number in range(self.starts[shard], self.starts[shard + 1])]
 
     def is_field(self, name: str) -> bool:
         """Whether an export name stands for a field (bytes), not a scalar."""
@@ -102,7 +104,7 @@ class Selection:
         """{"rows": {split: n}, "tombstones": {column: rows left out for it}, "licenses": {licence: rows}}."""
         base = self.dataset.reader(BASE, shard)
         splits = base.column("split")
-        rows = [self.place(number) for number in range(self.starts[shard], self.starts[shard + 1])]
+        rows = self.places(shard)
         licenses = base.column("license") if self.dataset.has(f"{BASE}.license") else [None] * len(base)
         dead = {}
         for column in self.columns:

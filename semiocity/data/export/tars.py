@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,6 +111,10 @@ class WebDataset(Exporter):
     def write(self, shard: int, folder: Path) -> Written:
         return self._link(shard, folder) if self.options.link else self._write(shard, folder)
 
+    def tar_path(self, split: str, shard: int) -> str:
+        """Relative path of a tar; the folders keep directories below a thousand tars."""
+        return f"{split}/{shard // FOLDER_SHARDS:05d}/{shard:08d}.tar".lstrip("/")
+
     def index(self, shard: int, tar: str, rows: list[RowInTar], folder: Path) -> list[str]:
         """Write what lies beside the tar of that relative path; returns relative paths. For formats with an index."""
         return []
@@ -121,28 +126,28 @@ class WebDataset(Exporter):
             if not members:
                 continue  # a row may have none of the fields, where all are optional
             if row.split not in tars:
-                tars[row.split] = TarFile(folder / tar_path(row.split, shard))
-            tars[row.split].add(row.key, self.selection.place(row.number), members)
+                tars[row.split] = TarFile(folder / self.tar_path(row.split, shard))
+            tars[row.split].add(row.key, row.place, members)
         paths: list[str] = []
         known, facts = {}, {}
         for split, tar in sorted(tars.items()):
-            path = tar_path(split, shard)
+            path = self.tar_path(split, shard)
             known[path] = tar.close()
             facts[path] = {"split": split, "rows": len(tar.rows)}
             paths += [path, *self.index(shard, path, tar.rows, folder)]
         return Written(paths, facts, known)
 
     def _link(self, shard: int, folder: Path) -> Written:
-        source = ShardPath(self.selection.dataset.column(self._linked).folder, shard).tar
-        path = tar_path("", shard)
-        (folder / path).parent.mkdir(parents=True)
+        dataset = self.selection.dataset
+        source = ShardPath(dataset.column(self._linked).folder, shard).tar
+        path = self.tar_path("", shard)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         link(source, folder / path)
-        rows = _rows_in_shard(self.selection.dataset, self._linked, shard)
-        entry = self.selection.dataset.shard_entries(self._linked)[shard]
+        rows = rows_in_shard(dataset, self._linked, shard, list(dataset.column(self._linked).fields))
         return Written(
             [path, *self.index(shard, path, rows, folder)],
             {path: {"split": ALL, "rows": len(rows)}},
-            {path: entry["sha256"]},
+            {path: dataset.shard_entries(self._linked)[shard]["sha256"]},
         )
 
     def _members(self, row: Selected) -> list[tuple[str, bytes]]:
@@ -156,10 +161,10 @@ class WebDataset(Exporter):
         return members
 
 
-def _rows_in_shard(dataset: Dataset, column: str, shard: int) -> list[RowInTar]:
-    """What lies where in one of our own shards, without its tombstones; from its index alone."""
+def rows_in_shard(dataset: Dataset, column: str, shard: int, fields: Sequence[str]) -> list[RowInTar]:
+    """Where the members of `fields` lie in one of our own shards; rows without any are left out. From its index alone."""
     reader = dataset.reader(column, shard)
-    parts = [[reader.column(f"{field}.{part}") for part in Member._fields] for field in dataset.column(column).fields]
+    parts = [[reader.column(f"{field}.{part}") for part in Member._fields] for field in fields]
     rows = []
     for place, key in enumerate(reader.keys):
         members = [Member(ext[place], offset[place], length[place]) for ext, offset, length in parts]
@@ -167,11 +172,6 @@ def _rows_in_shard(dataset: Dataset, column: str, shard: int) -> list[RowInTar]:
         if there:
             rows.append(RowInTar(key, place, there))
     return rows
-
-
-def tar_path(split: str, shard: int) -> str:
-    """Relative path of a tar; the folders keep directories below a thousand files."""
-    return f"{split}/{shard // FOLDER_SHARDS:05d}/{shard:08d}.tar".lstrip("/")
 
 
 def link(source: Path, target: Path) -> None:
