@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "scores of the generated images"),
     "report": ("report", "one self-contained page about a run"),
     "export": ("export", "a copy of a dataset in the format of another tool"),
+    "import": ("import_", "add a column of captions or masks that were made elsewhere"),
     "verify": ("verify", "re-read a dataset and name every fault"),
     "status": ("status", "what is done, running, failed and missing"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),

@@ -41,9 +41,7 @@ def run(a: argparse.Namespace) -> int:
     chosen = {"link": a.link or None, "conditioning": a.conditioning, "metadata": a.metadata}
     options = {name: value for name, value in chosen.items() if value is not None}
     silent = a.json or not sys.stderr.isatty()
-    manifest = export(
-        a.dataset, a.to, a.out, a.fields, a.split, options, a.workers, *([] if silent else [report])
-    )
+    manifest = export(a.dataset, a.to, a.out, a.fields, a.split, options, a.workers, *([] if silent else [report]))
     if not silent:
         print(file=sys.stderr)
     if a.json:

@@ -3,9 +3,10 @@
     coco      OUT/images/train/00000012/KEY.jpg, OUT/annotations/KIND_train.json
     fiftyone  OUT/train/data/00000012/KEY.jpg, OUT/train/labels.json, and further KINDs as OUT/train/KIND.json
 
-KIND is `instances` (of the instance map, things with the class that most of their pixels have), `masks` (of the column
-`mask`, likewise where there is a label map), `stuff` (one annotation a class of the label map) and `captions`. Image ids
-are the rows' numbers in the export from 1, annotation ids count from 1 in every file; category ids are class ids plus 1.
+KIND is `instances` (of the instance map; the category is the class that most pixels have), `masks` (of the column
+`mask`, likewise where there is a label map), `stuff` (one annotation a class of the label map) and `captions`. Image
+ids are the rows' numbers in the export from 1; annotation ids count from 1 in every file; category ids are class ids
+plus 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from semiocity.data.columns import Dataset
-from semiocity.data.export import annotations
+from semiocity.data.export import coco_annotations
 from semiocity.data.export.base import Exporter, Options, Part, Parts, Written
 from semiocity.data.export.engine import part_stem, replacing
 from semiocity.data.export.selection import Payload, Selected, Selection
@@ -126,11 +127,11 @@ class Coco(Exporter):
             case "captions":
                 return iter([{"caption": own.decode()}])
             case "instances":
-                return annotations.of_instances(own, label, len(self._classes))
+                return coco_annotations.of_instances(own, label, len(self._classes))
             case "masks":
-                return annotations.of_masks(own, label, len(self._classes))
+                return coco_annotations.of_masks(own, label, len(self._classes))
             case _:
-                return annotations.of_stuff(own, len(self._classes))
+                return coco_annotations.of_stuff(own, len(self._classes))
 
     # ------------------------------------------------------------ what spans shards
 
@@ -147,7 +148,7 @@ class Coco(Exporter):
         head = {
             "info": {"description": recipe["note"] or recipe["name"], "contributor": recipe["license"]},
             "licenses": [{"id": number, "name": name, "url": ""} for name, number in numbers.items()],
-            **({} if kind == "captions" else {"categories": annotations.categories(self._classes)}),
+            **({} if kind == "captions" else {"categories": coco_annotations.categories(self._classes)}),
         }
         file.write(canonical(head)[:-1].encode() + b',"images":[')
         for i, image in enumerate(_images(parts, out, split)):

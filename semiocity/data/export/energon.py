@@ -1,9 +1,9 @@
 """Tars with the index that Megatron Energon reads them by, and the files that `energon prepare` makes.
 
-    OUT/.nv-meta/.info.yaml      rows of each tar
-    OUT/.nv-meta/split.yaml      split → tars; `all` with --link
-    OUT/.nv-meta/dataset.yaml    what a sample is
-    …/00000012.tar.idx           where each row's first header lies, and the end: little-endian u64
+OUT/.nv-meta/.info.yaml      rows of each tar
+OUT/.nv-meta/split.yaml      split → tars; `all` with --link
+OUT/.nv-meta/dataset.yaml    what a sample is
+…/00000012.tar.idx           where each row's first header lies, and the end: little-endian u64
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Energon(WebDataset):
 
     def _sample(self) -> str:
         """Pairs of picture and text are Energon's CaptioningSample; anything else comes as a plain dictionary."""
-        extensions = {name: self._extensions[name] or "|".join(self.selection.extensions(name)) for name in self._fields}
+        extensions = {
+            name: self._extensions[name] or "|".join(self.selection.extensions(name)) for name in self._fields
+        }
         image = self.selection.first(f"{BASE}.image")
         texts = [ext for ext in extensions.values() if ext.rpartition(".")[2] == "txt"]
         if image is None or len(texts) != 1:

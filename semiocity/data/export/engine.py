@@ -1,9 +1,9 @@
-"""Exporting: shard after shard under temporary names, each with a record, so that the next call goes on where one broke off.
+"""Exporting: shard by shard under temporary names, each with a record, so that a second call goes on where one broke.
 
-    OUT/semiocity.json               what the export holds; written last
-    OUT/.export/export.json          what was asked for: another export is refused this folder
-    OUT/.export/parts/00000/…        a record a shard, and the pieces of files that span shards
-    OUT/.export/work/                files that are being written
+OUT/semiocity.json               what the export holds; written last
+OUT/.export/export.json          what was asked for: another export is refused this folder
+OUT/.export/parts/00000/…        a record a shard, and the pieces of files that span shards
+OUT/.export/work/                files that are being written
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A folder as `datasets.DatasetDict.save_to_disk` leaves it, written without that library: Arrow streams and JSON.
 
-    OUT/dataset_dict.json
-    OUT/train/data-00012-of-00345.arrow    one a shard that has rows of the split
-    OUT/train/dataset_info.json, state.json
+OUT/dataset_dict.json
+OUT/train/data-00012-of-00345.arrow    one a shard that has rows of the split
+OUT/train/dataset_info.json, state.json
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from semiocity.data.columns import Dataset
 from semiocity.data.export.base import Exporter, Options, Parts, Written
@@ -29,7 +29,7 @@ CONDITIONING = "conditioning_image"
 
 
 class ImageFolder(Exporter):
-    uses = ("conditioning", "metadata")
+    uses: ClassVar[tuple[str, ...]] = ("conditioning", "metadata")
 
     def __init__(self, selection: Selection, options: Options) -> None:
         if options.metadata not in ("jsonl", "csv"):
@@ -116,7 +116,7 @@ class ImageFolder(Exporter):
         return line
 
     def _colored(self, picture: Payload) -> Payload:
-        """Label maps in the classes' colours, as ControlNets for segmentation are shown them; other pictures as they are."""
+        """Label maps in the classes' colours, as ControlNets are shown them; other pictures as they are."""
         if picture.ext != "label.png":
             return picture
         import numpy as np

@@ -1,7 +1,7 @@
 """Parquet: one file a shard and split, picture bytes and scalars, as the Hub and `datasets` read it.
 
-    OUT/data/train-00012-of-00345.parquet
-    OUT/README.md                           which files belong to which split, licence, counts
+OUT/data/train-00012-of-00345.parquet
+OUT/README.md                           which files belong to which split, licence, counts
 """
 
 from __future__ import annotations

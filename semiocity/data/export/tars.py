@@ -14,7 +14,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from semiocity.data.columns import Dataset
 from semiocity.data.export.base import Exporter, Options, Written
@@ -93,7 +93,7 @@ class TarFile:
 
 
 class WebDataset(Exporter):
-    uses = ("link",)
+    uses: ClassVar[tuple[str, ...]] = ("link",)
 
     def __init__(self, selection: Selection, options: Options) -> None:
         super().__init__(selection, options)
@@ -162,7 +162,7 @@ class WebDataset(Exporter):
 
 
 def rows_in_shard(dataset: Dataset, column: str, shard: int, fields: Sequence[str]) -> list[RowInTar]:
-    """Where the members of `fields` lie in one of our own shards; rows without any are left out. From its index alone."""
+    """Where the members of `fields` lie in one of our own shards, from its index; rows without any are left out."""
     reader = dataset.reader(column, shard)
     parts = [[reader.column(f"{field}.{part}") for part in Member._fields] for field in fields]
     rows = []
@@ -218,7 +218,9 @@ def _extensions(selection: Selection, names: list[str]) -> dict[str, str | None]
             own, chosen[name] = [name], name
         elif any(ext in taken for ext in own):
             if len(own) > 1:
-                raise UserError(f"--fields {name}: {'|'.join(own)} is taken; name it: EXTENSION={selection.fields[name]}")
+                raise UserError(
+                    f"--fields {name}: {'|'.join(own)} is taken; name it: EXTENSION={selection.fields[name]}"
+                )
             own = [f"{column}.{own[0]}"]
             chosen[name] = own[0]
         else:
@@ -230,4 +232,3 @@ def _extensions(selection: Selection, names: list[str]) -> dict[str, str | None]
     if SCALARS in taken:
         raise UserError(f"--fields: .{SCALARS} is where scalars go; give {taken[SCALARS]} another name")
     return chosen
-

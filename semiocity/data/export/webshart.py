@@ -10,7 +10,7 @@ it is a link to the shard. The caption is in the index, wherever it comes from.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from semiocity.data.columns import Dataset
 from semiocity.data.export.base import Options, Written
@@ -24,7 +24,7 @@ CAPTIONS = ("caption.text", f"{BASE}.caption")
 
 
 class Webshart(WebDataset):
-    uses = ()
+    uses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, selection: Selection, options: Options) -> None:
         super().__init__(selection, options)
@@ -35,7 +35,7 @@ class Webshart(WebDataset):
         columns = sorted({selection.fields[name].partition(".")[0] for name in self._fields if name != caption})
         self._column = columns[0] if len(columns) == 1 else None
         if self._caption is not None and self._caption[0] != self._column:
-            self._fields.remove(caption)
+            self._fields = [name for name in self._fields if name != caption]
 
     @classmethod
     def default_fields(cls, dataset: Dataset) -> list[str]:
