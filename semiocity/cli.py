@@ -21,6 +21,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("export", "a copy of a dataset in the format of another tool"),
     "import": ("import_", "add a column of captions or masks that were made elsewhere"),
     "verify": ("verify", "re-read a dataset and name every fault"),
+    "edit": ("edit", "correct captions by hand: a new revision of their column"),
+    "remove": ("remove", "take rows down for good, out of every column"),
     "status": ("status", "what is done, running, failed and missing"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),
     "image": ("image", "build the Apptainer image that jobs run in, unless it is there already"),
