@@ -11,9 +11,13 @@ from typing import Any, ClassVar
 from semiocity.config import Strict
 from semiocity.data.columns import Dataset
 from semiocity.data.export.selection import Selection
+from semiocity.data.manifest import FOLDER_SHARDS
 
 MANIFEST = "semiocity.json"
 """What an export holds and where it comes from."""
+
+STATE = ".export"
+"""Folder of an export's records and pieces; needed only to go on with it."""
 
 
 class Options(Strict):
@@ -87,3 +91,8 @@ class Parts(ABC):
     @abstractmethod
     def splits(self) -> list[str]:
         """Splits that have rows."""
+
+
+def part_stem(shard: int) -> str:
+    """Beginning of the relative paths of a shard's record and pieces."""
+    return f"{STATE}/parts/{shard // FOLDER_SHARDS:05d}/{shard:08d}"

@@ -18,12 +18,11 @@ from typing import IO, Any
 
 from semiocity.data.columns import Dataset
 from semiocity.data.export import coco_annotations
-from semiocity.data.export.base import Exporter, Options, Part, Parts, Written
-from semiocity.data.export.engine import part_stem, replacing
+from semiocity.data.export.base import Exporter, Options, Part, Parts, Written, part_stem
 from semiocity.data.export.selection import Payload, Selected, Selection
 from semiocity.data.manifest import BASE
 from semiocity.errors import UserError
-from semiocity.files import canonical
+from semiocity.files import canonical, replacing
 
 SOURCES = {
     "instances": (f"{BASE}.instance",),

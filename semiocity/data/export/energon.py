@@ -13,10 +13,9 @@ from pathlib import Path
 
 from semiocity.data.columns import Dataset
 from semiocity.data.export.base import Parts
-from semiocity.data.export.engine import replacing
 from semiocity.data.export.tars import RowInTar, WebDataset
 from semiocity.data.manifest import BASE
-from semiocity.files import canonical, write_atomic
+from semiocity.files import canonical, replacing, write_atomic
 
 META = ".nv-meta"
 

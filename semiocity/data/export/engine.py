@@ -14,18 +14,17 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from semiocity.config import check, fsync_folder, read_json, write_json
 from semiocity.data.columns import Dataset
-from semiocity.data.export.base import MANIFEST, Exporter, Options, Part, Parts
+from semiocity.data.export.base import MANIFEST, STATE, Exporter, Options, Part, Parts, part_stem
 from semiocity.data.export.selection import Selection, parse_fields
 from semiocity.data.lease import Owner, lease
-from semiocity.data.manifest import FOLDER_SHARDS, read_column_manifest
+from semiocity.data.manifest import read_column_manifest
 from semiocity.data.shard import sha256_file
 from semiocity.errors import UserError
 
@@ -41,7 +40,6 @@ FORMATS = {
 }
 """Format → the class that writes it; imported when it is chosen."""
 
-STATE = ".export"
 Report = Callable[[int, int], None]
 
 
@@ -226,11 +224,6 @@ def _record(out: Path, shard: int) -> Path:
     return out / f"{part_stem(shard)}.json"
 
 
-def part_stem(shard: int) -> str:
-    """Beginning of the relative paths of a shard's record and pieces."""
-    return f"{STATE}/parts/{shard // FOLDER_SHARDS:05d}/{shard:08d}"
-
-
 def _read(out: Path, shard: int) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = read_json(_record(out, shard))
@@ -293,23 +286,7 @@ class _Parts(Parts):
         return sorted({split for part in self for split, rows in part.rows.items() if rows})
 
 
-# ---------------------------------------------------------------- what spans shards
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file of any size so that a reader sees the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+# ---------------------------------------------------------------- the manifest
 
 
 def _manifest(job: _Job, exporter: Exporter, parts: _Parts, files: list[str]) -> dict[str, Any]:

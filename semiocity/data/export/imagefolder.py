@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from semiocity.data.columns import Dataset
-from semiocity.data.export.base import Exporter, Options, Parts, Written
-from semiocity.data.export.engine import part_stem, replacing
+from semiocity.data.export.base import Exporter, Options, Parts, Written, part_stem
 from semiocity.data.export.selection import Payload, Selected, Selection
 from semiocity.data.manifest import BASE
 from semiocity.errors import UserError
-from semiocity.files import canonical
+from semiocity.files import canonical, replacing
 
 CAPTIONS = ("caption.text", f"{BASE}.caption")
 CONDITIONING = "conditioning_image"
