@@ -159,7 +159,7 @@ def _rows(path: Path, suffix: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     for cells in reader:
                         yield reader.line_num, dict(cells)
                 except (csv.Error, UnicodeDecodeError) as error:
-                    raise UserError(f"{path}: line {reader.line_num}: {error}") from None
+                    raise UserError(f"{path}: line {reader.reader.line_num}: {error}") from None
         case _:
             with path.open("rb") as lines:
                 for number, line in enumerate(lines, start=1):

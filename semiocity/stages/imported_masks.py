@@ -55,7 +55,11 @@ def _rle(shape: Any, size: tuple[int, int], origin: str) -> dict[str, Any]:
         if isinstance(shape, str):
             rle = {"size": [height, width], "counts": shape.encode("ascii")}
         elif shape and isinstance(shape[0], list):
-            return coco.merge(coco.frPyObjects([[float(x) for x in polygon] for polygon in shape], height, width))
+            # Polygons of fewer than three points cover nothing, and pycocotools takes four numbers for a box.
+            polygons = [[float(x) for x in polygon] for polygon in shape if len(polygon) >= 6]
+            if not polygons:
+                return coco.encode(np.zeros((height, width), dtype=np.uint8, order="F"))
+            return coco.merge(coco.frPyObjects(polygons, height, width))
         else:
             if sum(shape) != height * width or min(shape) < 0:
                 raise BadRow(f"{origin}: run-lengths of {sum(shape)} pixels, the picture has {height * width}")
