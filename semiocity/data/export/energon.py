@@ -49,14 +49,17 @@ class Energon(WebDataset):
         return [f"{META}/{name}" for name in (".info.yaml", "split.yaml", "dataset.yaml")]
 
     def _sample(self) -> str:
-        """Pairs of picture and text are Energon's CaptioningSample; anything else comes as a plain dictionary."""
+        """Pairs of picture and text are Energon's CaptioningSample; anything else comes as a dictionary of bytes.
+
+        Energon's decoder would make RGB floats of label maps, of 16-bit ids too.
+        """
         extensions = {
             name: self._extensions[name] or "|".join(self.selection.extensions(name)) for name in self._fields
         }
         image = self.selection.first(f"{BASE}.image")
         texts = [ext for ext in extensions.values() if ext.rpartition(".")[2] == "txt"]
         if image is None or len(texts) != 1:
-            return "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
+            return "__module__: megatron.energon\n__class__: CrudeWebdataset\nauto_decode: false\n"
         return (
             "sample_type:\n  __module__: megatron.energon\n  __class__: CaptioningSample\n"
             f"field_map:\n  image: {extensions[image].replace('|', ',')}\n  caption: {texts[0]}\n"
