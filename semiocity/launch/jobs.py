@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from semiocity.config import Cluster, Job, Resources, StageJob, Strict, load_toml
+from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, load_toml
 from semiocity.data import manifest
 from semiocity.errors import UserError
 
@@ -32,6 +32,8 @@ class Work:
     """Shards of the column to make; 0 for work that makes none."""
     units: int = 1
     """Independent tasks of work that makes no shards (generation)."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column → revision of what the tasks read; empty for a column that is made, whose receipts name its parents."""
     binds: tuple[Path, ...] = field(default=())
     """Folders outside run and dataset that tasks read."""
 
@@ -73,7 +75,9 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
     recipe = load_recipe(recipe_file, sets)
     dataset = (data / recipe.name).resolve()
     plan = make_plan(recipe, dataset)
-    root = getattr(recipe.source, "root", None)
+    places = [getattr(recipe.source, "root", None), *getattr(recipe.source, "link_roots", ())]
+    if recipe.blur is not None:
+        places.append(recipe.blur.detector.path)
     return Work(
         kind="pack",
         run=run_folder(None, "pack", recipe.name),
@@ -84,7 +88,7 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
         column="base",
         revision=plan.revision,
         shards=plan.shards,
-        binds=(Path(root).resolve(),) if root else (),
+        binds=tuple(Path(place).resolve() for place in places if place),
     )
 
 
@@ -122,13 +126,41 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
     )
 
 
+def reduce(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Work:
+    """A reduce stage over a dataset: one task. `expect` is the stage that the command line's verb stands for."""
+    from semiocity.stages.reduce import make_reduce, revision
+
+    job = load_toml(job_file, ReduceJob, sets)
+    if expect is not None and job.reduce != expect:
+        raise UserError(
+            f"{job_file}: reduce: this is a {job.reduce!r} job; run it with `semiocity {job.reduce} {job_file}`"
+        )
+    made = make_reduce(job.reduce, job.args, where=f"{job_file}: args")
+    dataset = job.dataset.resolve()
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, made.needs(), dataset)
+    column = job.column or made.column
+    return Work(
+        kind="reduce",
+        run=run_folder(job.run, column, dataset.name),
+        dataset=dataset,
+        job={**_resolved(job), "args": made.args.model_dump(mode="json")},
+        resources=job.resources,
+        image=job.image,
+        column=column,
+        revision=revision(made, facts),
+        shards=facts["columns"]["base"]["shards"],
+    )
+
+
 def train(job_file: Path, sets: Sequence[str]) -> Work:
     """A training run."""
     from semiocity.train.options import TrainJob, needs
 
     job = load_toml(job_file, TrainJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), needs(job), dataset)
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, needs(job), dataset)
     return Work(
         kind="train",
         run=run_folder(job.run, job.task, dataset.name),
@@ -136,6 +168,7 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
         job=_resolved(job),
         resources=job.resources,
         image=job.image,
+        columns=_read(facts, "base", *needs(job)),
     )
 
 
@@ -145,7 +178,8 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, GenerateJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), ("base.label",), dataset)
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, ("base.label",), dataset)
     run = _existing_run(job, job_file)
     if not (run / "export" / "config.json").exists():
         raise UserError(
@@ -159,6 +193,7 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
         resources=job.resources,
         image=job.image,
         units=job.tasks,
+        columns=_read(facts, "base"),
     )
 
 
@@ -168,11 +203,26 @@ def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, EvaluateJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), ("base.image", "base.label"), dataset)
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, ("base.image", "base.label"), dataset)
     run = _existing_run(job, job_file)
     if not (run / "samples" / "manifest.json").exists():
         raise UserError(f"{run}/samples: no generated images yet; run `semiocity generate {job_file}` first")
-    return Work(kind="evaluate", run=run, dataset=dataset, job=_resolved(job), resources=job.resources, image=job.image)
+    return Work(
+        kind="evaluate",
+        run=run,
+        dataset=dataset,
+        job=_resolved(job),
+        resources=job.resources,
+        image=job.image,
+        columns=_read(facts, "base"),
+    )
+
+
+def _read(facts: dict[str, Any], *references: str) -> dict[str, str]:
+    """Column → present revision of the columns of some fields."""
+    names = {reference.partition(".")[0] for reference in references}
+    return {name: facts["columns"][name]["revision"] for name in sorted(names)}
 
 
 def _existing_run(job: Job, job_file: Path) -> Path:

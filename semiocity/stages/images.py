@@ -15,18 +15,19 @@ from semiocity.stages.base import BadRow, Made, Row, Tombstone
 
 def decode_rgb(data: bytes) -> np.ndarray:
     """A picture as uint8 [H, W, 3]."""
-    return np.array(_open(data, "image").convert("RGB"))  # a copy: torch wants to own what it reads
+    return np.array(decode(data, "image").convert("RGB"))  # a copy: torch wants to own what it reads
 
 
 def decode_ids(data: bytes, what: str) -> np.ndarray:
     """A label or instance map as it is stored: [H, W], uint8 or uint16."""
-    ids = np.asarray(_open(data, what))
+    ids = np.asarray(decode(data, what))
     if ids.ndim != 2 or ids.dtype not in (np.uint8, np.uint16):
         raise BadRow(f"{what}: not one channel of ids (shape {ids.shape}, {ids.dtype})")
     return ids
 
 
-def _open(data: bytes, what: str) -> Image.Image:
+def decode(data: bytes, what: str) -> Image.Image:
+    """A picture, decoded to its last pixel. `what` names it in the reason when that fails."""
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
