@@ -20,6 +20,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "images for held-out layouts from a trained model"),
     "evaluate": ("evaluate", "scores of the generated images"),
     "report": ("report", "one self-contained page about a run"),
+    "export": ("export", "a copy of a dataset in the format of another tool"),
+    "import": ("import_", "add a column of captions or masks that were made elsewhere"),
     "verify": ("verify", "re-read a dataset and name every fault"),
     "edit": ("edit", "correct captions by hand: a new revision of their column"),
     "remove": ("remove", "take rows down for good, out of every column"),

@@ -34,8 +34,8 @@ URBAN = name_list("""
     Ambulance, Train, Motorcycle, Bicycle,
     Architecture, City, Town, Street, Road, Neighbourhood, Downtown, Metropolis, Metropolitan area, Urban area,
     Residential area, Suburb, Human settlement, Town square, Plaza, Alley, Sidewalk, Cityscape, Skyline, Facade,
-    Apartment, Condominium, Tower block, Mixed-use, Landmark, Bridge, Arch, Infrastructure, Pedestrian crossing, Lane,
-    Public space, Commercial building, Brutalist architecture, Urban design
+    Apartment, Condominium, Tower block, Mixed-use, Landmark, Bridge, Arch, Infrastructure, Pedestrian crossing,
+    Lane, Public space, Commercial building, Brutalist architecture, Urban design
 """)
 """The classes wanted by default, by their display names: first those that have boxes, then those of whole pictures.
 What the tables do not describe is left out."""
