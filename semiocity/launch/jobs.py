@@ -30,6 +30,8 @@ class Work:
     revision: str = ""
     shards: int = 0
     """Shards of the column to make; 0 for work that makes none."""
+    together: int = 1
+    """Shards that one task must make together: the multiples of this number that a file of several shards begins at."""
     units: int = 1
     """Independent tasks of work that makes no shards (generation)."""
     binds: tuple[Path, ...] = field(default=())
@@ -119,6 +121,27 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
         revision=revision(made, parents),
         shards=facts["columns"]["base"]["shards"],
         binds=tuple(Path(path).resolve() for path in made.paths()),
+    )
+
+
+def view(view_file: Path, sets: Sequence[str]) -> Work:
+    """A saved view: which rows of which revisions a training sees."""
+    from semiocity.data.views import ViewJob, plan_view
+
+    job = load_toml(view_file, ViewJob, sets)
+    plan = plan_view(job, job.name or view_file.stem, view_file)
+    pinned = {"name": plan.name, "columns": plan.revisions}
+    return Work(
+        kind="view",
+        run=run_folder(job.run, "view", plan.name, plan.dataset.name),
+        dataset=plan.dataset,
+        job={**_resolved(job), **pinned, "dataset": str(plan.dataset)},
+        resources=job.resources,
+        image=job.image,
+        column=plan.name,
+        revision=plan.revision,
+        shards=plan.shards,
+        together=manifest.FOLDER_SHARDS,
     )
 
 
