@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from semiocity.config import check, digest
-from semiocity.data.buckets import BucketOptions
 from semiocity.data.manifest import BASE, column_folder, read_manifest, require, shard_entries
 from semiocity.data.receipts import ShardEntries
 from semiocity.data.recipe import ClassSpec
@@ -24,6 +23,9 @@ from semiocity.data.rows import choose, opens_nothing
 from semiocity.data.selection import SPLIT, Policy, Selection, select
 from semiocity.data.shard import ShardError, ShardPath, ShardReader
 from semiocity.errors import UserError
+
+if TYPE_CHECKING:
+    from semiocity.data.saved import SavedView
 
 OPEN_SHARDS = 16
 """Shard readers, each with an open file, that a dataset keeps."""
@@ -94,7 +96,7 @@ class Dataset:
     @property
     def shards(self) -> int:
         """Shards of every column."""
-        shards: int = self._facts["columns"][BASE]["shards"]
+        shards: int = self.facts["columns"][BASE]["shards"]
         return shards
 
     @property
@@ -158,7 +160,6 @@ class Dataset:
         *,
         split_by: str | None = SPLIT,
         join: Mapping[str, Policy] | None = None,
-        buckets: Buckets | None = None,
     ) -> View:
         """The rows of a split (None: of all) with the given fields, narrowed by a filter expression.
 
@@ -166,10 +167,10 @@ class Dataset:
         the rows opens every shard's index: for large datasets save the view (`semiocity view`).
         Raises UserError when something is missing or the filter is wrong.
         """
-        selection = select(self.facts, self.path, fields, split, split_by, filter, join, buckets)
+        selection = select(self.facts, self.path, fields, split, split_by, filter, join)
         return View(self, selection, OnTheFly(self, selection))
 
-    def saved_view(self, name: str, split: str | None = None, fields: Sequence[str] | None = None) -> View:
+    def saved_view(self, name: str, split: str | None = None, fields: Sequence[str] | None = None) -> SavedView:
         """A view that `semiocity view` built, NAME or NAME@REVISION, with the column revisions that it pins.
 
         split: rows of one of its splits; None takes all. fields: those that are read; by default all of the view's.
@@ -179,7 +180,7 @@ class Dataset:
 
         return open_view(self.path, name, split, fields)
 
-    def rows_of(self, fields: Sequence[str], split: str | None, view: str | None = None) -> View:
+    def pick(self, fields: Sequence[str], split: str | None, view: str | None = None) -> View:
         """As jobs name their rows: a split of the dataset, or of a saved view."""
         return self.view(fields, split) if view is None else self.saved_view(view, split, fields)
 
@@ -200,14 +201,6 @@ class RowSource(Protocol):
         """int64, ascending: the rows of a shard that belong to the view."""
         ...
 
-    def bucket_counts(self) -> np.ndarray:
-        """int64 [shards, buckets]"""
-        ...
-
-    def buckets(self, shard: int) -> np.ndarray:
-        """uint8: the bucket of each row of `rows(shard)`."""
-        ...
-
 
 class OnTheFly:
     """Rows chosen when they are asked for."""
@@ -223,18 +216,7 @@ class OnTheFly:
         return [self._size(shard) for shard in range(self.dataset.shards)]
 
     def rows(self, shard: int) -> np.ndarray:
-        return np.flatnonzero(choose(self.dataset, replace(self.selection, buckets=None), shard).mask)
-
-    def bucket_counts(self) -> np.ndarray:
-        wanted = len(_buckets_of(self.selection).all_sizes())
-        counts = [np.bincount(self.buckets(shard), minlength=wanted) for shard in range(self.dataset.shards)]
-        return np.array(counts, dtype=np.int64).reshape(-1, wanted)
-
-    def buckets(self, shard: int) -> np.ndarray:
-        _buckets_of(self.selection)
-        chosen = choose(self.dataset, self.selection, shard)
-        assert chosen.buckets is not None
-        return chosen.buckets[chosen.mask]
+        return np.flatnonzero(choose(self.dataset, self.selection, shard).mask)
 
     def _size(self, shard: int) -> int:
         if not opens_nothing(self.dataset, self.selection, shard):
@@ -285,7 +267,11 @@ class View:
     def locate(self, i: int) -> tuple[int, int]:
         """(shard, row of the shard) of row i of the view. Raises IndexError."""
         shard, place = self._place(i)
-        return shard, int(self._rows_of(shard)[place])
+        return shard, int(self.rows_of(shard)[place])
+
+    def where(self, i: int) -> str:
+        """The shard of row i, for messages."""
+        return str(self.dataset.reader(BASE, self.locate(i)[0]).path)
 
     def key(self, i: int) -> str:
         """The key of row i."""
@@ -310,25 +296,6 @@ class View:
         shard, row = self.locate(i)
         return self.dataset.reader(column, shard).scalars(row)
 
-    @property
-    def bucket_sizes(self) -> list[tuple[int, int]]:
-        """Width and height in pixels of each bucket; empty when the view has no buckets."""
-        return self.selection.buckets.all_sizes() if self.selection.buckets else []
-
-    @cached_property
-    def bucket_counts(self) -> np.ndarray:
-        """int64 [shards, buckets]: rows of the view. Raises UserError when the view has no buckets."""
-        return self.source.bucket_counts()
-
-    def buckets_of(self, shard: int) -> np.ndarray:
-        """uint8 [shard_sizes[shard]]: the bucket of each of the view's rows of a shard, in their order."""
-        return self.source.buckets(shard)
-
-    def bucket_of(self, i: int) -> int:
-        """The bucket of row i."""
-        shard, place = self._place(i)
-        return int(self.buckets_of(shard)[place])
-
     def _place(self, i: int) -> tuple[int, int]:
         """(shard, place among the view's rows of the shard) of row i."""
         if not 0 <= i < len(self):
@@ -336,19 +303,14 @@ class View:
         shard = int(np.searchsorted(self._ends, i, side="right"))
         return shard, i - (int(self._ends[shard - 1]) if shard else 0)
 
-    def _rows_of(self, shard: int) -> np.ndarray:
+    def rows_of(self, shard: int) -> np.ndarray:
+        """Rows of the shard that belong to the view, ascending."""
         if shard not in self._rows:
             self._rows[shard] = self.source.rows(shard)
         self._rows.move_to_end(shard)
         while len(self._rows) > ROW_LISTS:
             self._rows.popitem(last=False)
         return self._rows[shard]
-
-
-def _buckets_of(selection: Selection) -> Buckets:
-    if selection.buckets is None:
-        raise UserError("this view has no buckets; give it some with [buckets] in its file, or by `buckets=`")
-    return selection.buckets
 
 
 def _image_size(recipe: dict[str, Any]) -> tuple[int, int] | None:

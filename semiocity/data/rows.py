@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from semiocity.data import buckets
+from semiocity.data.aspects import bucket_ids
+from semiocity.data.buckets import BucketOptions
 from semiocity.data.manifest import BASE, ShardPath
-from semiocity.data.selection import SPLIT, Selection, column_of
+from semiocity.data.selection import HEIGHT, SPLIT, WIDTH, Selection, column_of
 from semiocity.data.shard import ShardError
 from semiocity.errors import UserError
 
@@ -28,7 +29,7 @@ class Chosen(NamedTuple):
     splits: pa.ChunkedArray | None
     """The split of every row of the shard, null where it has none; None when the selection has no splits."""
     buckets: np.ndarray | None
-    """uint8 [rows of the shard]; 0 where the mask is false. None without buckets."""
+    """uint16 [rows of the shard]; 0 where the mask is false. None without buckets."""
 
 
 class Index:
@@ -143,10 +144,10 @@ def _refuse(dataset: Dataset, index: Index, column: str, rows: np.ndarray) -> No
     )
 
 
-def _buckets(index: Index, wanted: buckets.Buckets, mask: np.ndarray) -> np.ndarray:
-    width, height = (_size(index, name, mask) for name in (wanted.width, wanted.height))
-    found = np.zeros(len(mask), dtype=np.uint8)
-    found[mask] = buckets.nearest(width, height, wanted.all_sizes())
+def _buckets(index: Index, wanted: BucketOptions, mask: np.ndarray) -> np.ndarray:
+    width, height = (_size(index, name, mask) for name in (WIDTH, HEIGHT))
+    found = np.zeros(len(mask), dtype=np.uint16)
+    found[mask] = bucket_ids(width, height, wanted.resolved())
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from semiocity.config import check
-from semiocity.data.buckets import Buckets
+from semiocity.data.buckets import BucketOptions
 from semiocity.data.columns import Dataset, View
 from semiocity.data.manifest import FOLDER_SHARDS
 from semiocity.data.pinned import pinned
 from semiocity.data.selection import Selection, select
+from semiocity.data.view_build import SCHEMA
 from semiocity.data.views import check_reading, part_file, read_view, source_digest, view_folder
 from semiocity.errors import UserError
 
@@ -30,16 +32,46 @@ GROUPS = 8
 """Row groups (the rows of some 32 shards each) that a view keeps."""
 
 
-def open_view(dataset: Path, name: str, split: str | None = None, fields: Sequence[str] | None = None) -> View:
+def open_view(dataset: Path, name: str, split: str | None = None, fields: Sequence[str] | None = None) -> SavedView:
     """See `Dataset.saved_view`."""
     facts = read_view(dataset, name)
     check_reading(facts, fields or (), split, dataset)
     data = Dataset(Path(dataset), pinned(Path(dataset), facts["columns"]))
     _check_columns(data, facts)
-    buckets = check(facts["buckets"], Buckets, where=name) if facts["buckets"] else None
+    buckets = check(facts["buckets"], BucketOptions, where=f"view {name}") if facts["buckets"] else None
     whole = select(data.facts, dataset, facts["fields"], None, facts["split"], facts["filter"], facts["join"], buckets)
-    selection = Selection(whole.fields, split, whole.split_by, whole.filter, whole.join, whole.buckets)
-    return View(data, selection, SavedRows(Path(dataset), facts, selection), fields)
+    selection = replace(whole, split=split)
+    return SavedView(data, selection, SavedRows(Path(dataset), facts, selection), fields)
+
+
+class SavedView(View):
+    """A view whose rows, and aspect buckets if it has any, were chosen when it was built."""
+
+    source: SavedRows
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """view.json"""
+        return self.source.facts
+
+    @property
+    def bucket_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height in pixels of each bucket; empty when the view has none."""
+        return self.selection.buckets.resolved() if self.selection.buckets else ()
+
+    @cached_property
+    def bucket_counts(self) -> np.ndarray:
+        """int64 [shards, buckets]: rows of the view. Raises UserError when the view has no buckets."""
+        return self.source.bucket_counts()
+
+    def buckets_of(self, shard: int) -> np.ndarray:
+        """uint16 [shard_sizes[shard]]: the bucket of each of the view's rows of a shard, in their order."""
+        return self.source.buckets(shard)
+
+    def bucket_of(self, i: int) -> int:
+        """The bucket of row i."""
+        shard, place = self._place(i)
+        return int(self.buckets_of(shard)[place])
 
 
 def _check_columns(data: Dataset, facts: dict[str, Any]) -> None:
@@ -78,14 +110,19 @@ class SavedRows:
         return self.selection.identity(self.facts["digests"])
 
     def shard_sizes(self) -> list[int]:
+        found = self._lines("selected")
         counts = np.zeros(self.facts["shards"], dtype=np.int64)
-        np.add.at(counts, self._counts["shard"], self._counts["selected"])
+        np.add.at(counts, np.asarray(found["shard"]), np.asarray(found["selected"]))
+        if self.selection.split is None and counts.sum() != self.facts["rows"]:
+            raise self._damaged(self.folder, f"{counts.sum()} rows, view.json says {self.facts['rows']}")
         return [int(count) for count in counts]
 
     def bucket_counts(self) -> np.ndarray:
-        wanted = len(self._wanted().all_sizes())
+        wanted = len(self._wanted().resolved())
+        found = self._lines("bucket_counts")
         counts = np.zeros((self.facts["shards"], wanted), dtype=np.int64)
-        np.add.at(counts, self._counts["shard"], self._counts["bucket_counts"].reshape(-1, wanted))
+        flat = np.asarray(pc.list_flatten(found["bucket_counts"])).reshape(-1, wanted)
+        np.add.at(counts, np.asarray(found["shard"]), flat)
         return counts
 
     def rows(self, shard: int) -> np.ndarray:
@@ -95,30 +132,23 @@ class SavedRows:
         self._wanted()
         return self._shard(shard)[1]
 
-    def _wanted(self) -> Buckets:
+    def _wanted(self) -> BucketOptions:
         if self.selection.buckets is None:
             raise UserError(f"view {self.facts['name']} has no buckets; add [buckets] to its file and build it again")
         return self.selection.buckets
 
-    @cached_property
-    def _counts(self) -> dict[str, np.ndarray]:
-        """Columns shard, selected and bucket_counts (flat) of all lines of the view. Opens every part once."""
-        found: dict[str, list[np.ndarray]] = {"shard": [], "selected": [], "bucket_counts": []}
+    def _lines(self, name: str) -> pa.Table:
+        """Columns `shard` and `name` of all lines of the view. Opens every part once."""
+        tables = [SCHEMA.empty_table().select(["shard", name])]
         for thousand in range(len(self.facts["parts"])):
             path = part_file(self.folder, thousand)
             try:
                 with pq.ParquetFile(path) as file:
-                    table = file.read(columns=[*found, "split"], use_threads=False)
+                    table = file.read(columns=["shard", name, "split"], use_threads=False)
             except (OSError, pa.ArrowException) as error:
                 raise self._damaged(path, error) from None
-            table = self._of_split(table)
-            found["shard"].append(np.asarray(table["shard"]))
-            found["selected"].append(np.asarray(table["selected"]))
-            found["bucket_counts"].append(np.asarray(pc.list_flatten(table["bucket_counts"])))
-        counts = {name: np.concatenate([np.zeros(0, np.int64), *parts]) for name, parts in found.items()}
-        if self.selection.split is None and counts["selected"].sum() != self.facts["rows"]:
-            raise self._damaged(self.folder, f"{counts['selected'].sum()} rows, view.json says {self.facts['rows']}")
-        return counts
+            tables.append(self._of_split(table.replace_schema_metadata()).select(["shard", name]))
+        return pa.concat_tables(tables)
 
     def _shard(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows of the shard that belong to the view, ascending; the bucket of each)"""
@@ -134,7 +164,7 @@ class SavedRows:
         self._groups.move_to_end(place)
         while len(self._groups) > GROUPS:
             self._groups.popitem(last=False)
-        nothing = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+        nothing = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint16)
         return self._groups[place].get(shard, nothing)
 
     def _part(self, thousand: int, path: Path) -> pq.ParquetFile:
@@ -164,7 +194,7 @@ def _by_shard(table: pa.Table) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     for line in table.select(["shard", "rows", "bitmap", "buckets"]).to_pylist():
         bits = np.frombuffer(line["bitmap"], dtype=np.uint8)
         rows = np.flatnonzero(np.unpackbits(bits, count=line["rows"], bitorder="little"))
-        buckets = np.frombuffer(line["buckets"], dtype=np.uint8)
+        buckets = np.frombuffer(line["buckets"], dtype=np.uint16)
         if line["shard"] in found:
             before, theirs = found[line["shard"]]
             rows, buckets = np.concatenate([before, rows]), np.concatenate([theirs, buckets])

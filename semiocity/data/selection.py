@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from semiocity.config import digest
 from semiocity.data import filter as filters
-from semiocity.data.buckets import Buckets
+from semiocity.data.buckets import BucketOptions
 from semiocity.data.filter import Filter
 from semiocity.data.manifest import BASE, require
 from semiocity.errors import UserError
@@ -18,6 +18,7 @@ Policy = Literal["error", "skip", "none"]
 out, or give None. A column without a policy leaves tombstones out and gives None for what is lacking."""
 
 SPLIT = "base.split"
+WIDTH, HEIGHT = "base.width", "base.height"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Selection:
     filter: Filter | None = None
     join: Mapping[str, Policy] = field(default_factory=dict)
     """Column → policy."""
-    buckets: Buckets | None = None
+    buckets: BucketOptions | None = None
 
     @property
     def joined(self) -> list[str]:
@@ -46,8 +47,6 @@ class Selection:
         named = {BASE, *self.joined, *(self.filter.reads if self.filter else ()), *self.join}
         if self.split_by is not None and self.split_by != SPLIT:
             named.add(column_of(self.split_by))
-        if self.buckets is not None:
-            named |= {column_of(self.buckets.width), column_of(self.buckets.height)}
         return sorted(named)
 
     def identity(self, column_digests: Mapping[str, str]) -> str:
@@ -64,7 +63,7 @@ class Selection:
         if self.join:
             facts["join"] = dict(self.join)
         if self.buckets is not None:
-            facts["buckets"] = [self.buckets.all_sizes(), self.buckets.width, self.buckets.height]
+            facts["buckets"] = self.buckets.resolved()
         return digest(facts, 64)
 
 
@@ -76,7 +75,7 @@ def select(
     split_by: str | None = SPLIT,
     filter: str | None = None,
     join: Mapping[str, Policy] | None = None,
-    buckets: Buckets | None = None,
+    buckets: BucketOptions | None = None,
     names: Mapping[str, str] | None = None,
 ) -> Selection:
     """Check a selection against a dataset's manifest before anything is read. Raises UserError.
@@ -98,8 +97,8 @@ def select(
         if policy not in ("error", "skip", "none"):
             raise UserError(f"{where}: {called['join']}.{column}: {policy!r} is none of error, skip, none")
     if buckets is not None:
-        for name in ("width", "height"):
-            _expect(known, getattr(buckets, name), ("int",), f"{where}: {called['buckets']}.{name}")
+        for name in (WIDTH, HEIGHT):
+            _expect(known, name, ("int",), f"{where}: {called['buckets']}")
     checked = filters.parse(filter, known, f"{where}: {called['filter']}") if filter else None
     return Selection(tuple(fields), split, split_by, checked, dict(join or {}), buckets)
 

@@ -36,7 +36,9 @@ SCHEMA = pa.schema(
     ]
 )
 """A part: one line a shard and split that has rows of the view, at least one a shard. `bitmap` has a bit for every row
-of the shard, lowest bit first; `buckets` a byte for every selected row."""
+of the shard, lowest bit first; `buckets` two bytes, the lower first, for every selected row."""
+
+BUCKET = np.dtype("<u2")
 
 
 def build(
@@ -66,7 +68,7 @@ def merge(plan: ViewPlan) -> dict[str, Any]:
     parts: list[dict[str, Any]] = []
     splits: Counter[str] = Counter()
     selected = 0
-    wanted = len(plan.selection.buckets.all_sizes()) if plan.selection.buckets else 0
+    wanted = len(plan.selection.buckets.resolved()) if plan.selection.buckets else 0
     buckets = np.zeros(wanted, dtype=np.int64)
     for thousand in thousands:
         path = part_file(folder, thousand)
@@ -98,10 +100,10 @@ def merge(plan: ViewPlan) -> dict[str, Any]:
         "split": selection.split_by,
         "filter": selection.filter.text if selection.filter else None,
         "join": dict(selection.join),
-        "buckets": selection.buckets.model_dump(mode="json") if selection.buckets else None,
+        "buckets": {"sizes": list(selection.buckets.resolved())} if selection.buckets else None,
         "bucket_rows": [
             {"size": list(size), "rows": int(rows)}
-            for size, rows in zip(selection.buckets.all_sizes() if selection.buckets else (), buckets, strict=True)
+            for size, rows in zip(selection.buckets.resolved() if selection.buckets else (), buckets, strict=True)
         ],
         "shards": plan.shards,
         "rows": selected,
@@ -160,9 +162,9 @@ def _sources(dataset: Dataset, shards: range) -> dict[str, str]:
 def _lines(dataset: Dataset, plan: ViewPlan, shard: int) -> Iterator[dict[str, Any]]:
     selection = plan.selection
     chosen = choose(dataset, selection, shard, by_split=selection.split_by is not None)
-    wanted = len(selection.buckets.all_sizes()) if selection.buckets else 0
+    wanted = len(selection.buckets.resolved()) if selection.buckets else 0
     for split, mask in _by_split(chosen):
-        buckets = chosen.buckets[mask] if chosen.buckets is not None else np.zeros(0, dtype=np.uint8)
+        buckets = chosen.buckets[mask] if chosen.buckets is not None else np.zeros(0, dtype=np.uint16)
         yield {
             "shard": shard,
             "rows": len(mask),
@@ -170,7 +172,7 @@ def _lines(dataset: Dataset, plan: ViewPlan, shard: int) -> Iterator[dict[str, A
             "selected": int(mask.sum()),
             "bitmap": np.packbits(mask, bitorder="little").tobytes(),
             "bucket_counts": np.bincount(buckets, minlength=wanted).tolist() if wanted else [],
-            "buckets": buckets.tobytes(),
+            "buckets": buckets.astype(BUCKET).tobytes(),
         }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from semiocity.config import Job, Resources
-from semiocity.data.buckets import Buckets
+from semiocity.data.buckets import BucketOptions
 from semiocity.data.manifest import BASE, FOLDER_SHARDS
 from semiocity.data.pinned import choose_revisions, pinned
 from semiocity.data.selection import SPLIT, Policy, Selection, select
@@ -53,7 +53,7 @@ class ViewJob(Job):
     """Expression over scalars; docs/filters.md."""
     join: dict[str, Policy] = Field(default_factory=dict)
     """Column → what becomes of rows that failed there or lack a field: error, skip or none."""
-    buckets: Buckets | None = None
+    buckets: BucketOptions | None = None
     """Aspect buckets."""
     resources: ViewResources = ViewResources()
 

@@ -130,12 +130,13 @@ def view(view_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(view_file, ViewJob, sets)
     plan = plan_view(job, job.name or view_file.stem, view_file)
-    pinned = {"name": plan.name, "columns": plan.revisions}
+    pinned = {"name": plan.name, "columns": plan.revisions, "dataset": str(plan.dataset)}
+    sizes = {"buckets": {"sizes": job.buckets.resolved()}} if job.buckets else {}
     return Work(
         kind="view",
         run=run_folder(job.run, "view", plan.name, plan.dataset.name),
         dataset=plan.dataset,
-        job={**_resolved(job), **pinned, "dataset": str(plan.dataset)},
+        job={**_resolved(job), **pinned, **sizes},
         resources=job.resources,
         image=job.image,
         column=plan.name,
