@@ -179,7 +179,7 @@ class View:
         sizes = []
         for shard, entry in enumerate(self.dataset.shard_entries(BASE)):
             if self._with_tombstones(shard):
-                sizes.append(len(self._rows_of(shard)))
+                sizes.append(len(self.rows_of(shard)))
             else:
                 sizes.append(entry["rows"] if self.split is None else entry["splits"].get(self.split, 0))
         return sizes
@@ -197,7 +197,11 @@ class View:
             raise IndexError(f"row {i} of a view with {len(self)} rows")
         shard = int(np.searchsorted(self._ends, i, side="right"))
         first = int(self._ends[shard - 1]) if shard else 0
-        return shard, int(self._rows_of(shard)[i - first])
+        return shard, int(self.rows_of(shard)[i - first])
+
+    def where(self, i: int) -> str:
+        """The shard of row i, for messages."""
+        return str(self.dataset.reader(BASE, self.locate(i)[0]).path)
 
     def key(self, i: int) -> str:
         """The key of row i."""
@@ -225,7 +229,7 @@ class View:
     def _with_tombstones(self, shard: int) -> list[str]:
         return [c for c in self._columns if any(self.dataset.shard_entries(c)[shard]["tombstones"].values())]
 
-    def _rows_of(self, shard: int) -> np.ndarray:
+    def rows_of(self, shard: int) -> np.ndarray:
         """Rows of the shard that belong to the view, ascending."""
         if shard not in self._rows:
             base = self.dataset.reader(BASE, shard)
