@@ -21,6 +21,7 @@ from semiocity.data.manifest import BASE, column_folder, read_manifest, require,
 from semiocity.data.receipts import ShardEntries
 from semiocity.data.recipe import ClassSpec
 from semiocity.data.shard import ShardError, ShardPath, ShardReader
+from semiocity.data.staging import Stage
 from semiocity.errors import UserError
 
 OPEN_SHARDS = 16
@@ -77,6 +78,8 @@ class Dataset:
         self.ignore_id: int | None = manifest["recipe"]["ignore_id"]
         self.image_size: tuple[int, int] | None = _image_size(manifest["recipe"])
         """Width and height of every picture, or None when they differ."""
+        self.stage: Stage | None = None
+        """Copies of shards on this node's own disk, which are read where they are there."""
         self._entries: dict[str, ShardEntries] = {}
         self._readers: OrderedDict[tuple[str, int], ShardReader] = OrderedDict()
 
@@ -133,8 +136,9 @@ class Dataset:
         """An open reader; the last few are kept. Raises ShardError when the shard is damaged."""
         place = (column, shard)
         if place not in self._readers:
-            reader = ShardReader(ShardPath(self.column(column).folder, shard))
-            expected = self.shard_entries(column)[shard]["rows"]
+            path, entry = ShardPath(self.column(column).folder, shard), self.shard_entries(column)[shard]
+            reader = ShardReader(path, *(self.stage.find_shard(path, entry) if self.stage else ()))
+            expected = entry["rows"]
             if len(reader) != expected:
                 raise ShardError(
                     f"{reader.path.parquet}: {len(reader)} rows, the manifest says {expected}. "

@@ -189,7 +189,7 @@ def slices(
         pin_memory=pin_memory,
         prefetch_factor=prefetch if workers else None,
         worker_init_fn=_start_worker,
-        # Nothing random is left to workers, and what DataLoader draws for them is not to come from the global generator.
+        # Nothing random is left to workers; what DataLoader draws for them must not come from the global generator.
         generator=torch.Generator().manual_seed(order.seed % 2**63),
     )
     for item in loader:

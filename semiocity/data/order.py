@@ -123,7 +123,7 @@ class Order:
     @cached_property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch; the same in every epoch."""
-        return int(self._batches_by(self._in_bucket[None], last=True).sum())
+        return int(self._batches_by(self._in_bucket[None]).sum())
 
     @property
     def left_over(self) -> int:
@@ -194,17 +194,20 @@ class Order:
         whole, part = self.batch(step), slice(rank * size, (rank + 1) * size)
         return Batch(step, whole.rows[part], whole.places[part], whole.weights[part], whole.bucket)
 
+    def window_at(self, step: int) -> int:
+        """Number of the window that `step` is in, counted through all epochs."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        ends = self._epoch(epoch).ends
+        return epoch * len(ends) + int(np.searchsorted(ends, place, side="right"))
+
     def shards_ahead(self, step: int, windows: int) -> list[int]:
         """Shards of the window that `step` is in and of the `windows` after it, in the order of their need."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        first = int(np.searchsorted(self._epoch(epoch).ends, place, side="right"))
         found: dict[int, None] = {}
-        for _ in range(windows + 1):
-            if first * self.window_shards >= len(self._sizes):
-                epoch, first = epoch + 1, 0
-            shards = self._window(epoch, first)
+        windows_per_epoch = -(-len(self._sizes) // self.window_shards)
+        first = self.window_at(step)
+        for number in range(first, first + windows + 1):
+            shards = self._window(*divmod(number, windows_per_epoch))
             found.update(dict.fromkeys(shards[self._sizes[shards] > 0].tolist()))
-            first += 1
         return list(found)
 
     # -- inside an epoch ----------------------------------------------------------------------------------------------
@@ -227,10 +230,10 @@ class Order:
     def _in_bucket(self) -> NDArray[np.int64]:
         return self._counts.sum(axis=0)
 
-    def _batches_by(self, rows: NDArray[np.int64], last: bool) -> NDArray[np.int64]:
-        """[windows, buckets] full batches of so many rows; padding fills one more at the end (`last`) of an epoch."""
+    def _batches_by(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[windows, buckets] full batches of so many rows; padding fills one more by the end of an epoch."""
         batches = rows // self.global_batch
-        if last and self.tail == "pad":
+        if self.tail == "pad":
             batches[-1] = -(-rows[-1] // self.global_batch)
         return batches
 
@@ -239,7 +242,7 @@ class Order:
             shards = self._permutation(len(self._sizes), "shards", epoch)
             windows = np.arange(0, len(shards), self.window_shards)
             rows = np.cumsum(np.add.reduceat(self._counts[shards], windows, axis=0), axis=0)
-            batches = self._batches_by(rows, last=True)
+            batches = self._batches_by(rows)
             _keep(self._epochs, epoch, _Epoch(shards, rows, batches, batches.sum(axis=1)), EPOCHS_KEPT)
         return self._epochs[epoch]
 
@@ -303,8 +306,10 @@ WHAT = {
 }
 
 
-def refuse_other(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    """UserError naming the first of an order's facts that is another one than was saved."""
+def refuse_other(saved: Any, now: Mapping[str, Any], where: str) -> None:
+    """UserError naming the first of an order's facts (`Order.facts`) that is another one than was saved."""
+    if not isinstance(saved, Mapping):
+        saved = {"version": 1}  # checkpoints of version 1 hold a digest alone
     for name, what in WHAT.items():
         if saved.get(name) != now[name]:
             short = [value[:16] if isinstance(value, str) else value for value in (saved.get(name), now[name])]
