@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "scores of the generated images"),
     "report": ("report", "one self-contained page about a run"),
     "verify": ("verify", "re-read a dataset and name every fault"),
+    "ledger": ("ledger", "check which samples went into each batch of a training"),
     "status": ("status", "what is done, running, failed and missing"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),
     "image": ("image", "build the Apptainer image that jobs run in, unless it is there already"),

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ def bucket_ids(widths: NDArray[Any], heights: NDArray[Any], sizes: Sequence[tupl
     kind: Any = np.int64 if largest < EXACT else object
     wide, high = widths.astype(kind) ** 2, heights.astype(kind) ** 2
     ids = np.zeros(len(widths), np.uint16)
-    for (w, h), (next_w, next_h) in zip(sizes, sizes[1:]):
+    for (w, h), (next_w, next_h) in pairwise(sizes):
         ids += (wide * (h * next_h) > high * (w * next_w)).astype(np.uint16)
     return ids
 
@@ -87,6 +88,11 @@ class AspectBuckets:
     def _cache(self) -> Path:
         name = digest({"view": self.view.digest, "sizes": self.bucket_sizes}, 16)
         return Path(self.view.dataset.path) / "buckets" / f"{name}.npy"
+
+
+def bucketed(view: Any, sizes: Sequence[tuple[int, int]]) -> Any:
+    """What the order needs to know of a view's buckets: the view itself when it was saved with these sizes."""
+    return view if tuple(getattr(view, "bucket_sizes", ())) == tuple(sizes) else AspectBuckets(view, sizes)
 
 
 def _load(path: Path, shape: tuple[int, int]) -> NDArray[np.int64] | None:

@@ -5,6 +5,7 @@ Login-node code; `semiocity.data.aspects` puts rows into buckets.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -38,7 +39,7 @@ class BucketOptions(Strict):
         sizes = self.resolved()
         if not sizes:
             raise ValueError(f"area {self.area} has no room for a bucket of {self.step}×{self.step}")
-        for one, other in zip(sizes, sizes[1:]):
+        for one, other in pairwise(sizes):
             if one[0] * other[1] == other[0] * one[1]:
                 raise ValueError(f"sizes {list(one)} and {list(other)} have the same shape; rows fit only one of them")
         return self

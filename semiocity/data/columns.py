@@ -22,6 +22,7 @@ from semiocity.data.recipe import ClassSpec
 from semiocity.data.rows import choose, opens_nothing
 from semiocity.data.selection import SPLIT, Policy, Selection, select
 from semiocity.data.shard import ShardError, ShardPath, ShardReader
+from semiocity.data.staging import Stage
 from semiocity.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Dataset:
         self.ignore_id: int | None = manifest["recipe"]["ignore_id"]
         self.image_size: tuple[int, int] | None = _image_size(manifest["recipe"])
         """Width and height of every picture, or None when they differ."""
+        self.stage: Stage | None = None
+        """Copies of shards on this node's own disk, which are read where they are there."""
         self._entries: dict[str, ShardEntries] = {}
         self._readers: OrderedDict[tuple[str, int], ShardReader] = OrderedDict()
 
@@ -138,8 +141,9 @@ class Dataset:
         """An open reader; the last few are kept. Raises ShardError when the shard is damaged."""
         place = (column, shard)
         if place not in self._readers:
-            reader = ShardReader(ShardPath(self.column(column).folder, shard))
-            expected = self.shard_entries(column)[shard]["rows"]
+            path, entry = ShardPath(self.column(column).folder, shard), self.shard_entries(column)[shard]
+            reader = ShardReader(path, *(self.stage.find_shard(path, entry) if self.stage else ()))
+            expected = entry["rows"]
             if len(reader) != expected:
                 raise ShardError(
                     f"{reader.path.parquet}: {len(reader)} rows, the manifest says {expected}. "
@@ -178,7 +182,9 @@ class Dataset:
         """
         from semiocity.data.saved import open_view
 
-        return open_view(self.path, name, split, fields)
+        view = open_view(self.path, name, split, fields)
+        view.dataset.stage = self.stage
+        return view
 
     def pick(self, fields: Sequence[str], split: str | None, view: str | None = None) -> View:
         """As jobs name their rows: a split of the dataset, or of a saved view."""

@@ -21,7 +21,7 @@ from semiocity.data.columns import Dataset, View
 from semiocity.data.manifest import FOLDER_SHARDS
 from semiocity.data.pinned import pinned
 from semiocity.data.selection import Selection, select
-from semiocity.data.view_build import SCHEMA
+from semiocity.data.view_build import BUCKET, SCHEMA
 from semiocity.data.views import check_reading, part_file, read_view, source_digest, view_folder
 from semiocity.errors import UserError
 
@@ -35,7 +35,7 @@ GROUPS = 8
 def open_view(dataset: Path, name: str, split: str | None = None, fields: Sequence[str] | None = None) -> SavedView:
     """See `Dataset.saved_view`."""
     facts = read_view(dataset, name)
-    check_reading(facts, fields or (), split, dataset)
+    check_reading(facts, fields or (), [] if split is None else [split], dataset)
     data = Dataset(Path(dataset), pinned(Path(dataset), facts["columns"]))
     _check_columns(data, facts)
     buckets = check(facts["buckets"], BucketOptions, where=f"view {name}") if facts["buckets"] else None
@@ -164,7 +164,7 @@ class SavedRows:
         self._groups.move_to_end(place)
         while len(self._groups) > GROUPS:
             self._groups.popitem(last=False)
-        nothing = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint16)
+        nothing = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=BUCKET)
         return self._groups[place].get(shard, nothing)
 
     def _part(self, thousand: int, path: Path) -> pq.ParquetFile:
@@ -194,7 +194,7 @@ def _by_shard(table: pa.Table) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     for line in table.select(["shard", "rows", "bitmap", "buckets"]).to_pylist():
         bits = np.frombuffer(line["bitmap"], dtype=np.uint8)
         rows = np.flatnonzero(np.unpackbits(bits, count=line["rows"], bitorder="little"))
-        buckets = np.frombuffer(line["buckets"], dtype=np.uint16)
+        buckets = np.frombuffer(line["buckets"], dtype=BUCKET)
         if line["shard"] in found:
             before, theirs = found[line["shard"]]
             rows, buckets = np.concatenate([before, rows]), np.concatenate([theirs, buckets])

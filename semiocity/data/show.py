@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ from semiocity.data.find import find
 from semiocity.data.keys import printable
 from semiocity.data.manifest import BASE, read_column_manifest
 from semiocity.data.shard import ShardError, ShardReader
-from semiocity.files import write_atomic
+from semiocity.files import canonical, write_atomic
+
+Reads = Callable[[Mapping[str, Any]], Sequence[str]]
 
 TEXTS = ("txt", "json")
 LONGEST_TEXT = 4000
 """Bytes of a text field that are shown; `--save` gives all of it."""
 
 
-def describe(path: Path, name: str) -> dict[str, Any]:
+def describe(path: Path, name: str, reads: Reads = lambda stage: []) -> dict[str, Any]:
     """Everything about a row as one JSON value. Raises UserError when there is no such row.
 
-    A field that cannot be read is there with the reason under "damaged".
+    A field that cannot be read is there with the reason under "damaged". `reads` tells the fields that a stage reads;
+    where it does not know, all of the parents' fields are given as what a value was made from.
     """
     dataset = Dataset.open(path)
     place = find(dataset, name)
@@ -29,14 +33,14 @@ def describe(path: Path, name: str) -> dict[str, Any]:
     for column in sorted(dataset.columns, key=lambda column: (column != BASE, column)):
         if place.shard < len(dataset.shard_entries(column)):
             columns[column] = _column(dataset, column, place.shard, place.row)
-    for column, facts in columns.items():
+    for facts in columns.values():
+        known = reads(facts["stage"])
         for parent, made_from in facts["parents"].items():
             made_from["fields"] = {
                 f"{parent}.{field}": {"sha256": item.get("sha256"), "crc32": item["crc32"]}
                 for field, item in columns.get(parent, {}).get("fields", {}).items()
-                if f"{parent}.{field}" in facts["reads"] or not facts["reads"]
+                if not known or f"{parent}.{field}" in known
             }
-        del columns[column]["reads"]
     return {
         "dataset": dataset.name,
         "key": place.key,
@@ -79,26 +83,11 @@ def _column(dataset: Dataset, column: str, shard: int, row: int) -> dict[str, An
         "model": manifest["model"],
         "execution": entry["execution"],
         "parents": {name: dict(parent) for name, parent in entry["parents"].items()},
-        "reads": _reads(manifest["stage"]),
         "tombstone": None if dead is None else {"kind": dead[0], "reason": dead[1]},
         "fields": {field: item for field in made.fields if (item := _field(reader, row, field)) is not None},
         "scalars": reader.scalars(row),
         "shard_sha256": entry["sha256"],
     }
-
-
-def _reads(stage: dict[str, Any]) -> list[str]:
-    """The fields that a stage of ours reads of its parents; empty when that cannot be known any more."""
-    from semiocity.errors import UserError
-    from semiocity.stages.base import STAGES, make_stage
-
-    if stage["name"] not in STAGES:
-        return []
-    try:
-        made = make_stage(stage["name"], stage["args"])
-    except UserError:
-        return []  # its arguments had other names then, or the weights are not named here
-    return [*made.needs(), *made.wants()]
 
 
 def _field(reader: ShardReader, row: int, field: str) -> dict[str, Any] | None:
@@ -152,11 +141,10 @@ def _lines(column: dict[str, Any]) -> list[str]:
         if "text" in item:
             found += [f"  {printable(line)}" for line in item["text"].splitlines()]
             found += ["  …"] if item["cut"] else []
-    found += [f"{name} = {_text(value)}" for name, value in column["scalars"].items() if value is not None]
+    shown = [name for name, item in column["fields"].items() if "text" in item]
+    found += [f"{name} = {_text(v)}" for name, v in column["scalars"].items() if v is not None and name not in shown]
     return found
 
 
 def _text(value: Any) -> str:
-    from semiocity.files import canonical
-
     return printable(value) if isinstance(value, str) else canonical(value)

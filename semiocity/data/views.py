@@ -182,18 +182,7 @@ def read_view(dataset: Path, name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def pin(dataset: Path, name: str) -> str:
-    """NAME@REVISION of the view in use, so that a run goes on with the rows that it began with."""
-    found = read_view(dataset, name)
-    return f"{found['name']}@{found['revision']}"
-
-
-def require_view(dataset: Path, name: str, fields: Iterable[str], split: str | None, where: Any) -> None:
-    """Refuse, before anything is submitted, a view without these fields or this split. Raises UserError."""
-    check_reading(read_view(dataset, name), fields, split, where)
-
-
-def check_reading(view: Mapping[str, Any], fields: Iterable[str], split: str | None, where: Any) -> None:
+def check_reading(view: Mapping[str, Any], fields: Iterable[str], splits: Iterable[str], where: Any) -> None:
     """Raises UserError when a view (as in view.json) lacks a field or split."""
     for field in fields:
         if field not in view["fields"]:
@@ -201,9 +190,10 @@ def check_reading(view: Mapping[str, Any], fields: Iterable[str], split: str | N
                 f"{where}: view {view['name']} has no field {field} (it has: {', '.join(view['fields'])}); add it to "
                 "the view's fields and build the view again"
             )
-    if split is not None and split not in view["splits"]:
-        there = ", ".join(view["splits"]) or "no splits at all"
-        raise UserError(f"{where}: view {view['name']} has no rows of split {split}; it has {there}")
+    for split in splits:
+        if split not in view["splits"]:
+            there = ", ".join(view["splits"]) or "no splits at all"
+            raise UserError(f"{where}: view {view['name']} has no rows of split {split}; it has {there}")
 
 
 def source_digest(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -18,8 +18,9 @@ def run(a: argparse.Namespace) -> int:
     import sys
 
     from semiocity.data import show
+    from semiocity.stages.base import reads_of
 
-    facts = show.describe(a.dataset, a.key)
+    facts = show.describe(a.dataset, a.key, reads_of)
     print(json.dumps(facts, indent=1) if a.json else show.render(facts))
     for path in show.save(a.dataset, facts["key"], a.save) if a.save else ():
         print(path, file=sys.stderr)
