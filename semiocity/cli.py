@@ -24,6 +24,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("report", "one self-contained page about a run"),
     "verify": ("verify", "re-read a dataset and name every fault"),
     "ledger": ("ledger", "check which samples went into each batch of a training"),
+    "edit": ("edit", "correct captions by hand: a new revision of their column"),
+    "remove": ("remove", "take rows down for good, out of every column"),
     "status": ("status", "what is done, running, failed and missing"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),
     "image": ("image", "build the Apptainer image that jobs run in, unless it is there already"),

@@ -8,6 +8,7 @@ either side) takes the most frequent id of each cell, since picking one pixel of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -137,3 +138,24 @@ def scale_ids(ids: np.ndarray, size: tuple[int, int], within: np.ndarray | None 
             votes[(values >> 16) != within[first:last, :, None]] = -1
         result[first:last] = values[votes.argmax(axis=2)]
     return result
+
+
+def mark_edges(ids: Any, edge: Any) -> None:
+    """Set `edge` where an id differs from one of its four neighbours: both sides of every border.
+
+    Both are arrays or both are tensors, [..., H, W]; `edge` is bool and all False. This is the edge map of Wang et al.
+    2018 (pix2pixHD, arXiv 1711.11585, section 3.3).
+    """
+    across = ids[..., 1:] != ids[..., :-1]
+    down = ids[..., 1:, :] != ids[..., :-1, :]
+    edge[..., 1:] |= across
+    edge[..., :-1] |= across
+    edge[..., 1:, :] |= down
+    edge[..., :-1, :] |= down
+
+
+def edge_map(ids: np.ndarray) -> np.ndarray:
+    """The edges of a map of ids [H, W]: uint8 [H, W], 255 on an edge and 0 elsewhere."""
+    edge = np.zeros(ids.shape, dtype=bool)
+    mark_edges(ids, edge)
+    return edge.astype(np.uint8) * 255

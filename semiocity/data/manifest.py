@@ -45,6 +45,7 @@ __all__ = [
     "read_column_manifest",
     "read_manifest",
     "read_receipt",
+    "rebuild",
     "require",
     "shard_entries",
 ]
@@ -131,18 +132,22 @@ def shard_entries(dataset: Path, column: str, revision: str) -> ShardEntries:
 # ---------------------------------------------------------------- merging
 
 
-def merge(dataset: Path, column: str, revision: str, partial: bool = False, reread: bool = False) -> dict[str, Any]:
+def merge(
+    dataset: Path, column: str, revision: str, partial: bool = False, reread: bool = False, aside: bool = False
+) -> dict[str, Any]:
     """Make the column's manifest from its receipts, make it current, and rebuild the dataset's manifest.
 
     Receipts that have not changed since the last merge are not opened again, unless `reread`. Doing it twice, or two
     columns at the same time, does no harm. With `partial` the column manifest is written for the shards that are
-    there, and the dataset's manifest is left alone.
+    there, and the dataset's manifest is left alone. `aside` is for a revision that the dataset does not use, or for the
+    caller to `rebuild` later: parents are those that the receipts name, and the dataset's manifest is left alone.
     Returns the column's manifest. Raises UserError when shards are missing, when receipts do not belong to this
     revision or to the parents' present shards, or when rows and rejected files do not add up to the files seen.
     """
     dataset = Path(dataset)
     folder = column_folder(dataset, column, revision)
-    expected = _expected_shards(dataset, column, revision)
+    known = read_column_manifest(dataset, column, revision)["shards"] if aside else None
+    expected = known or _expected_shards(dataset, column, revision)
     gone = missing(folder, expected)
     if gone and not partial:
         names = ", ".join(f"{shard:08d}" for shard in gone[:5]) + (" …" if len(gone) > 5 else "")
@@ -150,7 +155,7 @@ def merge(dataset: Path, column: str, revision: str, partial: bool = False, rere
             f"{folder}: {len(gone)} of {expected} shards are missing ({names}). Run the job again: only they are made"
         )
     totals = _Totals(folder)
-    parents = None if column == BASE else _Parents(dataset, column, revision)
+    parents = None if column == BASE else _Parents(dataset, column, revision, None if aside else read_manifest(dataset))
     for thousand in _compacted(folder, expected, set(gone), reread):
         if parents is not None:
             parents.check(thousand)
@@ -164,9 +169,9 @@ def merge(dataset: Path, column: str, revision: str, partial: bool = False, rere
         _check_counts(dataset, revision, manifest, partial)
         totals.details.insert(0, planned)
     _publish(folder, manifest, totals.details)
-    if not partial:
+    if not partial and not aside:
         write_json(folder.parent / "current.json", {"format": FORMAT, "revision": revision})
-        _rebuild(dataset)
+        rebuild(dataset)
     return manifest
 
 
@@ -288,17 +293,18 @@ def _check_counts(dataset: Path, revision: str, manifest: dict[str, Any], partia
 class _Parents:
     """A column must be made from what its parents are now, shard by shard."""
 
-    def __init__(self, dataset: Path, column: str, revision: str) -> None:
+    def __init__(self, dataset: Path, column: str, revision: str, facts: Mapping[str, Any] | None) -> None:
+        """`facts` is the dataset's manifest, whose revisions the parents must have; None takes any."""
         self.dataset = dataset
         self.name = f"{column}/{revision}"
         self.column = column
-        self._columns = read_manifest(dataset)["columns"]
+        self._now = None if facts is None else {name: found["revision"] for name, found in facts["columns"].items()}
         self._entries: dict[str, ShardEntries] = {}
 
     def check(self, thousand: Thousand) -> None:
         """Raises UserError naming the first shard of `thousand` that is made from something else. Call in order."""
         made = {name: parent["revision"] for name, parent in thousand.facts["parents"].items()}
-        for parent, revision in {BASE: self._columns[BASE]["revision"], **made}.items():
+        for parent, revision in made.items() if self._now is None else {BASE: self._now[BASE], **made}.items():
             source = self._source(parent, revision, thousand.number)
             named = thousand.facts["parents"].get(parent, {}).get("sha256")
             for i, shard in enumerate(thousand.shards):
@@ -315,7 +321,7 @@ class _Parents:
                     )
 
     def _source(self, parent: str, revision: str, number: int) -> Thousand | None:
-        now = self._columns.get(parent, {}).get("revision")
+        now = revision if self._now is None else self._now.get(parent)
         if now != revision:
             raise UserError(
                 f"{self.dataset}: column {self.column} was made from {parent} revision {revision}, but "
@@ -336,7 +342,7 @@ def _current(dataset: Path) -> dict[str, str]:
     return found
 
 
-def _rebuild(dataset: Path) -> None:
+def rebuild(dataset: Path) -> None:
     """Write manifest.json from the current columns.
 
     Two merges may do this at the same time: each has written its own pointer first and looks again after writing, so

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from semiocity.config import Strict, load_toml
+from semiocity.data.blur import Blur
 from semiocity.data.sources import Source, defaults_of, reads_files
 
 FIELDS = {
     "image": "jpg|png",
     "label": "label.png",
     "instance": "instance.png",
+    "edge": "edge.png",
     "caption": "txt",
     "meta": "json",
 }
@@ -93,6 +95,11 @@ class Recipe(Strict):
     """Label id that means unlabelled. By default the source's own."""
     image: ImagePolicy = ImagePolicy()
     label: LabelPolicy = LabelPolicy()
+    edges: bool = False
+    """Add the field `edge` to every row that has an instance map, or else a label map: 255 where a pixel's id differs
+    from one of its four neighbours', 0 elsewhere."""
+    blur: Blur | None = None
+    """Faces and number plates are blurred before anything is stored; None: nothing is."""
     shard_rows: int = Field(2000, ge=1)
     """Most rows in a shard."""
     shard_mb: float = Field(512, gt=0)
@@ -153,11 +160,20 @@ class Recipe(Strict):
             return self.image.size
         return getattr(self.source, "size", None) if self.image.resize == "none" else None
 
+    def packed_fields(self, found: Collection[str]) -> list[str]:
+        """Logical fields of rows from a source that gives the fields `found`, in their order; without meta."""
+        given = {*found, *(self.fields or ())}
+        if self.edges and given & {"instance", "label"}:
+            given.add("edge")
+        return [name for name in FIELDS if name in given]
+
     def resolved(self) -> dict[str, Any]:
         """The whole recipe as JSON, but for the folder it reads from: that is no property of the dataset."""
         data = self.model_dump(mode="json")
         for place in ("root", "link_roots"):
             data["source"].pop(place, None)
+        if self.blur is not None:
+            data["blur"]["detector"].pop("path", None)
         return data
 
 

@@ -80,6 +80,8 @@ def choose(dataset: Dataset, selection: Selection, shard: int, by_split: bool = 
     index = Index(dataset, shard)
     rows = dataset.shard_entries(BASE)[shard]["rows"]
     mask = np.ones(rows, dtype=bool)
+    if _failed(dataset, BASE, shard):  # a row that was taken down is no row, whatever the join says
+        mask &= np.asarray(index.array(f"{BASE}.tombstone").is_null())
     splits = None
     if selection.split_by is not None and (by_split or selection.split is not None):
         splits = index.array(selection.split_by)
@@ -108,7 +110,7 @@ def opens_nothing(dataset: Dataset, selection: Selection, shard: int) -> bool:
         selection.filter is None
         and not set(selection.join.values()) - {"none"}
         and selection.split_by in (SPLIT, None)
-        and not any(_failed(dataset, c, shard) for c in selection.joined if selection.join.get(c) != "none")
+        and not any(_failed(dataset, c, shard) for c in selection.joined if c == BASE or c not in selection.join)
     )
 
 

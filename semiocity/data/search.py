@@ -15,6 +15,7 @@ from semiocity.data import filter as filters
 from semiocity.data.columns import Dataset
 from semiocity.data.manifest import BASE
 from semiocity.data.rows import Index
+from semiocity.data.selection import refuse_behind
 from semiocity.errors import UserError
 
 READERS = 8
@@ -41,6 +42,7 @@ def search(path: Path, expression: str, show: Sequence[str] = (), where: str = "
     known = filters.scalars_of(dataset.facts["columns"])
     checked = filters.parse(expression, known, where)
     shown = {name: _named(name, known) for name in show}
+    refuse_behind(dataset.facts, {*checked.reads, *(column for column, _ in shown.values())}, path)
 
     def look(shard: int) -> list[Hit]:
         index = Index(dataset, shard)

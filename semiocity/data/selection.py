@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from semiocity.config import digest
 from semiocity.data import filter as filters
 from semiocity.data.buckets import BucketOptions
 from semiocity.data.filter import Filter
-from semiocity.data.manifest import BASE, require
+from semiocity.data.manifest import BASE, behind, require
 from semiocity.errors import UserError
 
 Policy = Literal["error", "skip", "none"]
@@ -100,7 +100,16 @@ def select(
         for name in (WIDTH, HEIGHT):
             _expect(known, name, ("int",), f"{where}: {called['buckets']}")
     checked = filters.parse(filter, known, f"{where}: {called['filter']}") if filter else None
-    return Selection(tuple(fields), split, split_by, checked, dict(join or {}), buckets)
+    selection = Selection(tuple(fields), split, split_by, checked, dict(join or {}), buckets)
+    refuse_behind(facts, selection.columns, where)
+    return selection
+
+
+def refuse_behind(facts: Mapping[str, Any], columns: Iterable[str], where: Any) -> None:
+    """Refuse columns that lack the shards of rows that were added since. Raises UserError."""
+    for column in columns:
+        if late := behind(facts, column):
+            raise UserError(f"{where}: {late}")
 
 
 def column_of(name: str) -> str:

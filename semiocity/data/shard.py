@@ -347,6 +347,15 @@ class ShardReader:
             raise ShardError(f"{self.path.tar}: {field} of {self.keys[i]} is damaged (crc32). {_remedy(self.path)}")
         return data
 
+    def payloads(self, i: int) -> dict[str, tuple[str, bytes]]:
+        """Field → (extension, payload) of row i, for those that it has."""
+        found = {}
+        for name in (name.removesuffix(".ext") for name in self.table.column_names if name.endswith(".ext")):
+            payload = self.read(i, name)
+            if payload is not None:
+                found[name] = (self.column(f"{name}.ext")[i], payload)
+        return found
+
     def scalars(self, i: int) -> dict[str, Any]:
         """The scalars of row i by name; None where the row has none."""
         return {name: self.column(name)[i] for name in self._scalars}

@@ -42,6 +42,7 @@ from semiocity.data.shard import (
     tombstone_payload,
     ustar_header,
 )
+from semiocity.data.takedown import remains
 from semiocity.errors import UserError
 
 AGAIN = "remove {receipt} and run the job that made it again: only this shard is made anew"
@@ -74,6 +75,7 @@ def verify(dataset: Path, quick: bool = False) -> list[Fault]:
     dataset = Path(dataset)
     manifest = read_manifest(dataset)
     faults = list(_counts(dataset, manifest))
+    faults += [Fault(str(where), what, f"run `semiocity remove {dataset} --apply`") for where, what in remains(dataset)]
     for name in sorted(manifest["columns"], key=lambda name: (name != BASE, name)):
         faults += _Column(dataset, name, manifest["columns"], quick).check()
     return faults

@@ -88,7 +88,7 @@ def test_label_maps(tmp_path: Path) -> None:
         "jpeg.jpg": "label_format",
         "cut.jpg": "label_damaged",
         "zero.jpg": "label_format",
-        "big.jpg": "label_format",
+        "big.jpg": "label_too_large",
         "lonely.jpg": "label_missing",
     }
     assert "id 5 in" in rejected["range.jpg"][1] and "0 to 2, 9" in rejected["range.jpg"][1]

@@ -9,18 +9,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from semiocity.data.sources import camvid, folder, generated
+from semiocity.data.sources import camvid, folder, generated, huggingface, sidewalk, table, webdataset
 from semiocity.data.sources.base import Entry, Raw, Rejection
 from semiocity.data.sources.camvid import CamvidSource
 from semiocity.data.sources.folder import FolderSource
 from semiocity.data.sources.generated import CitySource
+from semiocity.data.sources.huggingface import HuggingfaceSource
+from semiocity.data.sources.sidewalk import SidewalkSource
+from semiocity.data.sources.table import TableSource
+from semiocity.data.sources.webdataset import WebdatasetSource
 
 if TYPE_CHECKING:
     from typing import Literal
 
-Source = Annotated[CitySource | CamvidSource | FolderSource, Field(discriminator="kind")]
+Source = Annotated[
+    CitySource | CamvidSource | FolderSource | SidewalkSource | TableSource | WebdatasetSource | HuggingfaceSource,
+    Field(discriminator="kind"),
+]
 
-SOURCES: dict[str, ModuleType] = {"city": generated, "camvid": camvid, "folder": folder}
+SOURCES: dict[str, ModuleType] = {
+    "city": generated,
+    "camvid": camvid,
+    "folder": folder,
+    "sidewalk": sidewalk,
+    "table": table,
+    "webdataset": webdataset,
+    "huggingface": huggingface,
+}
 
 
 def defaults_of(kind: Any) -> dict[str, Any]:
@@ -57,9 +72,13 @@ def version_of(kind: str) -> int:
     return SOURCES[kind].VERSION
 
 
-def scalars_of(kind: str) -> dict[str, Literal["int", "float", "str", "bool"]]:
-    """Scalars that a source adds to every row, with their types; `license` and `origin` (an address, a name) always."""
-    return {"license": "str", "origin": "str", **getattr(SOURCES[kind], "SCALARS", {})}
+def scalars_of(source: Any) -> dict[str, Literal["int", "float", "str", "bool"]]:
+    """Scalars that a source adds to every row, with their types; `license` and `origin` (an address, a name) always.
+
+    A module names its own in SCALARS; those that the recipe declares are in the source's `scalar_types`.
+    """
+    own = getattr(SOURCES[source.kind], "SCALARS", {})
+    return {"license": "str", "origin": "str", **own, **getattr(source, "scalar_types", {})}
 
 
 def entries_of(source: Any) -> Iterator[Entry | Rejection]:
