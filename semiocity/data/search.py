@@ -78,5 +78,5 @@ def _in_order(look: Any, shards: int) -> Iterator[Hit]:
 def _named(name: str, known: filters.Scalars) -> tuple[str, str]:
     found = filters.resolve(name, known)
     if found is None:
-        raise UserError(f"--columns {name}: no such scalar; there are columns {', '.join(known)}")
+        raise UserError(f"--columns: no scalar {name}; there are columns {', '.join(known)}")
     return found

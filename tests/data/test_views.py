@@ -16,8 +16,10 @@ from semiocity.config import check
 from semiocity.data import saved, view_build, views
 from semiocity.data.aspects import AspectBuckets, bucketed
 from semiocity.data.columns import Dataset, View
+from semiocity.data.lease import Owner
 from semiocity.data.manifest import column_folder, merge, read_manifest
 from semiocity.data.shard import Head, ShardPath, ShardWriter
+from semiocity.data.takedown import carry_out, request
 from semiocity.data.view_build import build
 from semiocity.data.views import ViewJob, ViewPlan, plan_again, plan_view, read_view
 from semiocity.errors import UserError
@@ -276,6 +278,21 @@ def test_a_column_made_anew_in_place_is_refused(town: Path) -> None:
         plan_again(job(town, name="some", columns=plan.revisions), plan.revision)
     assert made(town).revision != plan.revision
     assert len(Dataset.open(town).saved_view("some"))
+
+
+def test_a_row_that_was_taken_down_is_in_no_view(town: Path) -> None:
+    made(town, join={"notes": "none"})
+    gone = keys(Dataset.open(town).view(["base.image"]))[3]
+    owner = Owner.here("remove")
+    carry_out(town, request(town, [gone], "asked for"), owner)
+    with pytest.raises(UserError, match="has changed since the view was built"):
+        Dataset.open(town).saved_view("some")
+    made(town, join={"notes": "none", "base": "error"})
+    data = Dataset.open(town)
+    left = [key[:10] for key in keys(data.view(["base.image"]))]
+    assert gone[:10] not in left and len(left) == 19
+    for view in (data.saved_view("some"), data.view(FIELDS, join={"notes": "none", "base": "none"})):
+        assert [key[:10] for key in keys(view)] == left
 
 
 def test_a_build_that_was_stopped_goes_on(town: Path, monkeypatch: pytest.MonkeyPatch) -> None:
