@@ -64,6 +64,19 @@ def _inside(width: int, height: int, wide: int, high: int) -> tuple[int, int]:
     return max(1, round(width * high / height)), high
 
 
+def turn_image(image: Image.Image, degrees: int) -> Image.Image:
+    """Turn counterclockwise by 0, 90, 180 or 270 degrees, losing nothing."""
+    return image.transpose(_TURNS[degrees]) if degrees else image
+
+
+def turn_ids(ids: np.ndarray, degrees: int) -> np.ndarray:
+    """Turn a map of ids [H, W] as `turn_image` does."""
+    return np.rot90(ids, degrees // 90)
+
+
+_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+
+
 def resize_image(image: Image.Image, geometry: Geometry) -> Image.Image:
     """Apply to a picture (RGB or L): Lanczos, padding black."""
     scaled = image.resize(geometry.scaled, Image.Resampling.LANCZOS, box=geometry.box)

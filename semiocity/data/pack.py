@@ -13,6 +13,7 @@ from semiocity.config import canonical
 from semiocity.data import geometry as geo
 from semiocity.data import images
 from semiocity.data.blurring import Blurrer, make_blurrer
+from semiocity.data.boxes import encode_boxes, place_boxes
 from semiocity.data.images import Picture, Rejected
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import BASE, complete, missing
@@ -120,6 +121,11 @@ def _pack_row(
         picture, blurred["blurred"] = blurrer(entry, picture)
     label = _label(recipe, raw.label, picture.pixels.size)
     instance = _instance(recipe, raw.instance, picture.pixels.size)
+    if raw.rotation:
+        turned = [*picture.changes, f"rotation {raw.rotation}"]
+        picture = Picture(geo.turn_image(picture.pixels, raw.rotation), picture.ext, None, turned)
+        label = None if label is None else geo.turn_ids(label, raw.rotation)
+        instance = None if instance is None else geo.turn_ids(instance, raw.rotation)
     geometry = geo.plan_geometry(recipe.image, *picture.pixels.size)
     changes = picture.changes
     if geometry is not None:
@@ -149,6 +155,16 @@ def _pack_row(
         fields["edge"] = ("edge.png", images.encode_ids(geo.edge_map(ids)))
     if raw.caption is not None:
         fields["caption"] = ("txt", _caption(raw.caption))
+    if raw.boxes is not None:
+        boxes = place_boxes(
+            raw.boxes,
+            (original["width"], original["height"]),
+            geometry,
+            relative=raw.relative_boxes,
+            rotation=raw.rotation,
+            min_visible=recipe.boxes.min_visible,
+        )
+        fields["boxes"] = ("boxes.json", encode_boxes(boxes))
     meta = {"id": entry.id, "file": entry.files.get("image"), "source": recipe.source.kind, "original": original}
     fields["meta"] = ("json", canonical({**meta, **scalars, "changes": changes}).encode())
     return fields, scalars

@@ -30,6 +30,7 @@ from semiocity.data.recipe import Recipe
 from semiocity.data.removed import read_removed
 from semiocity.data.sources import entries_of, version_of
 from semiocity.data.sources.base import Entry
+from semiocity.data.splits import Splitter
 from semiocity.errors import UserError
 
 PACKER_VERSION = 2
@@ -114,7 +115,8 @@ def make_plan(recipe: Recipe, dataset: Path) -> Plan:
     removed = frozenset(item.id_sha256 for item in read_removed(dataset))
     with tempfile.TemporaryDirectory(prefix=".making.", dir=plans) as scratch:
         listing = Listing(recipe, Path(scratch), removed)
-        listing.fill(entries_of(recipe.source))
+        splitter = Splitter(recipe)
+        listing.fill(splitter.assign(entries_of(recipe.source)))
         settings = {
             "recipe": recipe.resolved(),
             "source_version": version_of(recipe.source.kind),
@@ -124,6 +126,7 @@ def make_plan(recipe: Recipe, dataset: Path) -> Plan:
         }
         content = _grown(recipe, dataset, settings, listing, Path(scratch))
         content = content or _fresh(recipe, dataset, settings, listing, Path(scratch))
+        content["split_files"] = splitter.files  # what they say is in the rows
         folder = plan_folder(dataset, content["revision"])
         lines = "".join(listing.rejected()).encode("ascii")
     content |= _place(recipe)

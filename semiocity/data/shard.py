@@ -239,15 +239,22 @@ class ShardWriter:
         self._offset += len(data)
 
     def _write_parquet(self) -> tuple[int, str]:
-        table = pa.Table.from_pylist(self._rows, schema=index_schema(self.head.fields, self.head.scalars))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=3)
-        data = sink.getvalue().to_pybytes()
+        """Bytes and sha256."""
+        data = index_bytes(self._rows, self.head.fields, self.head.scalars)
         with self._parquet.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         return len(data), hashlib.sha256(data).hexdigest()
+
+
+def index_bytes(rows: list[dict[str, Any]], fields: Mapping[str, str], scalars: Mapping[str, Scalar]) -> bytes:
+    """The parquet of a shard with these rows."""
+    table = pa.Table.from_pylist(rows, schema=index_schema(fields, scalars))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=3)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def tombstone_payload(kind: str, reason: str) -> bytes:

@@ -37,10 +37,11 @@ STAGES: dict[str, Methods] = {
             "sam": "semiocity.stages.segment:SamSegment",
         },
     ),
+    "hash": Methods("hasher", {"dct": "semiocity.stages.hash:Hash"}),
 }
 """Stage → its ways and the classes that do them; imported when they are chosen."""
 
-STAGES_OF = {"caption": "caption", "mask": "segment"}
+STAGES_OF = {"caption": "caption", "mask": "segment", "hash": "hash"}
 """Column → the stage that makes it under its default name, for messages."""
 
 

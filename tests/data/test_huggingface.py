@@ -28,7 +28,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 sys.path.insert(0, sys.argv[2])
 from make_images import jpeg, label_png
 features = Features({
-    "image": Image(), "annotation": Image(), "texts": List(Value("string")), "weather": ClassLabel(names=["sun", "rain"]),
+    "image": Image(), "annotation": Image(), "texts": List(Value("string")),
+    "weather": ClassLabel(names=["sun", "rain"]),
     "score": Value("float32"), "licence": Value("string"),
 })
 

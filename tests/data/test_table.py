@@ -155,7 +155,7 @@ def test_tables_that_cannot_be_read(tmp_path: Path, text: str, source: dict[str,
 
 @pytest.mark.parametrize("name", ["split", "Weather Code", "image.offset"])
 def test_names_that_no_scalar_can_have(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="choose another name|cannot name a scalar"):
+    with pytest.raises(ValueError, match=r"choose another name|cannot name a scalar"):
         recipe(tmp_path, {"scalars": {name: "str"}})
 
 

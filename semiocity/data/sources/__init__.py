@@ -9,12 +9,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from semiocity.data.sources import camvid, folder, generated, huggingface, sidewalk, table, webdataset
-from semiocity.data.sources.base import Entry, Raw, Rejection
+from semiocity.data.sources import (
+    ade20k,
+    bdd100k,
+    camvid,
+    cityscapes,
+    cmp_facade,
+    coco_stuff,
+    folder,
+    generated,
+    huggingface,
+    imaginary_cities,
+    openimages,
+    sidewalk,
+    table,
+    webdataset,
+)
+from semiocity.data.sources.ade20k import Ade20kSource
+from semiocity.data.sources.base import Class, Entry, Raw, Rejection
+from semiocity.data.sources.bdd100k import Bdd100kSource
 from semiocity.data.sources.camvid import CamvidSource
+from semiocity.data.sources.cityscapes import CityscapesSource
+from semiocity.data.sources.cmp_facade import CmpFacadeSource
+from semiocity.data.sources.coco_stuff import CocoStuffSource
 from semiocity.data.sources.folder import FolderSource
 from semiocity.data.sources.generated import CitySource
 from semiocity.data.sources.huggingface import HuggingfaceSource
+from semiocity.data.sources.imaginary_cities import ImaginaryCitiesSource
+from semiocity.data.sources.openimages import OpenImagesSource
 from semiocity.data.sources.sidewalk import SidewalkSource
 from semiocity.data.sources.table import TableSource
 from semiocity.data.sources.webdataset import WebdatasetSource
@@ -23,7 +45,20 @@ if TYPE_CHECKING:
     from typing import Literal
 
 Source = Annotated[
-    CitySource | CamvidSource | FolderSource | SidewalkSource | TableSource | WebdatasetSource | HuggingfaceSource,
+    CitySource
+    | CamvidSource
+    | FolderSource
+    | CityscapesSource
+    | Bdd100kSource
+    | CmpFacadeSource
+    | Ade20kSource
+    | CocoStuffSource
+    | OpenImagesSource
+    | ImaginaryCitiesSource
+    | SidewalkSource
+    | TableSource
+    | WebdatasetSource
+    | HuggingfaceSource,
     Field(discriminator="kind"),
 ]
 
@@ -31,6 +66,13 @@ SOURCES: dict[str, ModuleType] = {
     "city": generated,
     "camvid": camvid,
     "folder": folder,
+    "cityscapes": cityscapes,
+    "bdd100k": bdd100k,
+    "cmp_facade": cmp_facade,
+    "ade20k": ade20k,
+    "coco_stuff": coco_stuff,
+    "openimages": openimages,
+    "imaginary_cities": imaginary_cities,
     "sidewalk": sidewalk,
     "table": table,
     "webdataset": webdataset,
@@ -39,13 +81,14 @@ SOURCES: dict[str, ModuleType] = {
 
 
 def defaults_of(kind: Any) -> dict[str, Any]:
-    """What a source knows of its rows: promised fields, classes, ignore id. Empty for a kind that does not exist."""
+    """What a source knows of its rows: promised fields, classes, ids to ignore. Empty for a kind that is none."""
     module = SOURCES.get(kind)
     if module is None:
         return {}
     known: dict[str, Any] = {"fields": module.FIELDS}
     if module.CLASSES is not None:
-        known["classes"] = tuple({"name": name, "color": color} for name, color in module.CLASSES)
+        known["classes"] = tuple(Class(*item)._asdict() for item in module.CLASSES)
+        known["label"] = {"ignore_ids": getattr(module, "IGNORE_IDS", ())}
         if module.IGNORE_ID is not None:
             known["ignore_id"] = module.IGNORE_ID
     return known

@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from semiocity.data.images import Rejected
-from semiocity.data.keys import printable
+from semiocity.data.keys import printable, to_bytes
 from semiocity.data.sources.base import Entry, FileSource, Raw
 from semiocity.data.sources.files import LeadsOutside, open_below
 from semiocity.errors import UserError
 
+GIVEN = ("boxes", "relative_boxes", "rotation")
+"""What an entry's `extra` may say of a Raw, besides the caption."""
+
 
 def load(source: FileSource, entry: Entry) -> Raw:
-    """The bytes of the entry's files. Raises as `read_planned` does."""
+    """The bytes of the entry's files, and what its `extra` says. Raises as `read_planned` does."""
     payloads: dict[str, Any] = {field: read_field(source, entry, field) for field in entry.files}
-    return Raw(**payloads)
+    given: dict[str, Any] = {name: entry.extra[name] for name in GIVEN if name in entry.extra}
+    if "caption" in entry.extra:
+        given["caption"] = to_bytes(entry.extra["caption"])
+    return Raw(**payloads, **given)
 
 
 def read_field(source: FileSource, entry: Entry, field: str) -> bytes:

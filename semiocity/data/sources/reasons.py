@@ -15,6 +15,9 @@ REASONS: dict[str, str] = {
     "tar_damaged": "a tar is cut, or a header in it is damaged: what follows there cannot be found",
     "blur_unlisted": "the file of boxes to blur says nothing of this picture, and blur.unlisted is reject",
     "removed": "taken down for good; named by the beginning of its key alone",
+    "boxes_missing": "the recipe promises boxes and there are none",
+    "not_listed": "the dataset's tables have no line for the picture",
+    "class_unwanted": "the picture shows none of the classes that the recipe asks for",
     "image_empty": "zero bytes",
     "image_unknown": "no picture of a known kind (JPEG, PNG, WebP, GIF, BMP, TIFF), whatever its name says",
     "image_damaged": "decoding fails, as for a truncated file",
@@ -29,5 +32,6 @@ REASONS: dict[str, str] = {
     "instance_format": "no 8-bit or 16-bit single-channel PNG",
     "instance_damaged": "decoding fails",
     "instance_size": "another size than the picture, and label.other_size is reject",
+    "boxes_format": "no file of boxes as the dataset has them",
     "caption_encoding": "no UTF-8 text",
 }
