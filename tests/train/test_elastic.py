@@ -20,7 +20,7 @@ from semiocity.data.aspects import AspectBuckets
 from semiocity.data.columns import Dataset
 from semiocity.data.decode import decode_cropped
 from semiocity.data.lease import Owner
-from semiocity.data.loader import Arrays, Rows, slices, stack
+from semiocity.data.loader import Arrays, Room, Rows, slices, stack
 from semiocity.data.manifest import merge
 from semiocity.data.order import Batch, Order
 from semiocity.data.pack import pack_shards
@@ -65,8 +65,8 @@ def pictures() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def decode(row: Mapping[str, bytes | None], size: tuple[int, int]) -> Arrays:
-    return {"image": decode_cropped(row["base.image"] or b"", size[::-1])}
+def decode(row: Mapping[str, bytes | None], size: tuple[int, int], room: Room) -> Arrays:
+    return {"image": decode_cropped(row["base.image"] or b"", size[::-1], room("image", (*size, 3), np.uint8))}
 
 
 def collate(batch: Batch, decoded: Sequence[Arrays]) -> dict[str, torch.Tensor]:
