@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("report", "one self-contained page about a run"),
     "verify": ("verify", "re-read a dataset and name every fault"),
     "status": ("status", "what is done, running, failed and missing"),
+    "browse": ("browse", "a gallery of a dataset on loopback: search, filter, look at rows with their layers"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),
     "image": ("image", "build the Apptainer image that jobs run in, unless it is there already"),
 }
