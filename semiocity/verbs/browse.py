@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from semiocity.errors import UserError
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="the dataset's folder, such as data/city")
@@ -26,6 +28,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace) -> int:
-    from semiocity.ui.browse.serve import browse
+    try:
+        from semiocity.ui.browse.serve import browse
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed here: pip install 'semiocity[data]'") from None
 
     return browse(a.dataset, a.port, a.host, a.shards, a.contents, a.cache)

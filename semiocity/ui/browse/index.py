@@ -268,10 +268,8 @@ def _class_columns(dataset: Dataset, options: Options) -> dict[int, str]:
 
 def _histogram(values: pa.ChunkedArray) -> tuple[dict[str, Any], np.ndarray]:
     """Ends, number of bars, and the bar of each row. Bars of integers are as wide as integers where these are few."""
-    found = (
-        values.to_numpy() if values.null_count == 0 else pc.fill_null(pc.cast(values, pa.float64()), np.nan).to_numpy()
-    )
-    finite = np.isfinite(found)
+    found = pc.fill_null(values, 0).to_numpy()
+    finite = np.isfinite(found) & pc.is_valid(values).to_numpy()
     bins = np.full(len(found), NOTHING, np.uint8)
     if not finite.any():
         return {"low": None, "high": None, "bins": 0, "missing": len(found)}, bins

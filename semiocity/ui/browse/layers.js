@@ -47,6 +47,15 @@ function paint(canvas, width, height, colourAt) {
 // As a little-endian word of canvas memory: red first.
 const word = ([r, g, b], alpha = 255) => ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;
 
+const WHITE = 0xffffffff;
+
+// Whether a pixel lies on the outline of its region: one pixel wide between regions, and inside where nothing follows.
+function edge(ids, width, i) {
+  const id = ids[i], x = i % width;
+  return (x > 0 && ids[i - 1] !== id) || (i >= width && ids[i - width] !== id) ||
+    (x + 1 < width && ids[i + 1] === 0) || ids[i + width] === 0;
+}
+
 export async function label(address, classes) {
   const { width, height, ids } = await readIds(address, false);
   const element = h("canvas", { class: "layer map" });
@@ -79,12 +88,7 @@ export async function instance(address) {
     if (!colours.has(id)) colours.set(id, word(numberColour(id)));
     return colours.get(id);
   };
-  paint(element, width, height, (i) => {
-    const id = ids[i];
-    if (!id) return 0;
-    const edge = (i % width && ids[i - 1] !== id) || (i >= width && ids[i - width] !== id);
-    return edge ? 0xffffffff : colour(id);
-  });
+  paint(element, width, height, (i) => (ids[i] ? (edge(ids, width, i) ? WHITE : colour(ids[i])) : 0));
   const found = new Set(ids);
   found.delete(0);
   return {
@@ -119,11 +123,7 @@ export async function masks(address) {
       paint(element, width, height, (i) => (one[i] ? colours[only + 1] : 0));
       return;
     }
-    paint(element, width, height, (i) => {
-      const id = top[i];
-      const edge = (i % width && top[i - 1] !== id) || (i >= width && top[i - width] !== id);
-      return edge ? 0xffffffff : colours[id];
-    });
+    paint(element, width, height, (i) => (top[i] && edge(top, width, i) ? WHITE : colours[top[i]]));
   };
   draw();
   return {

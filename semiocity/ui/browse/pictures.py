@@ -124,14 +124,15 @@ def regions_of(masks: dict[str, Any], most: int) -> np.ndarray:
             counts = str(item["counts"]).encode("ascii")
             if _pixels(counts) != height * width:
                 raise ValueError(f"mask {number} does not fill its picture")
-            regions[coco.decode({"size": [height, width], "counts": counts})[::step, ::step] > 0] = number
+            regions[coco.decode([{"size": [height, width], "counts": counts}])[::step, ::step, 0] > 0] = number
     except (KeyError, TypeError, ValueError, UnicodeEncodeError) as error:
         raise UserError(f"masks: {type(error).__name__}: {error}") from None
     return regions
 
 
 def _pixels(counts: bytes) -> int:
-    """Pixels that COCO's compressed run-lengths cover. pycocotools writes past its buffer when they are too many."""
+    """Pixels that COCO's compressed run-lengths cover. Checked here: some versions of pycocotools
+    trust them and write past their buffer."""
     runs: list[int] = []
     at = 0
     while at < len(counts):
@@ -169,6 +170,7 @@ def _small(data: bytes, size: int) -> Image.Image:
     try:
         image.draft("RGB", (size, size))
         image.thumbnail((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        image.load()  # one that is small enough was not decoded yet
         return image if image.mode in ("RGB", "L") else image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"picture cannot be decoded: {error}") from None

@@ -114,6 +114,8 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_GET(self) -> None:
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            self.close_connection = True  # nobody reads the body: it must not pass for the next request
         self._answer(self._reply())
 
     do_HEAD = do_GET
@@ -125,6 +127,12 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(_plain(HTTPStatus.METHOD_NOT_ALLOWED, text, (("Allow", "GET, HEAD"),)))
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _no
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What is no HTTP, and methods that nobody knows."""
+        self.close_connection = True
+        status = HTTPStatus(code)
+        self._answer(_plain(status, status.phrase))
 
     def version_string(self) -> str:
         return "semiocity"
@@ -140,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", reply.media)
         self.send_header("Content-Length", str(len(reply.body)))
         self.end_headers()
-        if self.command != "HEAD":
+        if getattr(self, "command", None) != "HEAD":
             self.wfile.write(reply.body)
         self.wfile.flush()
 
