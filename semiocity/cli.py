@@ -19,6 +19,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate", "scores of the generated images"),
     "report": ("report", "one self-contained page about a run"),
     "verify": ("verify", "re-read a dataset and name every fault"),
+    "edit": ("edit", "correct captions by hand: a new revision of their column"),
+    "remove": ("remove", "take rows down for good, out of every column"),
     "status": ("status", "what is done, running, failed and missing"),
     "browse": ("browse", "a gallery of a dataset on loopback: search, filter, look at rows with their layers"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from semiocity.errors import UserError
-from semiocity.files import canonical, digest, fsync_folder, read_json, write_atomic, write_json
+from semiocity.files import canonical, digest, fsync_folder, json_bytes, read_json, write_atomic, write_json
 
 __all__ = [
     "Cluster",
@@ -29,6 +29,7 @@ __all__ = [
     "check",
     "digest",
     "fsync_folder",
+    "json_bytes",
     "load_toml",
     "read_json",
     "write_atomic",

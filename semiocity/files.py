@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from semiocity.errors import UserError
 
@@ -24,16 +26,28 @@ def digest(value: Any, length: int = 10) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, also after a crash."""
-    write_atomic(path, (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True) + "\n").encode())
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True) + "\n").encode()
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to a temporary name in the same folder, fsync, rename, fsync the folder. Honours the umask."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """As write_atomic, for what is written bit by bit. When the block raises, the old file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o666 & ~_umask())

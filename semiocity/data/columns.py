@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from semiocity.config import check, digest
-from semiocity.data.manifest import BASE, column_folder, read_column_manifest, read_manifest, require
+from semiocity.data.manifest import BASE, column_folder, read_manifest, require, shard_entries
+from semiocity.data.receipts import ShardEntries
 from semiocity.data.recipe import ClassSpec
 from semiocity.data.shard import ShardError, ShardPath, ShardReader
 from semiocity.errors import UserError
@@ -76,7 +77,7 @@ class Dataset:
         self.ignore_id: int | None = manifest["recipe"]["ignore_id"]
         self.image_size: tuple[int, int] | None = _image_size(manifest["recipe"])
         """Width and height of every picture, or None when they differ."""
-        self._manifests: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, ShardEntries] = {}
         self._readers: OrderedDict[tuple[str, int], ShardReader] = OrderedDict()
 
     @classmethod
@@ -90,7 +91,8 @@ class Dataset:
     @property
     def shards(self) -> int:
         """Shards of every column."""
-        return len(self.shard_entries(BASE))
+        shards: int = self._facts["columns"][BASE]["shards"]
+        return shards
 
     @property
     def palette(self) -> list[tuple[int, int, int]]:
@@ -121,12 +123,11 @@ class Dataset:
             raise UserError(f"{self.path}: no column {name}; there are {', '.join(self.columns)}")
         return self.columns[name]
 
-    def shard_entries(self, column: str) -> list[dict[str, Any]]:
-        """What the column's manifest says of each shard: rows, bytes, sha256, splits, tombstones, …"""
-        if column not in self._manifests:
-            self._manifests[column] = read_column_manifest(self.path, column, self.column(column).revision)
-        entries: list[dict[str, Any]] = self._manifests[column]["shards"]
-        return entries
+    def shard_entries(self, column: str) -> ShardEntries:
+        """What the column's manifest says of each shard: rows, bytes, sha256, splits, tombstones, …; read lazily."""
+        if column not in self._entries:
+            self._entries[column] = shard_entries(self.path, column, self.column(column).revision)
+        return self._entries[column]
 
     def reader(self, column: str, shard: int) -> ShardReader:
         """An open reader; the last few are kept. Raises ShardError when the shard is damaged."""

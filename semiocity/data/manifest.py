@@ -1,159 +1,54 @@
-"""Where shards lie, what their receipts say, and the manifests merged from receipts.
+"""The manifests merged from receipts, of a column and of the dataset. Where they lie: layout.py.
 
-    columns/COLUMN/current.json                      which revision of the column the dataset uses
-    columns/COLUMN/REVISION/manifest.json            every shard of the column: rows, bytes, digests
-    columns/COLUMN/REVISION/rejected.jsonl           one rejected source file a line
-    columns/COLUMN/REVISION/00000/00000012.json      a shard's receipt, beside its .tar and .parquet
-    manifest.json                                    the dataset: recipe, digest, columns, counts
-
-Login-node code: JSON only, no numpy.
+Login-node code: standard library only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semiocity.config import canonical, read_json, write_atomic, write_json
+from semiocity.data.layout import (
+    BASE,
+    FOLDER_SHARDS,
+    FORMAT,
+    SUFFIXES,
+    ShardPath,
+    check_format,
+    column_folder,
+    complete,
+    missing,
+    read_receipt,
+)
+from semiocity.data.receipts import SHARED, ShardEntries, Thousand, compact, receipts_file, rejected_file
 from semiocity.errors import UserError
+from semiocity.files import canonical, read_json, replacing, write_json
 
-FORMAT = 1
-"""Version of shards, receipts, plans and manifests. Older data stay readable, or are refused with what to do."""
-
-BASE = "base"
-"""The column that `pack` makes; every other column has its shards and its keys."""
-
-FOLDER_SHARDS = 1000
-"""Shards in one folder, so that no directory grows without bound."""
-
-SUFFIXES = (".tar", ".parquet", ".json")
-
-
-@dataclass(frozen=True)
-class ShardPath:
-    """The three files of one shard of one column revision, and its lease."""
-
-    folder: Path
-    """…/columns/COLUMN/REVISION"""
-    shard: int
-
-    @property
-    def stem(self) -> str:
-        return f"{self.shard:08d}"
-
-    @property
-    def parent(self) -> Path:
-        """The folder of a thousand shards that this one lies in."""
-        return self.folder / f"{self.shard // FOLDER_SHARDS:05d}"
-
-    @property
-    def tar(self) -> Path:
-        return self.parent / f"{self.stem}.tar"
-
-    @property
-    def parquet(self) -> Path:
-        return self.parent / f"{self.stem}.parquet"
-
-    @property
-    def receipt(self) -> Path:
-        return self.parent / f"{self.stem}.json"
-
-    @property
-    def lease(self) -> Path:
-        return self.parent / f"{self.stem}.lease"
-
-    def __str__(self) -> str:
-        return f"{self.folder.parent.name}/{self.folder.name}/{self.stem}"
-
-
-def column_folder(dataset: Path, column: str, revision: str) -> Path:
-    """The folder of one revision of a column."""
-    return Path(dataset) / "columns" / column / revision
-
-
-def check_format(found: Any, where: Path) -> None:
-    """Refuse what another version of the format wrote. Raises UserError."""
-    number = found.get("format") if isinstance(found, dict) else None
-    if number == FORMAT:
-        return
-    if isinstance(number, int) and number > FORMAT:
-        raise UserError(f"{where}: format {number}; this Semiocity reads up to {FORMAT}. Use a newer Semiocity")
-    raise UserError(f"{where}: no file of format {FORMAT} (its format is {number!r}). Remove it and make it again")
-
-
-def read_receipt(path: ShardPath) -> dict[str, Any] | None:
-    """A shard's receipt, or None when it has none. Raises UserError when it is damaged or of another format."""
-    try:
-        receipt = read_json(path.receipt)
-    except FileNotFoundError:
-        return None
-    check_format(receipt, path.receipt)
-    return receipt
-
-
-def complete(path: ShardPath) -> bool:
-    """Whether receipt, tar and parquet of a shard are there."""
-    return path.receipt.exists() and path.tar.exists() and path.parquet.exists()
-
-
-def missing(folder: Path, shards: int) -> list[int]:
-    """Numbers below `shards` for which receipt, tar and parquet are not all there. One listing a thousand shards."""
-    absent: list[int] = []
-    for first in range(0, shards, FOLDER_SHARDS):
-        path = ShardPath(folder, first)
-        try:
-            with os.scandir(path.parent) as entries:
-                names = {entry.name for entry in entries}
-        except FileNotFoundError:
-            names = set()
-        for shard in range(first, min(first + FOLDER_SHARDS, shards)):
-            stem = f"{shard:08d}"
-            if any(stem + suffix not in names for suffix in SUFFIXES):
-                absent.append(shard)
-    return absent
-
-
-# ---------------------------------------------------------------- merging
-
-
-def merge(dataset: Path, column: str, revision: str, partial: bool = False) -> dict[str, Any]:
-    """Make the column's manifest from its receipts, make it current, and rebuild the dataset's manifest.
-
-    Doing it twice, or two columns at the same time, does no harm. With `partial` the column manifest is written for
-    the shards that are there, and the dataset's manifest is left alone.
-    Returns the column's manifest. Raises UserError when shards are missing, when receipts do not belong to this
-    revision or to the parents' present shards, or when rows and rejected files do not add up to the files seen.
-    """
-    dataset = Path(dataset)
-    folder = column_folder(dataset, column, revision)
-    expected = _expected_shards(dataset, column, revision)
-    absent = missing(folder, expected)
-    if absent and not partial:
-        names = ", ".join(f"{shard:08d}" for shard in absent[:5]) + (" …" if len(absent) > 5 else "")
-        raise UserError(
-            f"{folder}: {len(absent)} of {expected} shards are missing ({names}). Run the job again: only they are made"
-        )
-    gone = set(absent)
-    manifest, rejected = _from_receipts(folder, column, revision, [s for s in range(expected) if s not in gone])
-    if column == BASE:
-        rejected = _planning_rejects(dataset, revision) + rejected
-        manifest["rejected"] = dict(sorted(Counter(item["reason"] for item in rejected).items()))
-        _check_counts(dataset, revision, manifest, partial)
-    else:
-        _check_parents(dataset, manifest)
-    lines = "".join(canonical(item) + "\n" for item in rejected)
-    write_atomic(folder / "rejected.jsonl", lines.encode())
-    write_json(folder / "manifest.json", manifest)
-    if not partial:
-        write_json(folder.parent / "current.json", {"format": FORMAT, "revision": revision})
-        _rebuild(dataset)
-    return manifest
+__all__ = [
+    "BASE",
+    "FOLDER_SHARDS",
+    "FORMAT",
+    "SUFFIXES",
+    "ShardPath",
+    "behind",
+    "check_format",
+    "column_folder",
+    "complete",
+    "current",
+    "merge",
+    "merged",
+    "missing",
+    "read_column_manifest",
+    "read_manifest",
+    "read_receipt",
+    "rebuild",
+    "require",
+    "shard_entries",
+]
 
 
 def read_manifest(dataset: Path) -> dict[str, Any]:
@@ -178,11 +73,24 @@ def current(dataset: Path, column: str) -> str | None:
     return facts["columns"].get(column, {}).get("revision")
 
 
+def merged(dataset: Path, column: str, revision: str, shards: int) -> bool:
+    """Whether the dataset's manifest has this revision of a column with so many shards, and base all that was seen."""
+    try:
+        facts = read_manifest(dataset)
+        found = facts["columns"].get(column, {})
+        seen = column != BASE or facts["files_seen"] == _plan(dataset, revision)["files_seen"]
+    except UserError:
+        return False
+    return bool(found.get("revision") == revision and found["shards"] == shards and seen)
+
+
 def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> None:
     """Refuse a dataset, given by its manifest, that lacks one of the fields in `needs`. Raises UserError naming it."""
     for reference in needs:
         column, _, field = reference.partition(".")
         found = facts["columns"].get(column)
+        if found is not None and (late := behind(facts, column)):
+            raise UserError(f"{dataset}: {reference} is needed, but {late}")
         if found is None:
             there = ", ".join(sorted(facts["columns"]))
             raise UserError(
@@ -192,6 +100,17 @@ def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> No
         if field not in found["fields"] and field not in found["scalars"]:
             there = ", ".join([*found["fields"], *found["scalars"]])
             raise UserError(f"{dataset}: column {column} has no field {field} (it has: {there})")
+
+
+def behind(facts: Mapping[str, Any], column: str) -> str | None:
+    """What is wrong with a column that lacks the shards of rows that were added since it was made, or None."""
+    wanted, there = (facts["columns"][name]["shards"] for name in (BASE, column))
+    if there == wanted:
+        return None
+    return (
+        f"column {column} lacks {wanted - there} of {wanted} shards, since rows were added; "
+        "run its job again: only they are made"
+    )
 
 
 def read_column_manifest(dataset: Path, column: str, revision: str) -> dict[str, Any]:
@@ -205,12 +124,145 @@ def read_column_manifest(dataset: Path, column: str, revision: str) -> dict[str,
     return manifest
 
 
-def shards_digest(shards: list[dict[str, Any]]) -> str:
-    """One sha256 over the ordered keys and the bytes of a column's shards."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(f"{shard['shard']} {shard['keys_digest']} {shard['sha256']}\n".encode())
-    return digest.hexdigest()
+def shard_entries(dataset: Path, column: str, revision: str) -> ShardEntries:
+    """What the column's manifest says of each shard, read a thousand at a time. Raises UserError when there is none."""
+    return ShardEntries(column_folder(dataset, column, revision), read_column_manifest(dataset, column, revision))
+
+
+# ---------------------------------------------------------------- merging
+
+
+def merge(
+    dataset: Path, column: str, revision: str, partial: bool = False, reread: bool = False, aside: bool = False
+) -> dict[str, Any]:
+    """Make the column's manifest from its receipts, make it current, and rebuild the dataset's manifest.
+
+    Receipts that have not changed since the last merge are not opened again, unless `reread`. Doing it twice, or two
+    columns at the same time, does no harm. With `partial` the column manifest is written for the shards that are
+    there, and the dataset's manifest is left alone. `aside` is for a revision that the dataset does not use, or for the
+    caller to `rebuild` later: parents are those that the receipts name, and the dataset's manifest is left alone.
+    Returns the column's manifest. Raises UserError when shards are missing, when receipts do not belong to this
+    revision or to the parents' present shards, or when rows and rejected files do not add up to the files seen.
+    """
+    dataset = Path(dataset)
+    folder = column_folder(dataset, column, revision)
+    known = read_column_manifest(dataset, column, revision)["shards"] if aside else None
+    expected = known or _expected_shards(dataset, column, revision)
+    gone = missing(folder, expected)
+    if gone and not partial:
+        names = ", ".join(f"{shard:08d}" for shard in gone[:5]) + (" …" if len(gone) > 5 else "")
+        raise UserError(
+            f"{folder}: {len(gone)} of {expected} shards are missing ({names}). Run the job again: only they are made"
+        )
+    totals = _Totals(folder)
+    parents = None if column == BASE else _Parents(dataset, column, revision, None if aside else read_manifest(dataset))
+    for thousand in _compacted(folder, expected, set(gone), reread):
+        if parents is not None:
+            parents.check(thousand)
+        totals.add(thousand)
+    manifest = totals.manifest()
+    if column == BASE:
+        planned = dataset / "plans" / revision / "rejected.jsonl"
+        with planned.open(encoding="ascii") as lines:
+            reasons = Counter(json.loads(line)["reason"] for line in lines)
+        manifest["rejected"] = dict(sorted((reasons + Counter(manifest["rejected"])).items()))
+        _check_counts(dataset, revision, manifest, partial)
+        totals.details.insert(0, planned)
+    _publish(folder, manifest, totals.details)
+    if not partial and not aside:
+        write_json(folder.parent / "current.json", {"format": FORMAT, "revision": revision})
+        rebuild(dataset)
+    return manifest
+
+
+def _compacted(folder: Path, shards: int, gone: set[int], reread: bool) -> Iterator[Thousand]:
+    for first in range(0, shards, FOLDER_SHARDS):
+        there = [shard for shard in range(first, min(first + FOLDER_SHARDS, shards)) if shard not in gone]
+        if there:
+            yield compact(folder, first // FOLDER_SHARDS, there, reread)
+
+
+class _Totals:
+    """A column's manifest, added up from its thousands; each is let go of as soon as it is counted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.details: list[Path] = []
+        """Files of rejected source files, in order."""
+        self._digest = hashlib.sha256()
+        self._lines: list[dict[str, Any]] = []
+        self._first: dict[str, Any] = {}
+        self._executions: dict[str, Any] = {}
+
+    def add(self, thousand: Thousand) -> None:
+        """Raises UserError when the thousand is at odds with those before it."""
+        facts = thousand.facts
+        shared = {name: facts[name] for name in SHARED}
+        shared["parents"] = {name: parent["revision"] for name, parent in facts["parents"].items()}
+        self._first = self._first or shared
+        for name in shared:
+            if shared[name] != self._first[name]:
+                where = ShardPath(self.folder, thousand.shards[0])
+                raise UserError(
+                    f"{where.parent}: {name} of its receipts differs from that of the shards before. "
+                    "Remove the receipts that are wrong and run the job again"
+                )
+        self._executions |= {canonical(item): item for item in facts["executions"]}
+        for shard, keys, sha256 in zip(facts["shards"], facts["keys_digest"], facts["sha256"]):
+            self._digest.update(f"{shard} {keys} {sha256}\n".encode())
+        if (details := rejected_file(self.folder, thousand)) is not None:
+            self.details.append(details)
+        self._lines.append(thousand.line())
+
+    def manifest(self) -> dict[str, Any]:
+        """`digest` is one sha256 over the ordered keys and the bytes of all shards."""
+
+        def counted(name: str) -> dict[str, int]:
+            counts: Counter[str] = Counter()
+            for line in self._lines:
+                counts.update(line[name])
+            return dict(sorted(counts.items()))
+
+        return {
+            "format": FORMAT,
+            "column": self.folder.parent.name,
+            "revision": self.folder.name,
+            "digest": self._digest.hexdigest(),
+            **{name: sum(line[name] for line in self._lines) for name in ("shards", "rows", "bytes", "parquet_bytes")},
+            "splits": counted("splits"),
+            "tombstones": {"permanent": 0, "removed": 0, "retry": 0} | counted("tombstones"),
+            "rejected": counted("rejected"),
+            "executions": [self._executions[name] for name in sorted(self._executions)],
+            "parents": self._first.get("parents", {}),
+            **{name: self._first.get(name) for name in SHARED},
+            "thousands": self._lines,
+        }
+
+
+def _publish(folder: Path, manifest: dict[str, Any], details: list[Path]) -> None:
+    """Write a column's manifest, then remove the compacted receipts that only the one before it named."""
+    before = _named(folder)
+    with replacing(folder / "rejected.jsonl") as file:
+        for path in details:
+            with path.open("rb") as lines:
+                while chunk := lines.read(1 << 20):
+                    file.write(chunk)
+    write_json(folder / "manifest.json", manifest)
+    # Read again: another merge may have been faster, and its files must stay.
+    for path in before - _named(folder):
+        path.unlink(missing_ok=True)
+        for listed in folder.glob(f"{path.name[:5]}.*.rejected.jsonl"):
+            if listed not in details:
+                listed.unlink(missing_ok=True)
+
+
+def _named(folder: Path) -> set[Path]:
+    """The compacted receipts that the column's manifest names."""
+    try:
+        lines = read_json(folder / "manifest.json").get("thousands", [])
+    except (FileNotFoundError, UserError):
+        return set()
+    return {receipts_file(folder, line["thousand"], line["sha256"]) for line in lines}
 
 
 def _expected_shards(dataset: Path, column: str, revision: str) -> int:
@@ -228,62 +280,6 @@ def _plan(dataset: Path, revision: str) -> dict[str, Any]:
         raise UserError(f"{path}: no such plan; `semiocity pack RECIPE` makes it") from None
 
 
-def _planning_rejects(dataset: Path, revision: str) -> list[dict[str, str]]:
-    with (dataset / "plans" / revision / "rejected.jsonl").open(encoding="ascii") as lines:
-        return [json.loads(line) for line in lines]
-
-
-_ENTRY = ("shard", "rows", "bytes", "sha256", "parquet_sha256", "keys_digest", "splits", "tombstones")
-_SHARED = ("stage", "model", "fields", "scalars")
-
-
-def _from_receipts(
-    folder: Path, column: str, revision: str, shards: list[int]
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    entries: list[dict[str, Any]] = []
-    rejected: list[dict[str, str]] = []
-    tombstones: Counter[str] = Counter(permanent=0, retry=0)
-    splits: Counter[str] = Counter()
-    executions: dict[str, Any] = {}
-    parents: dict[str, str] = {}
-    shared: dict[str, Any] = {}
-    for shard in shards:
-        path = ShardPath(folder, shard)
-        receipt = read_receipt(path)
-        if receipt is None or (receipt["column"], receipt["revision"], receipt["shard"]) != (column, revision, shard):
-            raise UserError(f"{path.receipt}: not the receipt of {path}. Remove it and run the job again")
-        for name in _SHARED:
-            if shared.setdefault(name, receipt[name]) != receipt[name]:
-                raise UserError(
-                    f"{path.receipt}: its {name} differs from that of the shards before it. "
-                    "Remove the receipts that are wrong and run the job again"
-                )
-        for parent, named in receipt["parents"].items():
-            if parents.setdefault(parent, named["revision"]) != named["revision"]:
-                raise UserError(f"{path.receipt}: made from another revision of {parent} than the shards before it")
-        entries.append({name: receipt[name] for name in _ENTRY} | {"parents": receipt["parents"]})
-        executions[canonical(receipt["execution"])] = receipt["execution"]
-        tombstones.update(receipt["tombstones"])
-        splits.update(receipt["splits"])
-        rejected.extend(receipt["rejected"])
-    manifest = {
-        "format": FORMAT,
-        "column": column,
-        "revision": revision,
-        "digest": shards_digest(entries),
-        "rows": sum(entry["rows"] for entry in entries),
-        "bytes": sum(entry["bytes"] for entry in entries),
-        "splits": dict(sorted(splits.items())),
-        "shards": entries,
-        "parents": parents,
-        "executions": [executions[name] for name in sorted(executions)],
-        "rejected": dict(sorted(Counter(item["reason"] for item in rejected).items())),
-        "tombstones": dict(tombstones),
-        **{name: shared.get(name) for name in _SHARED},
-    }
-    return manifest, rejected
-
-
 def _check_counts(dataset: Path, revision: str, manifest: dict[str, Any], partial: bool) -> None:
     seen = int(_plan(dataset, revision)["files_seen"])
     counted = manifest["rows"] + sum(manifest["rejected"].values())
@@ -294,25 +290,46 @@ def _check_counts(dataset: Path, revision: str, manifest: dict[str, Any], partia
         )
 
 
-def _check_parents(dataset: Path, manifest: dict[str, Any]) -> None:
+class _Parents:
     """A column must be made from what its parents are now, shard by shard."""
-    columns = read_manifest(dataset)["columns"]
-    for parent, revision in {BASE: columns[BASE]["revision"], **manifest["parents"]}.items():
-        now = columns.get(parent, {}).get("revision")
+
+    def __init__(self, dataset: Path, column: str, revision: str, facts: Mapping[str, Any] | None) -> None:
+        """`facts` is the dataset's manifest, whose revisions the parents must have; None takes any."""
+        self.dataset = dataset
+        self.name = f"{column}/{revision}"
+        self.column = column
+        self._now = None if facts is None else {name: found["revision"] for name, found in facts["columns"].items()}
+        self._entries: dict[str, ShardEntries] = {}
+
+    def check(self, thousand: Thousand) -> None:
+        """Raises UserError naming the first shard of `thousand` that is made from something else. Call in order."""
+        made = {name: parent["revision"] for name, parent in thousand.facts["parents"].items()}
+        for parent, revision in made.items() if self._now is None else {BASE: self._now[BASE], **made}.items():
+            source = self._source(parent, revision, thousand.number)
+            named = thousand.facts["parents"].get(parent, {}).get("sha256")
+            for i, shard in enumerate(thousand.shards):
+                j = -1 if source is None else source.places.get(shard, -1)
+                if (
+                    source is None
+                    or j < 0
+                    or thousand.facts["keys_digest"][i] != source.facts["keys_digest"][j]
+                    or (named and named[i] != source.facts["sha256"][j])
+                ):
+                    raise UserError(
+                        f"{self.name}/{shard:08d}: made from another shard of {parent} than the present one. "
+                        "Remove its receipt and run the job again"
+                    )
+
+    def _source(self, parent: str, revision: str, number: int) -> Thousand | None:
+        now = revision if self._now is None else self._now.get(parent)
         if now != revision:
             raise UserError(
-                f"{dataset}: column {manifest['column']} was made from {parent} revision {revision}, but "
+                f"{self.dataset}: column {self.column} was made from {parent} revision {revision}, but "
                 f"{parent} is now {now}. Run its job again"
             )
-        shards = {s["shard"]: s for s in read_column_manifest(dataset, parent, revision)["shards"]}
-        for entry in manifest["shards"]:
-            source = shards[entry["shard"]]
-            named = entry["parents"].get(parent)
-            if entry["keys_digest"] != source["keys_digest"] or (named and named["sha256"] != source["sha256"]):
-                raise UserError(
-                    f"{manifest['column']}/{manifest['revision']}/{entry['shard']:08d}: made from another shard of "
-                    f"{parent} than the present one. Remove its receipt and run the job again"
-                )
+        if parent not in self._entries:
+            self._entries[parent] = shard_entries(self.dataset, parent, revision)
+        return self._entries[parent].thousand(number)
 
 
 def _current(dataset: Path) -> dict[str, str]:
@@ -325,7 +342,7 @@ def _current(dataset: Path) -> dict[str, str]:
     return found
 
 
-def _rebuild(dataset: Path) -> None:
+def rebuild(dataset: Path) -> None:
     """Write manifest.json from the current columns.
 
     Two merges may do this at the same time: each has written its own pointer first and looks again after writing, so
@@ -355,7 +372,7 @@ def _dataset_manifest(dataset: Path, current: dict[str, str]) -> dict[str, Any]:
                 "revision": m["revision"],
                 "digest": m["digest"],
                 "rows": m["rows"],
-                "shards": len(m["shards"]),
+                "shards": m["shards"],
                 "tombstones": m["tombstones"],
                 "fields": m["fields"],
                 "scalars": m["scalars"],

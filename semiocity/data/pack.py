@@ -56,13 +56,16 @@ def pack_shard(plan: Plan, shard: int, path: ShardPath) -> dict[str, Any]:
     recipe = plan.recipe
     load = loader_of(recipe.source.kind)
     with ShardWriter(path, make_head(plan, shard)) as writer:
-        for row in plan.rows(shard):
+        for key, entry in plan.rows(shard):
+            if entry is None:
+                writer.tombstone(key, "removed", "taken down")
+                continue
             try:
-                fields, scalars = _pack_row(recipe, row.entry, load(recipe.source, row.entry))
+                fields, scalars = _pack_row(recipe, entry, load(recipe.source, entry))
             except Rejected as rejected:
-                writer.reject(row.entry.name, rejected.reason, rejected.detail)
+                writer.reject(entry.name, rejected.reason, rejected.detail)
             else:
-                writer.add(row.key, fields, scalars)
+                writer.add(key, fields, scalars)
         return writer.publish()
 
 

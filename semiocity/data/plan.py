@@ -1,11 +1,12 @@
 """The frozen plan: which row goes into which shard, decided once on the login node, before any task runs.
 
-    plans/REVISION/plan.jsonl       line i: the rows of shard i
-    plans/REVISION/rejected.jsonl   files rejected while planning
-    plans/REVISION/plan.json        settings, counts, byte offset of each line; written last
+    plans/REVISION/plan.jsonl        line i: the rows of shard i
+    plans/REVISION/part-DIGEST.jsonl the same for rows that were added later, as further shards
+    plans/REVISION/rejected.jsonl    files rejected while planning
+    plans/REVISION/plan.json         settings, counts, byte offset of each line; written last
 
-The same recipe over the same files (names and sizes) gives the same revision, wherever the files lie. Rows are sorted
-by key through files of 1/256 each, so that a billion rows need no memory to speak of.
+The same recipe over the same files (names and sizes) gives the same revision, wherever the files lie. When a source
+has only grown, the plan grows: shards that are there stay as they are, and the new rows go into new ones.
 """
 
 from __future__ import annotations
@@ -15,31 +16,27 @@ import json
 import shutil
 import tempfile
 import time
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
-from semiocity.config import canonical, check, fsync_folder, read_json, write_json
-from semiocity.data.keys import DIGITS, key_of, printable
-from semiocity.data.manifest import BASE, FORMAT, ShardPath, check_format, column_folder
+from semiocity.config import canonical, check, fsync_folder, json_bytes, read_json, write_atomic
+from semiocity.data.listing import Listing, PlanRow
+from semiocity.data.manifest import BASE, FORMAT, ShardPath, check_format, column_folder, current
 from semiocity.data.recipe import FIELDS, Recipe
+from semiocity.data.removed import read_removed
 from semiocity.data.sources import entries_of, version_of
-from semiocity.data.sources.base import Entry, Rejection
+from semiocity.data.sources.base import Entry
 from semiocity.errors import UserError
 
 PACKER_VERSION = 1
 """Raised whenever packing the same plan would give other bytes."""
 
 ABANDONED_S = 86_400
-
-
-class PlanRow(NamedTuple):
-    """One row of the base column before it is packed."""
-
-    key: str
-    entry: Entry
+SETTINGS = ("recipe", "source_version", "packer_version", "fields")
 
 
 class Plan:
@@ -47,6 +44,7 @@ class Plan:
 
     def __init__(self, dataset: Path, content: dict[str, Any]) -> None:
         self.dataset = dataset
+        self.content = content
         self.revision: str = content["revision"]
         self.shards: int = content["shards"]
         self.rows_planned: int = content["rows"]
@@ -58,13 +56,13 @@ class Plan:
         recipe, root = content["recipe"], content["root"]
         if root is not None:
             recipe = {**recipe, "source": {**recipe["source"], "root": root, "link_roots": content["link_roots"]}}
-        self.recipe: Recipe = check(recipe, Recipe, where=str(_folder(dataset, self.revision) / "plan.json"))
-        self._offsets: list[int] = content["offsets"]
+        self.recipe: Recipe = check(recipe, Recipe, where=str(plan_folder(dataset, self.revision) / "plan.json"))
+        self._ends = list(accumulate(len(part["offsets"]) for part in content["parts"]))
 
     @classmethod
     def open(cls, dataset: Path, revision: str) -> Plan:
         """Raises UserError when there is no such plan."""
-        path = _folder(Path(dataset), revision) / "plan.json"
+        path = plan_folder(Path(dataset), revision) / "plan.json"
         try:
             content = read_json(path)
         except FileNotFoundError:
@@ -83,77 +81,131 @@ class Plan:
 
     def rows(self, shard: int) -> list[PlanRow]:
         """The rows of a shard, in the order of their keys."""
-        with (_folder(self.dataset, self.revision) / "plan.jsonl").open("rb") as lines:
-            lines.seek(self._offsets[shard])
-            return [PlanRow(key, Entry(*entry)) for key, *entry in json.loads(lines.readline())]
+        number = bisect_right(self._ends, shard)
+        part = self.content["parts"][number]
+        with (plan_folder(self.dataset, self.revision) / part["file"]).open("rb") as lines:
+            lines.seek(part["offsets"][shard - (self._ends[number - 1] if number else 0)])
+            return _parse(lines.readline())
+
+    def all_rows(self) -> Iterator[PlanRow]:
+        """Every row, a shard at a time in memory."""
+        for part in self.content["parts"]:
+            with (plan_folder(self.dataset, self.revision) / part["file"]).open("rb") as lines:
+                for line in lines:
+                    yield from _parse(line)
 
 
 def make_plan(recipe: Recipe, dataset: Path) -> Plan:
     """List the source, sort, cut into shards, and freeze the result below `dataset`.
 
-    A plan that is already there is used again. Raises UserError when the source has nothing to pack, or has label maps
-    while the recipe has no classes.
+    A plan that is already there for the same recipe is used again; rows that it lacks are added to it as further
+    shards. Only when rows that it has differ now, or are gone, everything is planned anew.
+    Raises UserError when the source has nothing to pack, or has label maps while the recipe has no classes.
     """
     dataset = Path(dataset)
     plans = dataset / "plans"
     plans.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(plans)
+    removed = frozenset(item.id_sha256 for item in read_removed(dataset))
     with tempfile.TemporaryDirectory(prefix=".making.", dir=plans) as scratch:
-        content = _write(recipe, Path(scratch))
-        folder = _folder(dataset, content["revision"])
-        folder.mkdir(exist_ok=True)
-        if not (folder / "plan.json").exists():
-            for name in ("plan.jsonl", "rejected.jsonl"):
-                (Path(scratch) / name).rename(folder / name)
-            fsync_folder(folder)
-    if not _same(folder / "plan.json", content):
-        write_json(folder / "plan.json", content)
+        listing = Listing(recipe, Path(scratch), removed)
+        listing.fill(entries_of(recipe.source))
+        settings = {
+            "recipe": recipe.resolved(),
+            "source_version": version_of(recipe.source.kind),
+            "packer_version": PACKER_VERSION,
+            "fields": [name for name in FIELDS if name in listing.fields | set(recipe.fields or ())],
+        }
+        content = _grown(recipe, dataset, settings, listing, Path(scratch))
+        content = content or _fresh(recipe, dataset, settings, listing, Path(scratch))
+        folder = plan_folder(dataset, content["revision"])
+        lines = "".join(listing.rejected()).encode("ascii")
+    content |= _place(recipe)
+    for path, data in ((folder / "rejected.jsonl", lines), (folder / "plan.json", json_bytes(content))):
+        if not path.exists() or path.read_bytes() != data:
+            write_atomic(path, data)
     return Plan(dataset, content)
 
 
-def _folder(dataset: Path, revision: str) -> Path:
+def plan_folder(dataset: Path, revision: str) -> Path:
+    """Where a plan lies."""
     return dataset / "plans" / revision
 
 
-def _same(path: Path, content: dict[str, Any]) -> bool:
-    try:
-        return bool(read_json(path) == content)
-    except (FileNotFoundError, UserError):
-        return False
+def _parse(line: bytes) -> list[PlanRow]:
+    return [PlanRow(key, Entry(*entry) if entry else None) for key, *entry in json.loads(line)]
 
 
-def _write(recipe: Recipe, scratch: Path) -> dict[str, Any]:
-    """Write plan.jsonl and rejected.jsonl into `scratch`; returns the content of plan.json."""
-    listing = _Listing(recipe, scratch)
-    listing.fill(entries_of(recipe.source))
-    offsets, rows, digest = _cut(listing.rows(), recipe, scratch / "plan.jsonl")
-    _check(recipe, listing, rows)
-    settings = {
-        "recipe": recipe.resolved(),
-        "source_version": version_of(recipe.source.kind),
-        "packer_version": PACKER_VERSION,
-        "fields": [name for name in FIELDS if name in listing.fields | set(recipe.fields or ())],
-    }
-    rejected = (scratch / "rejected.jsonl").read_bytes()
-    fingerprint = [canonical(settings), digest, hashlib.sha256(rejected).hexdigest()]
+def _place(recipe: Recipe) -> dict[str, Any]:
+    """Where the source lies now: kept for packing, no property of the dataset."""
     root = getattr(recipe.source, "root", None)
     return {
-        "format": FORMAT,
-        "revision": hashlib.sha256("\n".join(fingerprint).encode()).hexdigest()[:10],
         "root": None if root is None else str(Path(root).resolve()),
         "link_roots": [str(Path(folder).resolve()) for folder in getattr(recipe.source, "link_roots", ())],
-        **settings,
-        "shards": len(offsets),
-        "rows": rows,
-        "files_seen": listing.seen,
-        "rejected": dict(sorted(listing.rejected.items())),
-        "offsets": offsets,
     }
 
 
-def _check(recipe: Recipe, listing: _Listing, rows: int) -> None:
+def _grown(
+    recipe: Recipe, dataset: Path, settings: dict[str, Any], listing: Listing, scratch: Path
+) -> dict[str, Any] | None:
+    """The content of an earlier plan with the same settings, and with what is new; None when none fits."""
+    for plan in _earlier(dataset, settings):
+        found = scratch / "part.jsonl"
+        found.unlink(missing_ok=True)
+        part, digest = _cut(listing.rows(plan.all_rows()), recipe, found)
+        if listing.changed or listing.gone:
+            continue
+        content = dict(plan.content)
+        if part["rows"]:
+            part["file"] = f"part-{digest[:10]}.jsonl"
+            _keep(found, plan_folder(dataset, plan.revision) / part["file"])
+            content["parts"] = [*content["parts"], part]
+        return content | _counts(content["parts"], listing)
+    return None
+
+
+def _earlier(dataset: Path, settings: dict[str, Any]) -> Iterator[Plan]:
+    """Plans with these settings, the one that the dataset uses first."""
+    used = current(dataset, BASE)
+    for path in sorted((dataset / "plans").glob("*/plan.json"), key=lambda path: path.parent.name != used):
+        with suppress(UserError):  # damaged, or of another format: planned anew
+            content = read_json(path)
+            check_format(content, path)
+            if all(content[name] == settings[name] for name in SETTINGS):
+                yield Plan(dataset, content)
+
+
+def _fresh(recipe: Recipe, dataset: Path, settings: dict[str, Any], listing: Listing, scratch: Path) -> dict[str, Any]:
+    """The content of a plan of all rows."""
+    found = scratch / "plan.jsonl"
+    part, digest = _cut(listing.rows(), recipe, found)
+    _check(recipe, listing, part["rows"])
+    revision = hashlib.sha256(f"{canonical(settings)}\n{digest}".encode()).hexdigest()[:10]
+    part["file"] = "plan.jsonl"
+    _keep(found, plan_folder(dataset, revision) / "plan.jsonl")
+    return {"format": FORMAT, "revision": revision, **settings, "parts": [part]} | _counts([part], listing)
+
+
+def _counts(parts: list[dict[str, Any]], listing: Listing) -> dict[str, Any]:
+    return {
+        "parts": parts,
+        "shards": sum(len(part["offsets"]) for part in parts),
+        "rows": sum(part["rows"] for part in parts),
+        # Rows that were taken down are rows still, also when their files are gone.
+        "files_seen": listing.seen + listing.absent_removed,
+        "rejected": listing.counts(),
+    }
+
+
+def _keep(made: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    made.rename(target)
+    fsync_folder(target.parent)
+
+
+def _check(recipe: Recipe, listing: Listing, rows: int) -> None:
     if not rows:
-        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(listing.rejected.items()))
+        counts = ", ".join(f"{count} {reason}" for reason, count in listing.counts().items())
         raise UserError(
             f"{recipe.name}: nothing to pack: {listing.seen} picture files seen, rejected: {counts or 'none'}"
         )
@@ -164,89 +216,27 @@ def _check(recipe: Recipe, listing: _Listing, rows: int) -> None:
         )
 
 
-class _Listing:
-    """A source's entries, spread over files by the first byte of their key's hash, read back in order of keys."""
-
-    def __init__(self, recipe: Recipe, scratch: Path) -> None:
-        self._promised = [name for name in recipe.fields or () if name != "image"]
-        self._scratch = scratch
-        self.seen = 0
-        self.fields: set[str] = set()
-        self.rejected: Counter[str] = Counter()
-
-    def fill(self, entries: Iterable[Entry | Rejection]) -> None:
-        with ExitStack() as stack:
-            buckets: dict[str, IO[str]] = {}
-            self._rejects = stack.enter_context(self._open("rejected.jsonl", "x"))
-            for entry in entries:
-                self.seen += 1
-                if isinstance(entry, Rejection):
-                    self._reject(entry)
-                    continue
-                absent = [name for name in self._promised if entry.sizes and name not in entry.sizes]
-                if absent:
-                    self._reject(Rejection(entry.name, f"{absent[0]}_missing", "promised by the recipe"))
-                    continue
-                self.fields.update(entry.sizes)
-                key = key_of(entry.id)
-                if key[:2] not in buckets:
-                    buckets[key[:2]] = stack.enter_context(self._open(f"{key[:2]}.bucket", "x"))
-                buckets[key[:2]].write(canonical([key, *entry]) + "\n")
-
-    def rows(self) -> Iterator[PlanRow]:
-        """Rows in ascending order of keys; those with an id seen before are rejected."""
-        with self._open("rejected.jsonl", "a") as self._rejects:
-            for path in sorted(self._scratch.glob("*.bucket")):
-                with path.open(encoding="ascii") as lines:
-                    found = [(item[0], Entry(*item[1:])) for item in map(json.loads, lines)]
-                path.unlink()
-                yield from self._resolve(found)
-
-    def _resolve(self, found: list[tuple[str, Entry]]) -> list[PlanRow]:
-        """Give out the keys of one bucket: first come first served in sorted order, by id and then by file."""
-        found.sort(key=lambda pair: (pair[0], pair[1].id, pair[1].name))
-        taken: dict[str, Entry] = {}
-        for key, entry in found:
-            for digits in DIGITS:
-                holder = taken.setdefault(key_of(entry.id, digits), entry)
-                if holder is entry:
-                    break
-                if holder.id == entry.id:
-                    self._reject(Rejection(entry.name, "duplicate_id", f"{printable(holder.name)} is packed"))
-                    break
-            else:
-                raise UserError(f"{printable(entry.name)}: no free key near {key}; rename the file")
-        return [PlanRow(key, entry) for key, entry in sorted(taken.items())]
-
-    def _reject(self, rejection: Rejection) -> None:
-        self.rejected[rejection.reason] += 1
-        self._rejects.write(canonical(rejection._asdict()) + "\n")
-
-    def _open(self, name: str, mode: str) -> IO[str]:
-        return (self._scratch / name).open(mode, encoding="ascii")
-
-
-def _cut(rows: Iterator[PlanRow], recipe: Recipe, path: Path) -> tuple[list[int], int, str]:
-    """Write one line a shard; returns the offsets of the lines, the number of rows, and the digest of the file."""
+def _cut(rows: Iterable[PlanRow], recipe: Recipe, path: Path) -> tuple[dict[str, Any], str]:
+    """Write one line a shard; returns rows and the offsets of the lines, and the digest of the file."""
     offsets: list[int] = []
     total = 0
     digest = hashlib.sha256()
     position = 0
     with path.open("xb") as file:
         for shard in _shards(rows, recipe.shard_rows, recipe.shard_mb * 1e6):
-            line = (canonical([[row.key, *row.entry] for row in shard]) + "\n").encode()
+            line = (canonical([[row.key, *(row.entry or ())] for row in shard]) + "\n").encode()
             offsets.append(position)
             position += file.write(line)
             digest.update(line)
             total += len(shard)
-    return offsets, total, digest.hexdigest()
+    return {"rows": total, "offsets": offsets}, digest.hexdigest()
 
 
-def _shards(rows: Iterator[PlanRow], most_rows: int, most_bytes: float) -> Iterator[list[PlanRow]]:
+def _shards(rows: Iterable[PlanRow], most_rows: int, most_bytes: float) -> Iterator[list[PlanRow]]:
     shard: list[PlanRow] = []
     size = 0
     for row in rows:
-        more = sum(row.entry.sizes.values())
+        more = sum(row.entry.sizes.values()) if row.entry else 0
         if shard and (len(shard) == most_rows or size + more > most_bytes):
             yield shard
             shard, size = [], 0

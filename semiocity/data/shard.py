@@ -30,7 +30,8 @@ RECORD = 10240
 LARGEST = 8**11 - 1
 """Bytes: the largest size that a USTAR header can name."""
 TOMBSTONE = "tombstone.json"
-KINDS = ("permanent", "retry")
+KINDS = ("permanent", "retry", "removed")
+"""Of tombstones: bad input; may succeed another time; taken down for good."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
@@ -99,7 +100,7 @@ class ShardWriter:
         self._rows: list[dict[str, Any]] = []
         self._rejected: list[dict[str, str]] = []
         self._splits: Counter[str] = Counter()
-        self._tombstones: Counter[str] = Counter(permanent=0, retry=0)
+        self._tombstones: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
         self._last = ""
         self._hash = hashlib.sha256()
         self._offset = 0
@@ -151,7 +152,7 @@ class ShardWriter:
         self._append(row)
 
     def tombstone(self, key: str, kind: str, reason: str, scalars: Mapping[str, Any] | None = None) -> None:
-        """Append a row that failed; kind `permanent` (bad input) or `retry` (may succeed another time)."""
+        """Append a row that is not there, of a kind of KINDS."""
         if kind not in KINDS:
             raise ValueError(f"{self.path}: {key}: tombstone of kind {kind!r}, not one of {KINDS}")
         row = self._row(key, scalars)
@@ -171,7 +172,7 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        parquet = self._write_parquet()
+        parquet_bytes, parquet_sha256 = self._write_parquet()
         receipt = {
             "format": FORMAT,
             "column": self.head.column,
@@ -180,7 +181,8 @@ class ShardWriter:
             "rows": len(self._rows),
             "bytes": self._offset,
             "sha256": self._hash.hexdigest(),
-            "parquet_sha256": parquet,
+            "parquet_bytes": parquet_bytes,
+            "parquet_sha256": parquet_sha256,
             "keys_digest": keys_digest(row["key"] for row in self._rows),
             "splits": dict(sorted(self._splits.items())),
             "parents": self.head.parents,
@@ -235,7 +237,7 @@ class ShardWriter:
         self._hash.update(data)
         self._offset += len(data)
 
-    def _write_parquet(self) -> str:
+    def _write_parquet(self) -> tuple[int, str]:
         table = pa.Table.from_pylist(self._rows, schema=index_schema(self.head.fields, self.head.scalars))
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", compression_level=3)
@@ -244,7 +246,7 @@ class ShardWriter:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        return hashlib.sha256(data).hexdigest()
+        return len(data), hashlib.sha256(data).hexdigest()
 
 
 def tombstone_payload(kind: str, reason: str) -> bytes:
@@ -331,6 +333,15 @@ class ShardReader:
         if check and zlib.crc32(data) != crc:
             raise ShardError(f"{self.path.tar}: {field} of {self.keys[i]} is damaged (crc32). {_remedy(self.path)}")
         return data
+
+    def payloads(self, i: int) -> dict[str, tuple[str, bytes]]:
+        """Field → (extension, payload) of row i, for those that it has."""
+        found = {}
+        for name in (name.removesuffix(".ext") for name in self.table.column_names if name.endswith(".ext")):
+            payload = self.read(i, name)
+            if payload is not None:
+                found[name] = (self.column(f"{name}.ext")[i], payload)
+        return found
 
     def scalars(self, i: int) -> dict[str, Any]:
         """The scalars of row i by name; None where the row has none."""

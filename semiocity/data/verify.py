@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,8 +31,8 @@ from semiocity.data.manifest import (
     read_column_manifest,
     read_manifest,
     read_receipt,
-    shards_digest,
 )
+from semiocity.data.receipts import ShardEntries
 from semiocity.data.shard import (
     BLOCK,
     TOMBSTONE,
@@ -42,6 +42,7 @@ from semiocity.data.shard import (
     tombstone_payload,
     ustar_header,
 )
+from semiocity.data.takedown import remains
 from semiocity.errors import UserError
 
 AGAIN = "remove {receipt} and run the job that made it again: only this shard is made anew"
@@ -74,6 +75,7 @@ def verify(dataset: Path, quick: bool = False) -> list[Fault]:
     dataset = Path(dataset)
     manifest = read_manifest(dataset)
     faults = list(_counts(dataset, manifest))
+    faults += [Fault(str(where), what, f"run `semiocity remove {dataset} --apply`") for where, what in remains(dataset)]
     for name in sorted(manifest["columns"], key=lambda name: (name != BASE, name)):
         faults += _Column(dataset, name, manifest["columns"], quick).check()
     return faults
@@ -132,8 +134,8 @@ class _Column:
         where = str(self.folder / "manifest.json")
         try:
             manifest = read_column_manifest(self.dataset, self.name, self.entry["revision"])
-            listed = {item["shard"]: item for item in manifest["shards"]}
-            digest = shards_digest(manifest["shards"])
+            listed = {item["shard"]: item for item in ShardEntries(self.folder, manifest)}
+            digest = shards_digest(listed.values())
         except (UserError, KeyError, TypeError) as error:
             return [Fault(where, f"cannot be read ({error})", MERGE, column=self.name)]
         faults: list[Fault] = []
@@ -283,6 +285,14 @@ class _Column:
         where = f"{path} {key}" if key else str(path)
         remedy = remedy or AGAIN.format(receipt=path.receipt)
         return Fault(where, what, remedy, "fault", self.name, path.shard, key)
+
+
+def shards_digest(shards: Iterable[dict[str, Any]]) -> str:
+    """One sha256 over the ordered keys and the bytes of a column's shards."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(f"{shard['shard']} {shard['keys_digest']} {shard['sha256']}\n".encode())
+    return digest.hexdigest()
 
 
 class _Hashing:

@@ -26,7 +26,7 @@ from semiocity.evaluate.pairs import Pairs
 from semiocity.files import digest, read_json, write_atomic, write_json
 from semiocity.models.segmenter import Segmenter, SegmenterConfig
 
-VERSION = 1
+VERSION = 2
 """Raised when training changes, so that weights of older code are not taken for those of this one."""
 IGNORED = -100
 """Label of pixels without a class."""
@@ -71,7 +71,7 @@ def train(pairs: Pairs, config: SegmenterConfig, settings: SegmenterSettings, de
     """Train from scratch; the same weights for the same arguments on the same device and number of threads."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        # Convolutions on CPUs are a sixth faster with channels last.
+        # Convolutions on CPUs take a third less time with channels last, and half of what they take in bf16.
         model = Segmenter(config).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
@@ -86,9 +86,7 @@ def train(pairs: Pairs, config: SegmenterConfig, settings: SegmenterSettings, de
         mirrored = torch.from_numpy(random.random(len(rows)) < 0.5).to(device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         labels = torch.where(mirrored[:, None, None], labels.flip(2), labels)
-        with torch.autocast(device.type, torch.bfloat16):  # half the time; the weights stay fp32
-            logits = model(images)
-        loss = weighted_loss(logits.float(), labels, weights)
+        loss = weighted_loss(model(images), labels, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -129,8 +129,10 @@ def complete(work: Work) -> bool:
     match work.kind:
         case "pack" | "stage":
             folder = manifest.column_folder(work.dataset, work.column, work.revision)
-            merged = manifest.current(work.dataset, work.column) == work.revision
-            return merged and not manifest.missing(folder, work.shards)  # somebody may have removed a damaged shard
+            # Somebody may have removed a damaged shard, or added rows to the source.
+            return manifest.merged(work.dataset, work.column, work.revision, work.shards) and not manifest.missing(
+                folder, work.shards
+            )
         case "train":
             from semiocity.train.options import TrainJob, is_done
 
@@ -172,8 +174,13 @@ def rows_to_retry(work: Work) -> list[int]:
     """Shards of a merged column that hold rows to be tried again (out of memory, I/O)."""
     if work.kind != "stage" or not complete(work):
         return []
-    facts = manifest.read_column_manifest(work.dataset, work.column, work.revision)
-    return [entry["shard"] for entry in facts["shards"] if entry["tombstones"]["retry"]]
+    entries = manifest.shard_entries(work.dataset, work.column, work.revision)
+    return [
+        shard
+        for thousand in entries.thousands(only=lambda line: line["tombstones"]["retry"])
+        for shard, rows in zip(thousand.shards, thousand.facts["tombstones"]["retry"])
+        if rows
+    ]
 
 
 def plan_tasks(

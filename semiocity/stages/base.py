@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from semiocity.config import Strict, check, digest
+from semiocity.data.manifest import behind
 from semiocity.errors import UserError
 
 
@@ -191,6 +192,8 @@ def check_needs(stage: Stage, facts: Mapping[str, Any]) -> None:
             raise UserError(f"{where}: column {column} is out of date, its parents have changed; {_remedy(column)}")
         if known is None:
             raise UserError(f"{where}: column {column} is missing; {_remedy(column)}")
+        if late := behind(facts, column):
+            raise UserError(f"{where}: {late}")
         if field not in known["fields"]:
             there = ", ".join(f"{column}.{name}" for name in known["fields"])
             raise UserError(f"{where}: there is no such field; column {column} has {there}")

@@ -30,7 +30,7 @@ def test_what_a_dataset_says_of_itself(town: Path) -> None:
     assert dataset.splits == {"train": 14, "val": 6}
     assert (dataset.rows(), dataset.rows("train"), dataset.rows("val")) == (20, 14, 6)
     assert list(dataset.columns) == ["base", "word"]
-    assert dataset.column("word").tombstones == {"permanent": 1, "retry": 0}
+    assert dataset.column("word").tombstones == {"permanent": 1, "retry": 0, "removed": 0}
 
 
 def test_a_view_joins_columns_row_by_row(town: Path) -> None:

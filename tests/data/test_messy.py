@@ -28,7 +28,7 @@ from make_images import (
 )
 from PIL import Image, ImageCms
 
-from semiocity.data import plan as plan_module
+from semiocity.data import listing
 from semiocity.data.columns import Dataset
 from semiocity.data.images import Rejected, decode_image
 from semiocity.data.keys import Key, key_of, to_text
@@ -230,7 +230,7 @@ def test_ids_whose_hashes_begin_alike_both_get_a_key(tmp_path: Path, monkeypatch
     def clashing(id: str, digits: int = 10) -> Key:
         return Key("0123456789-same") if digits == 10 else key_of(id, digits)
 
-    monkeypatch.setattr(plan_module, "key_of", clashing)
+    monkeypatch.setattr(listing, "key_of", clashing)
     plan = make_plan(folder_recipe(write_files(tmp_path / "in", {"a.jpg": jpeg(), "b.jpg": jpeg()})), tmp_path / "out")
     keys = {row.entry.id: row.key for row in plan.rows(0)}
     assert keys == {"a": "0123456789-same", "b": key_of("b", 20)}

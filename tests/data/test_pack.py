@@ -214,7 +214,7 @@ def test_merge_wants_every_shard_and_can_be_repeated(own_town: Path) -> None:
     plan.path(3).receipt.unlink()
     with pytest.raises(UserError, match=r"1 of 4 shards are missing \(00000003\)"):
         merge(own_town, "base", revision)
-    assert len(merge(own_town, "base", revision, partial=True)["shards"]) == 3
+    assert merge(own_town, "base", revision, partial=True)["shards"] == 3
 
 
 def test_two_columns_merged_at_the_same_time(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_what_was_written_is_read(path: ShardPath) -> None:
             assert reader.scalar(i, "count") == i
         with pytest.raises(ShardError, match="no field mask"):
             reader.read(0, "mask")
-    assert receipt["tombstones"] == {"permanent": 0, "retry": 1}
+    assert receipt["tombstones"] == {"permanent": 0, "retry": 1, "removed": 0}
     assert receipt["splits"] == {"train": 11, "val": 1}
     assert receipt["rejected"] == [{"id": "a/b\udcff.jpg", "reason": "image_empty", "detail": "zero bytes"}]
     assert receipt["sha256"] == sha256_file(path.tar)

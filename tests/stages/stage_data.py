@@ -110,7 +110,7 @@ def run_stage(stage: Stage, dataset: Path, shards: Sequence[int] | None = None, 
 def read_column(folder: Path) -> dict[str, tuple[dict[str, bytes | None], dict[str, Any], tuple[str, str] | None]]:
     """Key → (fields, scalars, tombstone) of all shards of a column's revision."""
     found = {}
-    for receipt in sorted(folder.rglob("[0-9]*.json")):
+    for receipt in sorted(folder.glob("*/????????.json")):
         with ShardReader(ShardPath(folder, int(receipt.stem))) as reader:
             names = [name.removesuffix(".offset") for name in reader.table.column_names if name.endswith(".offset")]
             for i, key in enumerate(reader.keys):

@@ -9,6 +9,7 @@ REASONS: dict[str, str] = {
     "label_missing": "the recipe promises a label map and there is none",
     "instance_missing": "the recipe promises an instance map and there is none",
     "caption_missing": "the recipe promises a caption and there is none",
+    "removed": "taken down for good; named by the beginning of its key alone",
     "image_empty": "zero bytes",
     "image_unknown": "no picture of a known kind (JPEG, PNG, WebP, GIF, BMP, TIFF), whatever its name says",
     "image_damaged": "decoding fails, as for a truncated file",

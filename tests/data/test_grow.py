@@ -1,0 +1,125 @@
+"""A source that has grown: what is packed stays as it is, new rows go into new shards of the same revision."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from make_images import add_column, folder_recipe, jpeg, pack_folder, packed, png, write_files
+
+from semiocity.data import listing
+from semiocity.data.columns import Dataset
+from semiocity.data.keys import Key, key_of
+from semiocity.data.manifest import missing
+from semiocity.data.plan import make_plan
+from semiocity.data.verify import verify
+from semiocity.errors import UserError
+
+
+def pictures(*numbers: int) -> dict[str, bytes]:
+    return {f"{number}.jpg": jpeg(seed=number) for number in numbers}
+
+
+def test_new_rows_go_into_new_shards(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "in", pictures(*range(8)))
+    first, _ = packed(folder_recipe(root), tmp_path / "out")
+    before = {path: path.read_bytes() for path in first.folder.rglob("*.tar")}
+    assert len(before) == 2
+    write_files(root, pictures(20, 21, 22) | {"broken.jpg": b"<html>"})
+
+    plan = make_plan(folder_recipe(root), tmp_path / "out")
+    assert plan.revision == first.revision
+    assert missing(plan.folder, plan.shards) == [2], "only what is new is to be packed"
+    _, dataset = packed(folder_recipe(root), tmp_path / "out")
+    assert {path: path.read_bytes() for path in before} == before
+    view = dataset.view(["base.image"])
+    found = Counter(row["base.image"] for row in map(view.read, range(len(view))))
+    assert found == Counter([*pictures(*range(8), 20, 21, 22).values()])
+    assert not verify(tmp_path / "out", quick=True)
+    facts = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (facts["files_seen"], facts["rows"], facts["rejected"]) == (12, 11, {"image_unknown": 1})
+
+
+def test_growing_twice_and_planning_again_change_nothing_that_is_there(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "in", pictures(1, 2))
+    recipe, out = folder_recipe(root), tmp_path / "out"
+    revision = make_plan(recipe, out).revision
+    write_files(root, pictures(3))
+    make_plan(recipe, out)
+    write_files(root, pictures(4, 5))
+    plan = make_plan(recipe, out)
+    assert plan.revision == revision
+    assert [sorted(row.entry.id for row in plan.rows(shard) if row.entry) for shard in range(plan.shards)] == [
+        ["1", "2"],
+        ["3"],
+        ["4", "5"],
+    ]
+    files = {path: path.read_bytes() for path in (out / "plans").rglob("*") if path.is_file()}
+    again = make_plan(recipe, out)
+    assert again.content == plan.content
+    assert {path: path.read_bytes() for path in (out / "plans").rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize("what", ["changed", "gone", "setting"])
+def test_rows_that_changed_are_planned_anew(tmp_path: Path, what: str) -> None:
+    root = write_files(tmp_path / "in", pictures(1, 2, 3))
+    first = make_plan(folder_recipe(root), tmp_path / "out")
+    write_files(root, pictures(4))
+    match what:
+        case "changed":
+            (root / "2.jpg").write_bytes(jpeg(80, 60))
+        case "gone":
+            (root / "2.jpg").unlink()
+    settings = {"shard_rows": 2} if what == "setting" else {}
+    plan = make_plan(folder_recipe(root, **settings), tmp_path / "out")
+    assert plan.revision != first.revision
+    assert plan.rows_planned == (3 if what == "gone" else 4)
+    assert len(plan.content["parts"]) == 1
+
+
+def test_a_file_that_is_rejected_only_does_not_make_a_new_revision(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "in", pictures(1, 2))
+    first = make_plan(folder_recipe(root), tmp_path / "out")
+    (root / "pipe.jpg").symlink_to("nowhere")
+    plan = make_plan(folder_recipe(root), tmp_path / "out")
+    assert (plan.revision, plan.shards, plan.files_seen) == (first.revision, first.shards, 3)
+    assert plan.rejected == {"broken_link": 1}
+
+
+def test_a_second_file_of_a_packed_name_is_a_duplicate_whatever_its_ending(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "in", {"a.jpg": jpeg(seed=1)})
+    pack_folder(root, tmp_path / "out")
+    write_files(root, {"a.JPG": jpeg(seed=2), "a.png": png(seed=3)})  # a.JPG would come first if all were new
+    rows, rejected = pack_folder(root, tmp_path / "out")
+    assert list(rows) == ["a.jpg"]
+    assert rejected == dict.fromkeys(("a.JPG", "a.png"), ("duplicate_id", "a.jpg is packed"))
+
+
+def test_a_new_row_never_takes_a_key_that_is_given_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clashing(id: str, digits: int = 10) -> Key:
+        return Key("0123456789-same") if digits == 10 else key_of(id, digits)
+
+    monkeypatch.setattr(listing, "key_of", clashing)
+    root = write_files(tmp_path / "in", pictures(5))
+    make_plan(folder_recipe(root), tmp_path / "out")
+    write_files(root, pictures(4))  # sorts first
+    plan = make_plan(folder_recipe(root), tmp_path / "out")
+    assert {row.entry.id: row.key for row in plan.all_rows() if row.entry} == {
+        "5": "0123456789-same",
+        "4": key_of("4", 20),
+    }
+
+
+def test_a_column_that_lacks_the_new_shards_says_so(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "in", pictures(1, 2))
+    packed(folder_recipe(root), tmp_path / "out")
+    add_column(tmp_path / "out")
+    write_files(root, pictures(3))
+    _, dataset = packed(folder_recipe(root), tmp_path / "out")
+    assert len(dataset.view(["base.image"])) == 3
+    with pytest.raises(UserError, match=r"column word lacks 1 of 2 shards.*run its job again"):
+        dataset.view(["base.image", "word.text"])
+    add_column(tmp_path / "out")
+    assert len(Dataset.open(tmp_path / "out").view(["base.image", "word.text"])) == 3
