@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semiocity.config import Cluster, Job, Resources, StageJob, Strict, load_toml
 from semiocity.data import manifest
+from semiocity.data.views import check_reading, read_view
 from semiocity.errors import UserError
+
+if TYPE_CHECKING:
+    from semiocity.train.options import TrainJob
 
 CLUSTER_FILE = Path("jobs/cluster.toml")
 
@@ -30,6 +34,8 @@ class Work:
     revision: str = ""
     shards: int = 0
     """Shards of the column to make; 0 for work that makes none."""
+    together: int = 1
+    """Shards that one task must make together: the multiples of this number that a file of several shards begins at."""
     units: int = 1
     """Independent tasks of work that makes no shards (generation)."""
     binds: tuple[Path, ...] = field(default=())
@@ -122,18 +128,41 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
     )
 
 
+def view(view_file: Path, sets: Sequence[str]) -> Work:
+    """A saved view: which rows of which revisions a training sees."""
+    from semiocity.data.views import ViewJob, plan_view
+
+    job = load_toml(view_file, ViewJob, sets)
+    plan = plan_view(job, job.name or view_file.stem, view_file)
+    pinned = {"name": plan.name, "columns": plan.revisions, "dataset": str(plan.dataset)}
+    sizes = {"buckets": {"sizes": job.buckets.resolved()}} if job.buckets else {}
+    return Work(
+        kind="view",
+        run=run_folder(job.run, "view", plan.name, plan.dataset.name),
+        dataset=plan.dataset,
+        job={**_resolved(job), **pinned, **sizes},
+        resources=job.resources,
+        image=job.image,
+        column=plan.name,
+        revision=plan.revision,
+        shards=plan.shards,
+        together=manifest.FOLDER_SHARDS,
+    )
+
+
 def train(job_file: Path, sets: Sequence[str]) -> Work:
     """A training run."""
     from semiocity.train.options import TrainJob, needs
 
     job = load_toml(job_file, TrainJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), needs(job), dataset)
+    splits = [split for split in (job.data.split, job.sample_split) if split]
+    view = _rows(dataset, job.data.view, needs(job), splits, f"{job_file}: data.view")
     return Work(
         kind="train",
         run=run_folder(job.run, job.task, dataset.name),
         dataset=dataset,
-        job=_resolved(job),
+        job=_with_view(job, view),
         resources=job.resources,
         image=job.image,
     )
@@ -145,7 +174,7 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, GenerateJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), ("base.label",), dataset)
+    view = _rows(dataset, job.view, ("base.label",), [job.split], f"{job_file}: view")
     run = _existing_run(job, job_file)
     if not (run / "export" / "config.json").exists():
         raise UserError(
@@ -155,7 +184,7 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
         kind="generate",
         run=run,
         dataset=dataset,
-        job=_resolved(job),
+        job={**_resolved(job), "view": view},
         resources=job.resources,
         image=job.image,
         units=job.tasks,
@@ -173,6 +202,22 @@ def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
     if not (run / "samples" / "manifest.json").exists():
         raise UserError(f"{run}/samples: no generated images yet; run `semiocity generate {job_file}` first")
     return Work(kind="evaluate", run=run, dataset=dataset, job=_resolved(job), resources=job.resources, image=job.image)
+
+
+def _rows(dataset: Path, view: str | None, fields: Sequence[str], splits: Sequence[str], where: str) -> str | None:
+    """Check the rows that a job names: a saved view, whose pinned name is returned, or else the dataset's own."""
+    facts = manifest.read_manifest(dataset)
+    if view is None:
+        manifest.require(facts, fields, dataset)
+        return None
+    found = read_view(dataset, view)
+    check_reading(found, fields, splits, where)
+    return f"{found['name']}@{found['revision']}"
+
+
+def _with_view(job: TrainJob, view: str | None) -> dict[str, Any]:
+    resolved = _resolved(job)
+    return {**resolved, "data": {**resolved["data"], "view": view}}
 
 
 def _existing_run(job: Job, job_file: Path) -> Path:

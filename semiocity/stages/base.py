@@ -182,6 +182,19 @@ def make_stage(name: str, args: Mapping[str, Any], where: str = "args") -> Stage
     return stage(check(args, stage.Args, where))
 
 
+def reads_of(made_by: Mapping[str, Any]) -> list[str]:
+    """The fields that a stage read, from what a receipt says of it; empty when that is not known (any more)."""
+    if made_by["name"] not in STAGES:
+        return []
+    for model in ({}, {"model": "."}):  # a receipt does not name the folder of the weights
+        try:
+            stage = make_stage(made_by["name"], {**made_by["args"], **model})
+        except UserError:
+            continue
+        return [*stage.needs(), *stage.wants()]
+    return []
+
+
 def check_needs(stage: Stage, facts: Mapping[str, Any]) -> None:
     """Refuse a dataset, given by its manifest, that lacks a needed column or field. Raises UserError."""
     for reference in stage.needs():
