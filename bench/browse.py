@@ -1,4 +1,4 @@
-"""Claim: with a million rows the gallery finds a word in the captions within 0.5 s, and gives its first page within 1 s.
+"""Claim: the gallery of a million rows finds a word in captions within 0.5 s; its first page is there within 1 s.
 
 Peer: SQLite, `LIKE '%word%'` over the same captions in a table in memory. Both are asked for words they have not been
 asked for before, in turn; medians. The dataset is made up by the real packer's writer: shards with an empty picture a
@@ -73,13 +73,15 @@ def searches(gallery: Gallery, captions: Iterator[str]) -> tuple[float, float]:
     base.execute("CREATE TABLE rows (caption TEXT)")
     base.executemany("INSERT INTO rows VALUES (?)", ((caption,) for caption in captions))
     ours, peer = [], []
-    for word in random.Random(0).sample([f"{word} {number}" for word in NOUNS for number in range(40)], WORDS):
-        found: dict[str, Any] = {}
-        ours.append(timed(lambda word=word, found=found: found.update(ask(gallery, f"api/rows?q=%22{word.replace(' ', '+')}%22"))))
-        counted: list[int] = []
+    for word in random.Random(0).sample([f"{noun} {number}" for noun in NOUNS for number in range(40)], WORDS):
+        start = time.perf_counter()
+        total = ask(gallery, f"api/rows?q=%22{word.replace(' ', '+')}%22")["total"]
+        ours.append(time.perf_counter() - start)
+        start = time.perf_counter()
         query = "SELECT count(*), min(rowid) FROM rows WHERE caption LIKE ?"
-        peer.append(timed(lambda word=word, counted=counted: counted.extend(base.execute(query, (f"%{word}%",)).fetchone())))
-        assert found["total"] == counted[0], (word, found["total"], counted)
+        counted, _first = base.execute(query, (f"%{word}%",)).fetchone()
+        peer.append(time.perf_counter() - start)
+        assert total == counted, (word, total, counted)
     return statistics.median(ours), statistics.median(peer)
 
 

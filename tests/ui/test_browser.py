@@ -88,7 +88,9 @@ def test_gallery_shows_every_row_with_its_picture(page: Page, keys: list[str]) -
     assert page.keys() == keys
     page.total("40 rows")
     page.until(
-        lambda: page.run("return [...document.querySelectorAll('.frame img')].slice(0, 4).every((i) => i.naturalWidth === 64)"),
+        lambda: page.run(
+            "return [...document.querySelectorAll('.frame img')].slice(0, 4).every((i) => i.naturalWidth === 64)"
+        ),
         "thumbnails",
     )
     assert page.text(f"[data-key='{keys[7]}'] .caption") == "Street number 7 under two tall trees"
@@ -102,7 +104,7 @@ def test_captions_and_everything_else_are_text(page: Page, keys: list[str]) -> N
     assert page.text("#grid .caption") == ATTACK
     for row in (1, FAILED_FOR_GOOD):
         page.open(f"?key={keys[row]}&show=seen.text:100&show=seen.boxes:100&show=seen.rle:50")
-        page.until(lambda: page.all(".said p") or row == FAILED_FOR_GOOD, "the caption over the picture")
+        page.one(".said p" if row == 1 else "#tombstones")
         for details in page.all("#sample details"):
             page.run("arguments[0].open = true", details)
     assert ATTACK in page.text("#tombstones")
@@ -122,15 +124,15 @@ def test_policy_forbids_what_is_not_ours(page: Page) -> None:
         "try { document.body.innerHTML = '<i>'; } catch (error) { found.push(error.name); }"
         "const script = document.createElement('script');"
         "try { script.src = 'app.js'; } catch (error) { found.push(error.name); }"
-        "try { document.body.setAttribute('onclick', 'window.hacked = 1'); document.body.click(); } catch (error) { found.push(error.name); }"
+        "const attack = () => { document.body.setAttribute('onclick', 'window.hacked = 1'); document.body.click(); };"
+        "try { attack(); } catch (error) { found.push(error.name); }"
         "document.body.setAttribute('style', 'position: fixed');"
         "found.push(String(window.hacked), getComputedStyle(document.body).position);"
         "return found"
     )
     assert refused == ["TypeError", "TypeError", "TypeError", "undefined", "static"]
     blocked = page.driver.execute_async_script(
-        "const done = arguments[0];"
-        "fetch('http://127.0.0.2:9/').then(() => done('reached'), () => done('refused'));"
+        "const done = arguments[0];fetch('http://127.0.0.2:9/').then(() => done('reached'), () => done('refused'));"
     )
     assert blocked == "refused"
     page.driver.get_log("browser")  # the refusals are told there: this test wants them

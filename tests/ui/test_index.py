@@ -1,5 +1,6 @@
 """The index says of every row what the shards say, is kept, and is made anew when the dataset changes."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gallery_town import FAILED_FOR_GOOD, FAILED_FOR_NOW, add_column
+from PIL import Image
 
 from semiocity.data.columns import Dataset
 from semiocity.data.manifest import ShardPath
 from semiocity.data.shard import ShardError
 from semiocity.errors import UserError
+from semiocity.ui.browse import building
 from semiocity.ui.browse import index as indexing
 from semiocity.ui.browse import library as libraries
 from semiocity.ui.browse.index import Index, Options
@@ -43,9 +46,6 @@ def test_every_row_as_the_shards_have_it(library: Library, town: Path) -> None:
 def test_class_shares_are_those_of_the_label_maps(library: Library, town: Path) -> None:
     index, dataset = library.wait().index, Dataset.open(town)
     view = dataset.view(["base.label"])
-    from PIL import Image
-    import io
-
     for i in (0, 13, 39):
         ids = np.asarray(Image.open(io.BytesIO(view.read(i)["base.label"])))
         for class_id in range(len(dataset.classes)):
@@ -69,8 +69,9 @@ def test_facets_are_those_that_help(library: Library) -> None:
 
 
 def test_many_batches_hold_the_same_rows(town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "BATCH_ROWS", 7)
     monkeypatch.setattr(indexing, "BATCH_ROWS", 7)
-    indexing.build(Dataset.open(town), tmp_path, Options(), lambda done, shards: None, lambda: False)
+    building.build(Dataset.open(town), tmp_path, Options(), lambda done, shards: None, lambda: False)
     index = Index(tmp_path)
     keys = [index.read(i, ["key"])["key"] for i in range(len(index))]
     dataset = Dataset.open(town)
@@ -94,7 +95,9 @@ def test_kept_beside_the_dataset_and_made_anew_when_it_changes(own_town: Path) -
     assert again.progress is None, "nothing is built"
     assert again.wait().version == first.wait().version
     assert (folder / "facts.json").stat().st_mtime_ns == made
-    add_column(own_town, "rank", {"text": "txt"}, {"rank": "int"}, lambda n, key: ({"text": ("txt", b"x")}, {"rank": n}))
+    add_column(
+        own_town, "rank", {"text": "txt"}, {"rank": "int"}, lambda n, key: ({"text": ("txt", b"x")}, {"rank": n})
+    )
     again.refresh()
     shelf = again.wait()
     assert shelf.version != first.wait().version
@@ -134,7 +137,7 @@ def test_damaged_index_is_built_again(own_town: Path) -> None:
 
 def test_stopped_builder_leaves_nothing(own_town: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries.Library, "_report", lambda self, done, shards: self._stop.set())
-    monkeypatch.setattr(indexing, "TOGETHER", 1)
+    monkeypatch.setattr(building, "TOGETHER", 1)
     library = Library(own_town)
     library.close()
     assert library.shelf is None

@@ -55,7 +55,9 @@ def test_listens_on_loopback_only(gallery: Gallery) -> None:
     assert gallery.server_address[0] == "127.0.0.1"
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost:80:80", "", "@localhost"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost:80:80", "", "@localhost"]
+)
 def test_foreign_host_names_are_refused(gallery: Gallery, host: str) -> None:
     reply, body = ask(gallery, "/api/dataset", headers={"Host": host})
     assert reply.status == 421
@@ -187,7 +189,10 @@ def test_neighbours_are_those_of_the_query(gallery: Gallery) -> None:
 
 def test_failures_are_told_with_their_reason(gallery: Gallery) -> None:
     rows = get(gallery, "/api/rows?size=500")["rows"]
-    for number, kind, reason in ((FAILED_FOR_GOOD, "permanent", f"cannot be read: {ATTACK}"), (FAILED_FOR_NOW, "retry", "out of memory")):
+    for number, kind, reason in (
+        (FAILED_FOR_GOOD, "permanent", f"cannot be read: {ATTACK}"),
+        (FAILED_FOR_NOW, "retry", "out of memory"),
+    ):
         seen = get(gallery, f"/api/row/{rows[number]['key']}")["columns"]["seen"]
         assert seen["tombstone"] == {"kind": kind, "reason": reason}
         assert seen["fields"] == {}
@@ -221,7 +226,7 @@ def test_every_layer_has_thumbnails(gallery: Gallery) -> None:
     layers = get(gallery, "/api/dataset")["dataset"]["layers"]
     assert {"base.image", "base.label", "base.label+", "base.instance+", "seen.rle+"} <= {one["name"] for one in layers}
     for layer in layers:
-        reply, body = ask(gallery, f"/thumb/{version(gallery)}/{quote(layer['name'], safe='')}/160/0")
+        reply, _ = ask(gallery, f"/thumb/{version(gallery)}/{quote(layer['name'], safe='')}/160/0")
         assert reply.status == 200 and reply.headers["Content-Type"].startswith("image/"), layer
 
 

@@ -60,7 +60,8 @@ function picks() {
   const both = (name, text) => [option(name, `${text} ↑`), option(`-${name}`, `${text} ↓`)];
   $("sort").replaceChildren(option("", "by key"), ...both("name", "name"),
     ...Object.entries(facts.ranges).filter(([, range]) => range.bins).flatMap(([name]) => both(name, title(name))),
-    ...Object.keys(facts.choices).filter((name) => !name.endsWith(".tombstone")).flatMap((name) => both(name, title(name))));
+    ...Object.keys(facts.choices).filter((name) => !name.endsWith(".tombstone")).flatMap((name) => both(name, title(name))),
+    h("optgroup", { label: "share of a class" }, Object.entries(facts.shares).map(([id, name]) => option(`-${name}`, facts.classes[id].name))));
   $("layer").replaceChildren(...facts.layers.map((layer) => option(layer.name, title(layer.title))));
 }
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from semiocity.data.columns import Dataset
+from semiocity.data.columns import Column
 from semiocity.data.manifest import BASE, ShardPath
 from semiocity.data.shard import ShardReader
 
@@ -22,13 +23,14 @@ class Contents(NamedTuple):
     """Every .txt field of a row, a newline between them."""
 
 
-def read(dataset: Dataset, shard: int, rows: int) -> Contents:
-    """Read a shard's label maps and texts. A label map that cannot be decoded counts as none: `verify` names it."""
-    shares = np.full((rows, len(dataset.classes)), np.nan, np.float32)
+def read(columns: Iterable[Column], shard: int, rows: int, classes: int) -> Contents:
+    """Read a shard's texts and, unless `classes` is 0, its label maps. A map that cannot be decoded counts as none:
+    `verify` names it."""
+    shares = np.full((rows, classes), np.nan, np.float32)
     texts: list[list[str]] = [[] for _ in range(rows)]
-    for column in dataset.columns.values():
+    for column in columns:
         wanted = [name for name, ext in column.fields.items() if ext == "txt"]
-        maps = dataset.classes and column.name == BASE and "label" in column.fields
+        maps = classes and column.name == BASE and "label" in column.fields
         if not wanted and not maps:
             continue
         with ShardReader(ShardPath(column.folder, shard)) as reader:
@@ -38,7 +40,7 @@ def read(dataset: Dataset, shard: int, rows: int) -> Contents:
                     if data is not None:
                         texts[row].append(data.decode("utf-8", "replace"))
                 if maps and (data := reader.read(row, "label")) is not None:
-                    shares[row] = class_shares(data, len(dataset.classes))
+                    shares[row] = class_shares(data, classes)
     return Contents(shares, ["\n".join(found) for found in texts])
 
 

@@ -7,10 +7,11 @@ from itertools import islice
 from typing import Any
 
 from semiocity.data.columns import Dataset
-from semiocity.data.manifest import BASE, read_column_manifest, read_manifest
+from semiocity.data.manifest import BASE, behind, read_column_manifest
 from semiocity.data.shard import ShardError
 from semiocity.data.sources.reasons import REASONS
 from semiocity.errors import UserError
+from semiocity.ui.browse.building import shards_of
 from semiocity.ui.browse.index import readable
 from semiocity.ui.browse.library import Shelf
 
@@ -37,7 +38,7 @@ def kind_of(ext: str) -> str:
 def dataset_facts(shelf: Shelf) -> dict[str, Any]:
     """What is the same for every row: name, classes, columns with where they come from, facets."""
     dataset, index = shelf.dataset, shelf.index
-    facts = read_manifest(dataset.path)
+    facts = dataset.facts
     return {
         "name": dataset.name,
         "version": shelf.version,
@@ -51,7 +52,8 @@ def dataset_facts(shelf: Shelf) -> dict[str, Any]:
         "splits": dataset.splits,
         "ignore_id": dataset.ignore_id,
         "classes": [{"name": spec.name, "color": list(spec.color)} for spec in dataset.classes],
-        "searchable": sorted(index.classes),
+        "shares": {str(i): source for i, source in index.classes.items()},
+        "scalars": index.scalars,
         "columns": {name: column_facts(dataset, name) for name in dataset.columns},
         "stale": facts.get("stale", {}),
         "files_seen": facts.get("files_seen"),
@@ -155,6 +157,8 @@ def _column_of(shelf: Shelf, row: int, name: str, shard: int) -> dict[str, Any]:
         "scalars": {scalar: readable(values[f"{name}.{scalar}"]) for scalar in column.scalars},
         "fields": {},
     }
+    if lacking := behind(shelf.dataset.facts, name) if shard >= shards_of(shelf.dataset, name) else None:
+        return found | {"error": lacking}
     try:
         place = shelf.index.read(row, ["row"])["row"]
         reader = shelf.reader(name, shard)

@@ -9,18 +9,18 @@ const opened = new Set();
 export function draw(facts, counts) {
   const active = state.params();
   const groups = [];
-  if (facts.searchable.length) groups.push(classes(facts, counts, active));
+  if (Object.keys(facts.shares).length) groups.push(classes(facts, counts, active));
   const names = [...Object.keys(facts.choices)].sort((a, b) => rank(a) - rank(b));
   for (const name of names) if (tells(name, facts, counts) || active.has(`in.${name}`)) groups.push(choice(name, facts, counts, active));
   for (const [name, range] of Object.entries(facts.ranges)) {
     if (range.bins && range.low !== range.high) groups.push(span(name, range, counts, active));
   }
+  groups.push(expression(facts, active));
   const focused = document.activeElement && document.activeElement.id;
   $("filters").replaceChildren(
     h("div", { class: "side-head" }, h("h2", {}, "Filters"),
       chips(facts).length ? h("button", { type: "button", class: "quiet", onclick: clear }, "Clear all") : null),
     ...groups,
-    groups.length ? null : h("p", { class: "soft" }, "Nothing to filter by."),
   );
   if (focused && $(focused)) $(focused).focus();
 }
@@ -39,7 +39,7 @@ function group(name, heading, ...content) {
 
 function classes(facts, counts, active) {
   const wanted = active.getAll("with"), unwanted = active.getAll("without");
-  const order = [...facts.searchable].sort((a, b) => counts.classes[b] - counts.classes[a]);
+  const order = Object.keys(facts.shares).map(Number).sort((a, b) => counts.classes[b] - counts.classes[a]);
   const all = opened.has("classes") || order.length <= FEW + 4;
   const chosen = (id) => wanted.includes(String(id)) || unwanted.includes(String(id));
   const lines = order.filter((id, place) => all || place < FEW || chosen(id)).map((id) => {
@@ -85,6 +85,17 @@ function choice(name, facts, counts, active) {
       h("span", { class: "number" }, count(rows))));
   const heading = name.endsWith(".tombstone") ? `${name.slice(0, -10)} failed` : title(name);
   return group(name, heading, h("div", { class: "values" }, lines), more(name, all, values.length, facts, counts));
+}
+
+// The same expressions as in views and on the command line; the server says what is wrong with one.
+function expression(facts, active) {
+  const field = h("textarea", { id: "where", rows: 3, spellcheck: "false", "aria-label": "filter expression",
+    placeholder: 'width >= 512 and "car" in caption.text', onchange: () => state.filter({ where: field.value.trim() || null }),
+    onkeydown: (event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); field.blur(); } } });
+  field.value = active.get("where") || "";
+  const names = Object.entries(facts.scalars).map(([column, scalars]) => h("p", {}, h("b", {}, column), " ",
+    Object.entries(scalars).map(([name, kind]) => [h("code", { title: kind }, name), " "])));
+  return group("where", "Expression", field, h("details", { class: "names" }, h("summary", {}, "Names"), names));
 }
 
 // A histogram of all rows with those that are left inside it; dragging over it chooses a range.

@@ -20,7 +20,7 @@ from semiocity.data.manifest import ShardPath
 from semiocity.data.shard import ShardError, ShardReader
 from semiocity.errors import UserError
 from semiocity.files import digest, fsync_folder
-from semiocity.ui.browse import index as indexing
+from semiocity.ui.browse import building, index
 from semiocity.ui.browse.index import Index, Options
 from semiocity.ui.browse.query import Searcher
 
@@ -134,7 +134,7 @@ class Library:
 
     def options(self, dataset: Dataset) -> Options:
         """Raises UserError when the index would be too large."""
-        shards = indexing.chosen_shards(dataset, Options(self._shards))
+        shards = index.chosen_shards(dataset, Options(self._shards))
         whole = len(shards) == dataset.shards
         rows = dataset.rows() if whole else sum(dataset.shard_entries("base")[s]["rows"] for s in shards)
         if rows > ROWS_MOST:
@@ -148,7 +148,7 @@ class Library:
 
     def _start(self, dataset: Dataset) -> None:
         options = self.options(dataset)
-        name = indexing.key_of(dataset, options)
+        name = index.key_of(dataset, options)
         for root in self._roots():
             if (root / name / "facts.json").exists():
                 try:
@@ -156,14 +156,14 @@ class Library:
                     return
                 except UserError:
                     shutil.rmtree(root / name, ignore_errors=True)
-        self.progress, self.error = Progress(shards=len(indexing.chosen_shards(dataset, options))), None
+        self.progress, self.error = Progress(shards=len(index.chosen_shards(dataset, options))), None
         self._thread = threading.Thread(target=self._build, args=(dataset, options, name), daemon=True)
         self._thread.start()
 
     def _build(self, dataset: Dataset, options: Options, name: str) -> None:
         try:
             self.shelf = Shelf(dataset, self._built(dataset, options, name))
-        except indexing.Stopped:
+        except building.Stopped:
             self.error = "stopped"
         except UserError as error:
             self.error = str(error)
@@ -180,7 +180,7 @@ class Library:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            indexing.build(dataset, temporary, options, self._report, self._stop.is_set)
+            building.build(dataset, temporary, options, self._report, self._stop.is_set)
             _forget(root, keep=name.partition("-")[0])
             try:
                 temporary.rename(root / name)

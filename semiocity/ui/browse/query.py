@@ -4,6 +4,7 @@ q=words "a phrase" -not     every word is found in key or texts (any case, parts
 in.NAME=VALUE               a choice; several of the same name are alternatives, an empty one is "no value"
 min.NAME= max.NAME=         a range, both ends inside
 with=CLASS without=CLASS    class ids; with: at least `share` of the picture (0: at all), without: not at all
+where=EXPRESSION            a filter as in views and `semiocity search`: docs/filters.md
 sort=NAME or -NAME          a scalar, `name` (the readable part of the key); rows without a value come last
 """
 
@@ -59,7 +60,13 @@ class Class(NamedTuple):
     share: float
 
 
-Part = Word | Choice | Range | Class
+class Where(NamedTuple):
+    """A filter expression, checked."""
+
+    text: str
+
+
+Part = Word | Choice | Range | Class | Where
 
 
 @dataclass(frozen=True)
@@ -105,10 +112,13 @@ def parse(parameters: Mapping[str, list[str]], index: Index) -> Query:
             Class(_class(value, index), key == "with", least if key == "with" else 0.0)
             for value in parameters.get(key, ())
         ]
+    if where := _last(parameters, "where"):
+        index.filter(where)
+        parts.append(Where(where))
     sort = _last(parameters, "sort")
     by = sort.removeprefix("-")
     if by and by != NAME:
-        _known(by, {**index.choices, **index.ranges}, "sort")
+        _known(by, dict.fromkeys([*index.choices, *index.ranges, *index.classes.values()]), "sort")
     return Query(tuple(parts), by, sort.startswith("-"))
 
 
@@ -231,6 +241,8 @@ class Searcher:
                         raise UserError(f"{name}: no value {value!r}; there are {', '.join(known)}")
                     wanted[known.index(value) if value else 255] = True
                 return wanted[index.codes(name).view(np.uint8)]
+            case Where(text):
+                return index.filter(text).mask(index.tables).to_numpy(zero_copy_only=False)
             case Range(name, low, high):
                 mask = np.ones(len(index), bool)
                 if low is not None:

@@ -9,6 +9,7 @@ const DEFAULT = 60;
 let asked = 0;
 let current = null;
 let aside = null;
+let steps = 0;
 
 export const isOpen = () => !$("sample").hidden;
 
@@ -33,6 +34,7 @@ export async function draw(facts) {
 
 function close() {
   asked += 1;
+  steps = 0;
   current = null;
   $("sample").hidden = true;
   $("sample").replaceChildren();
@@ -129,18 +131,31 @@ function build(facts, row, wanted) {
         panel.legend, panel.masks, panel.boxes,
         scalars(row, facts), json(row), files(row, facts), provenance(row, facts))));
   sync();
+  const more = steps;
+  steps = 0;
+  if (more) step(more);
   $("sample").focus({ preventScroll: true });
   for (const near of [row.next, row.previous]) if (near) new Image().src = `file/${facts.version}/base.image/${near.row}`;
 }
 
+// To a neighbour. Keys that come while a row is on its way are counted and followed when it is there.
+function step(by) {
+  const { row } = current;
+  if (state.get("key") !== row.key) { steps += by; return; }
+  const near = by > 0 ? row.next : row.previous;
+  if (!near) return;
+  steps = by - Math.sign(by);
+  state.go({ key: near.key }, { replace: true });
+}
+
 function bar(row) {
-  const near = (to, words, label) => h("button", { type: "button", disabled: !to, "aria-label": label, title: label,
-    onclick: () => state.go({ key: to.key }, { replace: true }) }, words);
+  const near = (to, by, words, label) => h("button", { type: "button", disabled: !to, "aria-label": label, title: label,
+    onclick: () => step(by) }, words);
   const place = row.position === null ? "not among the rows found" : `${count(row.position + 1)} of ${count(row.total)}`;
   return h("header", { class: "bar" }, back(),
     h("code", { id: "key" }, row.key), h("button", { type: "button", id: "copy", onclick: copy }, "Copy key"),
     h("span", { class: "grow" }), h("span", { class: "soft", id: "position" }, place),
-    near(row.previous, "‹", "the one before"), near(row.next, "›", "the one after"));
+    near(row.previous, -1, "‹", "the one before"), near(row.next, 1, "›", "the one after"));
 }
 
 async function copy() {
@@ -329,13 +344,13 @@ export function key(event) {
     if (event.key === "Escape") { state.go({ key: null }); return true; }
     return false;
   }
-  const { row, available, stage } = current;
+  const { available, stage } = current;
   const on = state.shown();
   const show = (map) => state.go({ show: state.showing(map) }, { replace: true });
   switch (event.key) {
     case "Escape": state.go({ key: null }); return true;
-    case "ArrowLeft": if (row.previous) state.go({ key: row.previous.key }, { replace: true }); return true;
-    case "ArrowRight": if (row.next) state.go({ key: row.next.key }, { replace: true }); return true;
+    case "ArrowLeft": step(-1); return true;
+    case "ArrowRight": step(1); return true;
     case "c": copy(); return true;
     case "z": stage.flip(); return true;
     case "0":

@@ -32,7 +32,17 @@ STATIC = {
     "icon.svg": ("icon.svg", "image/svg+xml"),
     **{
         name: (name, "text/javascript; charset=utf-8")
-        for name in ("app.js", "dom.js", "state.js", "filters.js", "gallery.js", "sample.js", "layers.js", "rle.js", "viewer.js")
+        for name in (
+            "app.js",
+            "dom.js",
+            "state.js",
+            "filters.js",
+            "gallery.js",
+            "sample.js",
+            "layers.js",
+            "rle.js",
+            "viewer.js",
+        )
     },
 }
 """Path → file in this package and its media type. Nothing else of the disk is served by name."""
