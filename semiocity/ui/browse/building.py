@@ -18,7 +18,7 @@ from semiocity.data.manifest import BASE, ShardPath
 from semiocity.data.shard import ShardError
 from semiocity.files import fsync_folder, write_json
 from semiocity.ui.browse import contents
-from semiocity.ui.browse.facets import Choices, class_columns, texts_of, write_facets
+from semiocity.ui.browse.facets import Choices, class_columns, scalars_of, write_facets
 from semiocity.ui.browse.index import ARROW, BATCH_ROWS, Options, chosen_shards, map_file
 
 TOGETHER = 16
@@ -39,7 +39,7 @@ def build(dataset: Dataset, folder: Path, options: Options, report: Report, stop
     """
     schema = _schema(dataset, options)
     shards = chosen_shards(dataset, options)
-    choices = Choices(texts_of(dataset))
+    choices = Choices(scalars_of(dataset, "str", "bool"))
     sink = folder / "rows.arrow"
     with sink.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
         for batch in _batches(_tables(dataset, shards, options, schema, report, stop), schema):
@@ -102,7 +102,7 @@ def _shard_table(dataset: Dataset, shard: int, options: Options, schema: pa.Sche
             )
         found |= {f"{column.name}.{name}": table[name] for name in names}
     rows = len(keys)
-    texts = [keys, *(found[name] for name in texts_of(dataset) if found[name].type == pa.string())]
+    texts = [keys, *(found[name] for name in _searched(dataset))]
     if options.contents:
         columns = [c for c in dataset.columns.values() if shard < shards_of(dataset, c.name)]
         seen = contents.read(columns, shard, rows, len(dataset.classes) if _reads_labels(dataset, options) else 0)
@@ -117,6 +117,12 @@ def _shard_table(dataset: Dataset, shard: int, options: Options, schema: pa.Sche
         "~search": pc.utf8_lower(joined),
     }
     return pa.table({name: found[name] for name in schema.names}).cast(schema)
+
+
+def _searched(dataset: Dataset) -> list[str]:
+    """Texts that a search looks into. A caption's beginning is not looked at where the caption is there too."""
+    names = scalars_of(dataset, "str")
+    return [name for name in names if not name.endswith(".short") or f"{name.removesuffix('short')}text" not in names]
 
 
 def shards_of(dataset: Dataset, column: str) -> int:

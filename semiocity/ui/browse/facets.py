@@ -23,12 +23,8 @@ BINS = 40
 """Bars of a histogram."""
 
 
-def texts_of(dataset: Dataset) -> list[str]:
-    """COLUMN.SCALAR of every text and truth value."""
-    return _scalars(dataset, ("str", "bool"))
-
-
-def _scalars(dataset: Dataset, kinds: tuple[str, ...]) -> list[str]:
+def scalars_of(dataset: Dataset, *kinds: str) -> list[str]:
+    """COLUMN.SCALAR of every scalar of these kinds."""
     return [f"{c.name}.{name}" for c in dataset.columns.values() for name, kind in c.scalars.items() if kind in kinds]
 
 
@@ -71,7 +67,7 @@ def write_facets(
         small[f"~code.{name}"] = pc.fill_null(codes, -1).to_numpy().astype(np.int8)
     ranges: dict[str, Any] = {}
     classes = class_columns(dataset, options)
-    for name in _scalars(dataset, ("int", "float")):
+    for name in scalars_of(dataset, "int", "float"):
         if name in classes.values():
             continue
         ranges[name], small[f"~bin.{name}"] = _histogram(table[name])
@@ -87,7 +83,7 @@ def write_facets(
         "choices": choices,
         "ranges": ranges,
         "classes": {str(i): source for i, source in classes.items()},
-        "texts": [name for name in texts_of(dataset) if name not in choices],
+        "texts": [name for name in scalars_of(dataset, "str", "bool") if name not in choices],
     }
 
 
