@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 from semiocity.config import canonical, fsync_folder, read_json, write_atomic, write_json
 from semiocity.data import sidecars
+from semiocity.data.imported_rows import CONTENT, UNMATCHED, stem_of
 from semiocity.data.keys import printable, to_bytes, to_text
 from semiocity.data.listing import id_hash
 from semiocity.data.manifest import BASE, FORMAT, column_folder, read_manifest
-from semiocity.data.pinned import CONTENT, UNMATCHED, stem_of
 from semiocity.data.plan import Plan
 from semiocity.data.removed import read_removed
 from semiocity.data.sidecars import Columns, Item, Kind
@@ -64,9 +64,9 @@ def pin(
     """Read inputs, join them with the rows of the dataset's base column, and pin the result.
 
     A row is named by its key, or by its file or id in the source; where nothing has that name, by a path that ends with
-    it or that it ends with, if that is one row's only. Raises UserError for inputs that cannot be read, that fit several
-    rows, that fit no row (unless allowed), and for two captions of one row. Several inputs of masks for one row are put
-    together.
+    it or that it ends with, if that is one row's only. Raises UserError for inputs that cannot be read, that fit
+    several rows, that fit no row (unless allowed), and for two captions of one row. Several inputs of masks for one row
+    are put together.
     """
     dataset = Path(dataset)
     facts = read_manifest(dataset)

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -41,6 +41,10 @@ UNIT_SHARDS = 25
 """Shards that a process reads before it fetches more work."""
 
 DEAD = "left by an attempt that died, or of one at work now; the next attempt removes it, or `semiocity gc`"
+
+
+Revision = tuple[str, str]
+"""Column and revision."""
 
 
 class Span(NamedTuple):
@@ -71,6 +75,9 @@ def verify(dataset: Path, quick: bool = False, workers: int = 1, part: tuple[int
         except (UserError, KeyError, TypeError) as error:
             where = str(column_folder(dataset, name, manifest["columns"][name]["revision"]) / "manifest.json")
             faults.append(Fault(where, f"cannot be read ({error})", MERGE, column=name))
+    shared: dict[Revision, ShardEntries | None] = {(c.name, c.folder.name): c.entries for c in columns}
+    for column in columns:
+        column.parents = shared
     for column in columns if part[0] == 0 else ():
         faults += column.strangers()
         if late := behind(manifest, column.name):
@@ -181,7 +188,8 @@ class _Column:
     """What the dataset's manifest says of the column."""
     manifest: dict[str, Any]
     entries: ShardEntries
-    _parents: dict[str, ShardEntries | None] = field(default_factory=dict)
+    parents: dict[Revision, ShardEntries | None] = field(default_factory=dict)
+    """Entries of the columns that it was made from, None where they cannot be read; shared by all columns."""
 
     @classmethod
     def open(cls, dataset: Path, name: str, columns: dict[str, Any]) -> _Column:
@@ -199,11 +207,11 @@ class _Column:
 
     def quick(self, number: int) -> Iterator[Fault]:
         """Sizes and compacted receipts of one thousand."""
-        yield from self.strangers_among(number)
+        files = _sizes(thousand_folder(self.folder, number))
+        yield from self.strangers_among(number, files)
         with suppress(UserError):  # said by _Sum
             thousand = self.entries.thousand(number)
             stamp = self.entries.path(number).stat().st_mtime_ns if thousand else 0
-            files = _sizes(thousand_folder(self.folder, number))
             for shard in self.span(number):
                 yield from self._quick(shard, thousand, stamp, files)
             if thousand is not None:
@@ -245,11 +253,12 @@ class _Column:
     def _parents_listed(self, thousand: Thousand) -> Iterator[Fault]:
         """The parents' shards as their manifests list them."""
         for parent, named in thousand.facts["parents"].items():
-            if parent not in self._parents:
-                self._parents[parent] = None
+            which = (parent, named["revision"])
+            if which not in self.parents:
+                self.parents[which] = None
                 with suppress(UserError):
-                    self._parents[parent] = shard_entries(self.dataset, parent, named["revision"])
-            entries, source = self._parents[parent], None
+                    self.parents[which] = shard_entries(self.dataset, *which)
+            entries, source = self.parents[which], None
             if entries is not None:
                 with suppress(UserError):
                     source = entries.thousand(thousand.number)
@@ -279,7 +288,8 @@ class _Column:
         except UserError:
             thousand, known = None, False
         if shards.start % FOLDER_SHARDS == 0:
-            faults += self.strangers_among(shards.start // FOLDER_SHARDS)
+            number = shards.start // FOLDER_SHARDS
+            faults += self.strangers_among(number, _names(thousand_folder(self.folder, number)))
         for shard in shards:
             check = ShardCheck(ShardPath(self.folder, shard))
             path = check.path
@@ -323,22 +333,16 @@ class _Column:
         for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
             if entry.is_dir() and entry.name.isdigit():
                 if not len(self.span(int(entry.name))):
-                    yield from self.strangers_among(int(entry.name))
+                    yield from self.strangers_among(int(entry.name), _names(Path(entry.path)))
             elif entry.name not in named:
                 where = f"{self.name}/{self.folder.name}/{entry.name}"
                 yield Fault(where, "temporary or unknown file, or receipts of another state", DEAD, "note", self.name)
 
-    def strangers_among(self, number: int) -> Iterator[Fault]:
+    def strangers_among(self, number: int, names: Iterable[str]) -> Iterator[Fault]:
         """Files in a thousand that belong to no shard: temporary files, leases of nobody, shards beyond the last."""
-        try:
-            names = sorted(os.listdir(thousand_folder(self.folder, number)))  # noqa: PTH208
-        except FileNotFoundError:
-            return
-        span = self.span(number)
-        for name in names:
+        ours = {f"{shard:08d}{suffix}" for shard in self.span(number) for suffix in SUFFIXES}
+        for name in sorted(set(names) - ours):
             known = KNOWN.fullmatch(name)
-            if known and known[2] != "lease" and int(known[1]) in span:
-                continue
             where = f"{self.name}/{self.folder.name}/{number:05d}/{name}"
             if known is None:
                 yield Fault(where, "temporary or unknown file", DEAD, "note", self.name)
@@ -358,6 +362,13 @@ def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
             return {name: (found.st_size, found.st_mtime_ns) for name, found in facts}
     except FileNotFoundError:
         return {}
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except FileNotFoundError:
+        return []
 
 
 def _contents(columns: list[_Column], shards: range, workers: int) -> Iterator[Fault]:

@@ -18,11 +18,11 @@ from pycocotools import mask as coco
 
 from semiocity.cli import main
 from semiocity.data.columns import Dataset
+from semiocity.data.imported_rows import Pinned, remembered
 from semiocity.data.imports import pin, write_job
 from semiocity.data.keys import key_of
 from semiocity.data.lease import Owner
 from semiocity.data.manifest import merge
-from semiocity.data.pinned import Pinned, remembered
 from semiocity.data.sidecars import Columns
 from semiocity.data.takedown import carry_out, remains, request
 from semiocity.data.verify import verify
