@@ -92,6 +92,8 @@ class Raw:
     image: Any
     label: Any = None
     instance: Any = None
+    first_instance: int = 1
+    """Ids in the instance map that are lower mean none."""
     caption: bytes | None = None
     boxes: list[dict[str, Any]] | None = None
     """Objects: {"label": name, "bbox": [x, y, width, height], "attributes": {...}}; in pixels of the picture as it

@@ -34,8 +34,8 @@ URBAN = name_list("""
     Ambulance, Train, Motorcycle, Bicycle,
     Architecture, City, Town, Street, Road, Neighbourhood, Downtown, Metropolis, Metropolitan area, Urban area,
     Residential area, Suburb, Human settlement, Town square, Plaza, Alley, Sidewalk, Cityscape, Skyline, Facade,
-    Apartment, Condominium, Tower block, Mixed-use, Landmark, Bridge, Arch, Infrastructure, Pedestrian crossing, Lane,
-    Public space, Commercial building, Brutalist architecture, Urban design
+    Apartment, Condominium, Tower block, Mixed-use, Landmark, Bridge, Arch, Infrastructure, Pedestrian crossing,
+    Lane, Public space, Commercial building, Brutalist architecture, Urban design
 """)
 """The classes wanted by default, by their display names: first those that have boxes, then those of whole pictures.
 What the tables do not describe is left out."""
@@ -97,9 +97,8 @@ def entries(source: OpenImagesSource) -> Iterator[Entry | Rejection]:
                 buckets.add(id, "pictures", [found.stem, found.name, found.size])
         for kind, read in (("images", _image), ("boxes", _box), ("labels", _label)):
             for table in tables[kind]:
-                for line in read_table(root / table):
-                    if line["ImageID"] in there:
-                        buckets.add(line["ImageID"], kind, _fact(read, line, root / table))
+                for line in read_table(root / table, there):
+                    buckets.add(line["ImageID"], kind, _fact(read, line, root / table))
         for _, facts in buckets.images():
             for stem, name, size in facts.get("pictures", ()):
                 yield _row(source, Entry(stem, {"image": name}, {"image": size}, "train"), facts, names, wanted)
