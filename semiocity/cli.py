@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -45,6 +46,10 @@ Such a module has `arguments(parser)` and `run(arguments)`, the exit status, and
 """
 
 
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+"""No room or no right to write: said in one line, since it is no fault of the program."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Exit status: 0 all is well, 1 something failed or is incomplete, 2 bad input, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
@@ -61,6 +66,11 @@ def main(argv: list[str] | None = None) -> int:
         # `semiocity status | head`: the reader has seen enough.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        print(f"semiocity: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def parser(verb: str) -> argparse.ArgumentParser:
