@@ -150,6 +150,25 @@ def _merge_samples(data: dict[str, Any], index: int, world: World, stop: StopFla
     return True
 
 
+def _view(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.data.view_build import build
+
+    return build(_view_plan(data), data["tasks"][index], stop, lambda facts: report(**facts))
+
+
+def _merge_view(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.data.view_build import merge
+
+    merge(_view_plan(data))
+    return True
+
+
+def _view_plan(data: dict[str, Any]) -> Any:
+    from semiocity.data.views import ViewJob, plan_again
+
+    return plan_again(ViewJob.model_validate(data["job"]), data["revision"])
+
+
 def _train(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
     from semiocity.train.loop import run
     from semiocity.train.options import TrainJob
@@ -177,13 +196,20 @@ KINDS: dict[str, Work] = {
     "pack": _pack,
     "stage": _stage,
     "reduce": _reduce,
+    "view": _view,
     "train": _train,
     "generate": _generate,
     "evaluate": _evaluate,
 }
 
 # What the attempt's last task does when all others have ended.
-MERGES: dict[str, Work] = {"pack": _merge, "stage": _merge, "reduce": _merge_reduce, "generate": _merge_samples}
+MERGES: dict[str, Work] = {
+    "pack": _merge,
+    "stage": _merge,
+    "reduce": _merge_reduce,
+    "view": _merge_view,
+    "generate": _merge_samples,
+}
 
 
 def _owner(world: World) -> Any:

@@ -17,13 +17,12 @@ from semiocity.data import manifest
 from semiocity.data.columns import Dataset
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import ShardPath, column_folder, read_receipt
-from semiocity.data.relink import link_shard
 from semiocity.data.shard import Head, ShardWriter
 from semiocity.errors import Stopped, UserError
 from semiocity.stages.base import Made, Tombstone
 from semiocity.stages.indexes import live, tombstones
 from semiocity.stages.reduce import Reduce, Stop, parents_of, revision
-from semiocity.stages.same_rows import same_rows
+from semiocity.stages.relink import relink
 
 Report = Callable[[dict[str, Any]], None]
 READERS = 8
@@ -133,9 +132,7 @@ class Target:
         rows = self._rows(shard, conclusion)
         if self.before and self.before["revision"] != self.revision:
             old = ShardPath(column_folder(self.dataset.path, self.column, self.before["revision"]), shard)
-            if same_rows(old, head, rows):
-                ours = ("revision", "parents", "stage", "model", "execution")
-                link_shard(old, self.path(shard), {name: getattr(head, name) for name in ours})
+            if relink(old, self.path(shard), head, rows):
                 return True
         with ShardWriter(self.path(shard), head) as writer:
             for key, row in rows:

@@ -241,5 +241,11 @@ def test_a_sieve_keeps_all_that_was_added_and_little_else() -> None:
 
 
 def test_a_table_with_a_byte_order_mark(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes("\ufeffImageID,Title\nx,caf".encode() + b"\xe9\n")
-    assert list(read_table(tmp_path / "a.csv")) == [{"ImageID": "x", "Title": "caf\udce9"}]
+    (tmp_path / "a.csv").write_bytes("\ufeffImageID,Title\nx,caf".encode() + b"\xe9\ny,\n\n")
+    assert list(read_table(tmp_path / "a.csv", ["x"])) == [{"ImageID": "x", "Title": "caf\udce9"}]
+
+
+def test_what_is_no_csv_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('ImageID,Title\nx,"' + "a" * 200_000 + '"\n')
+    with pytest.raises(UserError, match=r"a\.csv: line 2: no CSV: field larger"):
+        list(read_table(tmp_path / "a.csv", ["x"]))
