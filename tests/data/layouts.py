@@ -127,7 +127,7 @@ def facade_xml(*objects: tuple[str, float, float, float, float]) -> bytes:
 
 def cmp_facade(root: Path) -> Path:
     ids = np.repeat(np.arange(1, 13, dtype=np.uint8), 4)[None].repeat(32, 0)
-    files = {}
+    files: dict[str, bytes] = {}
     # b0004 is in the published val split, x0009 decides nothing.
     for name in ("base/cmp_b0001", "base/cmp_b0004", "extended/cmp_x0009"):
         files[f"{name}.jpg"] = jpeg(seed=len(files))

@@ -49,7 +49,8 @@ def test_random_queries_against_a_plain_loop(library: Library) -> None:
         return value is not None and value == value
 
     for _ in range(150):
-        parts, tests = [], []
+        parts: list[tuple[str, str]] = []
+        tests: list[Any] = []
         if dice.random() < 0.4:
             moods = dice.sample(MOODS, dice.randint(1, 2))
             parts += [("in.seen.mood", mood or "") for mood in moods]
