@@ -96,9 +96,9 @@ def entries(source: OpenImagesSource) -> Iterator[Entry | Rejection]:
                 there.add(id)
                 buckets.add(id, "pictures", [found.stem, found.name, found.size])
         for kind, read in (("images", _image), ("boxes", _box), ("labels", _label)):
-            for table in tables[kind]:
-                for line in read_table(root / table, there):
-                    buckets.add(line["ImageID"], kind, _fact(read, line, root / table))
+            for path in [root / table for table in tables[kind]]:
+                for line in read_table(path, there):
+                    buckets.add(line["ImageID"], kind, _fact(read, line, path))
         for _, facts in buckets.images():
             for stem, name, size in facts.get("pictures", ()):
                 yield _row(source, Entry(stem, {"image": name}, {"image": size}, "train"), facts, names, wanted)
