@@ -20,7 +20,7 @@ from semiocity.data.manifest import BASE, complete, missing
 from semiocity.data.plan import PACKER_VERSION, Plan
 from semiocity.data.recipe import FIELDS, Recipe
 from semiocity.data.shard import Head, Scalar, ShardPath, ShardWriter
-from semiocity.data.sources import loader_of, scalars_of
+from semiocity.data.sources import loading, scalars_of
 from semiocity.data.sources.base import Entry, Raw
 
 
@@ -57,15 +57,16 @@ def pack_shard(plan: Plan, shard: int, path: ShardPath, blurrer: Blurrer | None 
     than when the plan was made, and OSError when reading fails otherwise: both may be mended and tried again.
     """
     recipe = plan.recipe
-    load = loader_of(recipe.source.kind)
+    rows = plan.rows(shard)
     blurrer = blurrer or make_blurrer(recipe.blur, plan.detector)
-    with ShardWriter(path, make_head(plan, shard)) as writer:
-        for key, entry in plan.rows(shard):
+    entries = [row.entry for row in rows if row.entry is not None]
+    with loading(recipe.source, entries) as load, ShardWriter(path, make_head(plan, shard)) as writer:
+        for key, entry in rows:
             if entry is None:
                 writer.tombstone(key, "removed", "taken down")
                 continue
             try:
-                raw = load(recipe.source, entry)
+                raw = load(entry)
                 _keep_promises(recipe, raw)
                 fields, scalars = _pack_row(recipe, entry, raw, blurrer)
             except Rejected as rejected:
@@ -108,7 +109,7 @@ def _keep_promises(recipe: Recipe, raw: Raw) -> None:
 
 
 def _pack_row(
-    recipe: Recipe, entry: Entry, raw: Raw, blurrer: Blurrer | None
+    recipe: Recipe, entry: Entry, raw: Raw, blurrer: Blurrer | None = None
 ) -> tuple[dict[str, tuple[str, bytes]], dict[str, Any]]:
     """Fields and scalars of a row. Raises Rejected."""
     if isinstance(raw.image, bytes):

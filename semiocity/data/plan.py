@@ -37,7 +37,7 @@ PACKER_VERSION = 2
 """Raised whenever packing the same plan would give other bytes."""
 
 ABANDONED_S = 86_400
-SETTINGS = ("recipe", "source_version", "packer_version", "fields", "detector", "split_files")
+SETTINGS = ("recipe", "source_version", "packer_version", "fields", "detector")
 
 
 class Plan:
@@ -123,13 +123,13 @@ def make_plan(recipe: Recipe, dataset: Path) -> Plan:
             "packer_version": PACKER_VERSION,
             "fields": recipe.packed_fields(listing.fields),
             "detector": None if recipe.blur is None else recipe.blur.detector.digest(),
-            "split_files": splitter.files,
         }
         content = _grown(recipe, dataset, settings, listing, Path(scratch))
         content = content or _fresh(recipe, dataset, settings, listing, Path(scratch))
         folder = plan_folder(dataset, content["revision"])
         lines = "".join(listing.rejected()).encode("ascii")
-    content |= _place(recipe) | {"split_rows": splitter.rows}
+    # What split files say is in the rows; that they exist is no setting, so that they may grow with the source.
+    content |= _place(recipe) | {"split_files": splitter.files, "split_rows": splitter.rows}
     for path, data in ((folder / "rejected.jsonl", lines), (folder / "plan.json", json_bytes(content))):
         if not path.exists() or path.read_bytes() != data:
             write_atomic(path, data)

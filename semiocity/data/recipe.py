@@ -126,13 +126,13 @@ class Recipe(Strict):
     """Label id that means unlabelled. By default the source's own."""
     image: ImagePolicy = ImagePolicy()
     label: LabelPolicy = LabelPolicy()
-    boxes: BoxPolicy = BoxPolicy()
-    splits: SplitPolicy = SplitPolicy()
     edges: bool = False
     """Add the field `edge` to every row that has an instance map, or else a label map: 255 where a pixel's id differs
     from one of its four neighbours', 0 elsewhere."""
     blur: Blur | None = None
     """Faces and number plates are blurred before anything is stored; None: nothing is."""
+    boxes: BoxPolicy = BoxPolicy()
+    splits: SplitPolicy = SplitPolicy()
     shard_rows: int = Field(2000, ge=1)
     """Most rows in a shard."""
     shard_mb: float = Field(512, gt=0)
@@ -210,10 +210,10 @@ class Recipe(Strict):
         data = self.model_dump(mode="json")
         for place in ("root", "link_roots"):
             data["source"].pop(place, None)
-        # Where split files lie is no property of the dataset; what they say is in the plan.
-        data["splits"]["files"] = {split: Path(file).name for split, file in self.splits.files.items()}
         if self.blur is not None:
             data["blur"]["detector"].pop("path", None)
+        # Where split files lie is no property of the dataset; what they say is in the plan.
+        data["splits"]["files"] = {split: Path(file).name for split, file in self.splits.files.items()}
         return data
 
 

@@ -9,6 +9,7 @@ import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -238,15 +239,22 @@ class ShardWriter:
         self._offset += len(data)
 
     def _write_parquet(self) -> tuple[int, str]:
-        table = pa.Table.from_pylist(self._rows, schema=index_schema(self.head.fields, self.head.scalars))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=3)
-        data = sink.getvalue().to_pybytes()
+        """Bytes and sha256."""
+        data = index_bytes(self._rows, self.head.fields, self.head.scalars)
         with self._parquet.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         return len(data), hashlib.sha256(data).hexdigest()
+
+
+def index_bytes(rows: list[dict[str, Any]], fields: Mapping[str, str], scalars: Mapping[str, Scalar]) -> bytes:
+    """The parquet of a shard with these rows."""
+    table = pa.Table.from_pylist(rows, schema=index_schema(fields, scalars))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=3)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def tombstone_payload(kind: str, reason: str) -> bytes:
@@ -287,15 +295,19 @@ def remove_leftovers(path: ShardPath) -> None:
 class ShardReader:
     """Reads rows of one shard through its index. Opening reads the parquet; the tar is opened at the first `read`.
 
-    Raises ShardError, naming shard and key, when files are missing or damaged. Safe to use after a fork: reading
-    does not move a shared file position.
+    `tar` and `parquet` are copies on the node's own disk (see `staging`), read instead if they can be opened. Raises
+    ShardError, naming shard and key, when files are missing or damaged. Safe to use after a fork: reading does not move
+    a shared file position.
     """
 
-    def __init__(self, path: ShardPath) -> None:
+    def __init__(self, path: ShardPath, tar: Path | None = None, parquet: Path | None = None) -> None:
         self.path = path
         self._descriptor = -1
+        if tar is not None:
+            with suppress(OSError):
+                self._descriptor = os.open(tar, os.O_RDONLY)  # now: it may be evicted at any time
         try:
-            self.table = pq.read_table(path.parquet, memory_map=False)
+            self.table = _read_index(path.parquet, parquet)
             self._columns: dict[str, list[Any]] = {
                 name: self.table.column(name).to_pylist() for name in ("key", "tombstone", "reason")
             }
@@ -305,6 +317,7 @@ class ShardReader:
         self.keys: list[str] = self._columns["key"]
         fields = {name.removesuffix(".offset"): "" for name in names if name.endswith(".offset")}
         self._scalars = [name for name in names if name not in index_schema(fields, {}).names]
+        self._places: dict[str, tuple[list[Any], list[Any], list[Any]]] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -320,17 +333,24 @@ class ShardReader:
 
     def read(self, i: int, field: str, check: bool = True) -> bytes | None:
         """The payload of a field of row i, or None when the row has none. `check` compares its crc32."""
-        if not self.has(field):
-            raise ShardError(f"{self.path}: no field {field}")
-        offset, length, crc = (self.column(f"{field}.{part}")[i] for part in ("offset", "length", "crc32"))
+        if (places := self._places.get(field)) is None:
+            if not self.has(field):
+                raise ShardError(f"{self.path}: no field {field}")
+            places = (
+                self.column(f"{field}.offset"),
+                self.column(f"{field}.length"),
+                self.column(f"{field}.crc32"),
+            )
+            self._places[field] = places
+        offset = places[0][i]
         if offset is None:
             return None
         if self._descriptor < 0:
             self._open()
-        data = os.pread(self._descriptor, length, offset)
-        if len(data) != length:
+        data = os.pread(self._descriptor, places[1][i], offset)
+        if len(data) != places[1][i]:
             raise ShardError(f"{self.path.tar}: ends inside {field} of {self.keys[i]}. {_remedy(self.path)}")
-        if check and zlib.crc32(data) != crc:
+        if check and zlib.crc32(data) != places[2][i]:
             raise ShardError(f"{self.path.tar}: {field} of {self.keys[i]} is damaged (crc32). {_remedy(self.path)}")
         return data
 
@@ -379,6 +399,14 @@ class ShardReader:
             self._descriptor = os.open(self.path.tar, os.O_RDONLY)
         except OSError as error:
             raise ShardError(f"{self.path.tar}: {error.strerror}. {_remedy(self.path)}") from None
+
+
+def _read_index(shared: Path, copy: Path | None) -> pa.Table:
+    # One thread: this may be a forked worker, and an index is small.
+    if copy is not None:
+        with suppress(OSError, pa.ArrowException):
+            return pq.read_table(copy, memory_map=False, use_threads=False)
+    return pq.read_table(shared, memory_map=False, use_threads=False)
 
 
 def _remedy(path: ShardPath) -> str:

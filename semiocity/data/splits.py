@@ -21,7 +21,7 @@ class Splitter:
         self._named: dict[str, str] = {}
         """Id or file name → split."""
         self.files: dict[str, dict[str, Any]] = {}
-        """Split → sha256 and lines of its file; part of the plan's revision."""
+        """Split → sha256 and lines of its file."""
         self.rows: dict[str, int] = dict.fromkeys(recipe.splits.files, 0)
         """Split → rows found so far that its file names."""
         for split, name in recipe.splits.files.items():

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from semiocity.data import decode
+from semiocity.data.decode import decode_rgb
 from semiocity.data.geometry import plan_geometry, resize_ids, resize_image
 from semiocity.data.recipe import ImagePolicy
 
@@ -23,8 +25,8 @@ RESIZE = "cut to the shape in the middle, then Lanczos; labels: most frequent id
 
 
 def decode_image(data: bytes, size: Size | None = None) -> Pixels:
-    """A picture as uint8 [H, W, 3], brought to `size` as `RESIZE` says. ValueError or OSError when it is damaged."""
-    pixels = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    """A picture as uint8 [H, W, 3], brought to `size` as `RESIZE` says. ValueError when it is damaged."""
+    pixels = decode_rgb(data)
     return resized(pixels, size) if size else pixels
 
 
@@ -36,9 +38,7 @@ def resized(pixels: Pixels, size: Size) -> Pixels:
 
 def decode_ids(data: bytes, classes: int, ignore_id: int | None = None) -> NDArray[Any]:
     """A map of ids [H, W] as the PNG holds it. ValueError when an id is `classes` or more, but for `ignore_id`."""
-    ids = np.array(Image.open(io.BytesIO(data)))
-    if ids.ndim != 2:
-        raise ValueError(f"a map of ids has one channel, this one has shape {list(ids.shape)}")
+    ids = decode.decode_ids(data)
     wrong = [value for value in np.unique(ids).tolist() if value >= classes and value != ignore_id]
     if wrong:
         raise ValueError(

@@ -19,17 +19,20 @@ CACHE_MB = 1024
 
 
 class Pairs:
-    """Real images and their label maps of one split, at one size, decoded when asked for (and kept, up to 1 GB)."""
+    """Real images and their label maps of one split, at one size, decoded when asked for (and kept, up to 1 GB).
 
-    def __init__(self, dataset: Dataset, split: str, size: Size) -> None:
+    With `view` they are those of a saved view's split.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, size: Size, view: str | None = None) -> None:
         self.classes = tuple(spec.name for spec in dataset.classes)
         self.ignore_id = dataset.ignore_id
         self.size = size
-        self._view = dataset.view([IMAGE, LABEL], split)
+        self._view = dataset.pick([IMAGE, LABEL], split, view)
         self.rows = list(range(len(self._view)))
         if not self.rows:
             raise UserError(f"{dataset.path}: split {split!r} has no rows")
-        self._decoded = Rows(self._view, partial(_decode, size, len(self.classes), self.ignore_id), CACHE_MB)
+        self._decoded = Rows(self._view, partial(_decode, len(self.classes), self.ignore_id), CACHE_MB)
 
     def pick(self, places: Sequence[int]) -> Pairs:
         """Some of these, in the given order; what is decoded is shared."""
@@ -66,11 +69,11 @@ class Pairs:
 
     def image(self, i: int) -> Pixels:
         """[H, W, 3]"""
-        return self._decoded[self.rows[i]].arrays["image"]
+        return self._decoded.row(self.rows[i], self.size).arrays["image"]
 
     def label(self, i: int) -> Pixels:
         """[H, W], class ids"""
-        return self._decoded[self.rows[i]].arrays["label"]
+        return self._decoded.row(self.rows[i], self.size).arrays["label"]
 
     def images(self, places: Sequence[int]) -> Pixels:
         """[B, H, W, 3]"""
@@ -81,7 +84,7 @@ class Pairs:
         return np.stack([self.label(i) for i in places])
 
 
-def _decode(size: Size, classes: int, ignore_id: int | None, row: Mapping[str, bytes | None]) -> Arrays:
+def _decode(classes: int, ignore_id: int | None, row: Mapping[str, bytes | None], size: Size) -> Arrays:
     image, label = row[IMAGE], row[LABEL]
     if image is None or label is None:
         raise ValueError(f"no {IMAGE if image is None else LABEL}")

@@ -10,23 +10,29 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from semiocity.data import decode as payloads
+from semiocity.data.decode import DecodeError
 from semiocity.stages.base import BadRow, Made, Row, Tombstone
 
 
 def decode_rgb(data: bytes) -> np.ndarray:
-    """A picture as uint8 [H, W, 3]."""
-    return np.array(_open(data, "image").convert("RGB"))  # a copy: torch wants to own what it reads
+    """A picture as uint8 [H, W, 3], the caller's own."""
+    try:
+        return payloads.decode_rgb(data)
+    except DecodeError as error:
+        raise BadRow(f"image cannot be decoded: {error}") from None
 
 
 def decode_ids(data: bytes, what: str) -> np.ndarray:
     """A label or instance map as it is stored: [H, W], uint8 or uint16."""
-    ids = np.asarray(_open(data, what))
-    if ids.ndim != 2 or ids.dtype not in (np.uint8, np.uint16):
-        raise BadRow(f"{what}: not one channel of ids (shape {ids.shape}, {ids.dtype})")
-    return ids
+    try:
+        return payloads.decode_ids(data)
+    except DecodeError as error:
+        raise BadRow(f"{what} cannot be decoded: {error}") from None
 
 
-def _open(data: bytes, what: str) -> Image.Image:
+def decode(data: bytes, what: str) -> Image.Image:
+    """A picture, decoded to its last pixel. `what` names it in the reason when that fails."""
     try:
         image = Image.open(io.BytesIO(data))
         image.load()

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from semiocity.data import order
 from semiocity.errors import UserError
 from semiocity.files import adopt, fsync_folder, read_json, write_atomic, write_json
 from semiocity.train import shards, zero
@@ -144,12 +145,12 @@ def refuse_other(folder: Path, saved: Mapping[str, Any], state: Mapping[str, Any
                 f"{folder}: {key} was {then.get(key)!r} when this checkpoint was written and is {now.get(key)!r} now; "
                 f"set it back, or start another run with --set run=NAME"
             )
-    for key, what in (("order", "order of samples"), ("frozen", "frozen weights")):
-        if saved[key] != state[key]:
-            raise UserError(
-                f"{folder}: the {what} is another one now ({saved[key]} then, {state[key]} now), so the dataset or the "
-                "weights have changed since; put them back, or start another run with --set run=NAME"
-            )
+    order.refuse_other(saved["order"], state["order"], str(folder))
+    if saved["frozen"] != state["frozen"]:
+        raise UserError(
+            f"{folder}: the frozen weights are others now ({saved['frozen']} then, {state['frozen']} now); put them "
+            "back, or start another run with --set run=NAME"
+        )
 
 
 def _seal(file: Path) -> dict[str, Any]:

@@ -10,23 +10,22 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from semiocity.data.loader import Rows, Slice, slices
-from semiocity.data.order import Batch, Order
+from semiocity.data.loader import Slice
 from semiocity.errors import UserError
 from semiocity.files import adopt, digest, fsync_folder, write_json
 from semiocity.train import zero
 from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.checkpoint import Checkpoints
 from semiocity.train.ema import Ema
+from semiocity.train.feed import Feed
 from semiocity.train.metrics import Metrics
 from semiocity.train.noise import torch_seed
 from semiocity.train.options import OptimizerOptions, TrainJob, check_batch, identity, is_done, load
@@ -76,18 +75,13 @@ class Trainer:
     def __init__(
         self, job: TrainJob, run: Path, dataset: Path, world: World, device: torch.device, settings: dict[str, Any]
     ) -> None:
-        from semiocity.data.columns import Dataset
-
         self.job, self.run, self.world, self.device = job, run, world, device
         self.first = world.rank == 0
-        data = Dataset.open(dataset)
-        fields = job.fields_by_role()
-        view = data.view(sorted(set(fields.values())), job.data.split)
-        self.order = Order(
-            view.digest, tuple(view.shard_sizes), job.seed, job.global_batch, job.data.window, job.data.tail
-        )
+        self.feed = Feed(job, run, dataset, world)
+        self.order = self.feed.order
 
         torch.manual_seed(job.seed)  # the first weights; noise and order are keyed
+        data = self.feed.data
         self.facts = DatasetFacts(
             data.name,
             data.digest,
@@ -96,15 +90,13 @@ class Trainer:
             data.ignore_id,
         )
         self.task: Task = load(TASKS[job.task].task)(job, self.facts)
-        self.rows = Rows(ByRole(view, fields), self.task.decode, job.data.cache_mb // max(job.data.workers, 1))
-        sampled = data.view(sorted(set(fields.values())), job.sample_split) if job.sample_split else view
-        self.sample_rows = Rows(ByRole(sampled, fields), self.task.decode)
-        self.sampled = min(job.sample_images, len(sampled))
+        self.feed.read_by(self.task)
+        self.sampled = min(job.sample_images, len(self.feed.samples.view))
 
         self._build_engines()
         self.state = {
             "settings": settings,
-            "order": self.order.digest,
+            "order": self.order.facts,
             "frozen": dict(self.task.frozen_digests()),
         }
         self.checkpoints = Checkpoints(run / "checkpoints", world, job.keep_last, job.rehearse.slow_save_s)
@@ -155,20 +147,12 @@ class Trainer:
     def _train_on(self, stop: Callable[[], bool]) -> bool:
         """Steps until the end (True), a stop (False), or a rollback (True, with `done` set back)."""
         waiting = time.monotonic()
-        for part in slices(
-            self.rows,
-            self.order,
-            rank=self.world.rank,
-            world=self.world.size,
-            steps=range(self.done, self.job.steps),
-            collate=self.task.collate,
-            workers=self.job.data.workers,
-            pin_memory=self.device.type == "cuda",
-        ):
+        for part in self.feed.slices(self.done, pin_memory=self.device.type == "cuda"):
             waited_s = time.monotonic() - waiting
             time.sleep(self.job.rehearse.slow_step_s)
             values, applied, stopping = self._step(part, stop())
             self.done += 1
+            self.feed.done(part)
             if self.metrics:
                 self.metrics.step(self.done, values, waited_s)
             if not applied and self._handle_bad(part):
@@ -255,10 +239,9 @@ class Trainer:
             return
         self.run.mkdir(parents=True, exist_ok=True)
         order, parameters = self.order, sum(p.numel() for m in self.modules.values() for p in m.parameters())
-        what = {"drop": "dropped", "pad": "filled up at weight 0"}[order.tail]
         print(
             f"{self.job.task}: {parameters:,} parameters; {order.rows:,} rows, {order.steps_per_epoch:,} steps an "
-            f"epoch, {order.left_over} rows {what} at its end; {self.world.size} ranks on {self.device.type}; "
+            f"epoch, {self.feed.tails} at its end; {self.world.size} ranks on {self.device.type}; "
             f"{'going on after' if self.done else 'starting at'} step {self.done} of {self.job.steps}",
             flush=True,
         )
@@ -292,7 +275,8 @@ class Trainer:
         if self.saved_at == self.done:
             return
         if self.metrics:
-            self.metrics.flush()  # a checkpoint never knows more steps than the metrics do
+            self.metrics.flush()  # a checkpoint never knows more steps than the metrics and the ledger do
+        self.feed.flush()
         self.checkpoints.save(self.done, self.state, self.engines, self.averages)
         self.saved_at = self.done
 
@@ -317,7 +301,7 @@ class Trainer:
         each = math.ceil(self.sampled / self.world.size)
         mine = [(self.world.rank * each + i) % self.sampled for i in range(each)]
         # Step 0 for every grid: the same noise each time, so that grids differ by the weights alone.
-        batch = collate_rows(self.task, self.sample_rows, mine)
+        batch = self.feed.sampled(self.task, mine)
         with self._with_averages():
             pictures = self.task.sample(self.modules, {k: v.to(self.device) for k, v in batch.items()})
         parts = zero.gather(pictures.cpu().numpy())
@@ -357,30 +341,8 @@ class Trainer:
 
     def close(self) -> None:
         """Close files and engines."""
+        self.feed.close()
         if self.metrics:
             self.metrics.close()
         for engine in self.engines:
             engine.close()
-
-
-class ByRole:
-    """A view of a dataset whose fields have the names that the task knows them by."""
-
-    def __init__(self, view: Any, fields: Mapping[str, str]) -> None:
-        self._view, self._fields = view, fields
-
-    def __len__(self) -> int:
-        return len(self._view)
-
-    def key(self, i: int) -> str:
-        return self._view.key(i)
-
-    def read(self, i: int) -> dict[str, bytes | None]:
-        row = self._view.read(i)
-        return {role: row[field] for role, field in self._fields.items()}
-
-
-def collate_rows(task: Task, rows: Rows, wanted: list[int]) -> Tensors:
-    """The tensors of some rows outside of training."""
-    batch = Batch(0, np.array(wanted), np.arange(len(wanted)), np.ones(len(wanted), np.float32))
-    return task.collate(batch, [rows[row].arrays for row in wanted])

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from semiocity.config import Job, Strict, check
+from semiocity.data.buckets import BucketOptions
 from semiocity.errors import UserError
 from semiocity.files import digest, read_json
 from semiocity.train.tasks import TASKS
@@ -24,29 +25,54 @@ class TaskOptions(Strict):
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError when the model cannot work at this size in pixels."""
 
+    def check_bucket(self, height: int, width: int) -> None:
+        """Raise ValueError when the model cannot work at this size of a bucket. A task that takes several sizes
+        overrides this; the others take one."""
+        raise ValueError("data.buckets: this task trains at one size, data.size; leave data.buckets out")
+
 
 class DataOptions(Strict):
     """What is read, and how."""
 
     fields: dict[str, str] = Field(default_factory=dict)
     """Fields other than the task's defaults, by role: {label = "annotate.label"}."""
+    view: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[0-9a-f]+)?$")
+    """A saved view (`semiocity view`) to take rows from, NAME or NAME@REVISION; None takes the whole dataset. A
+    submission pins the revision."""
     split: str = "train"
+    """Split of the dataset, or of the view; "" takes all rows."""
     size: int | tuple[int, int] = Field(256)
     """Side, or [height, width], in pixels. Rows of another size are cropped to this shape in the middle and resized."""
     flip: bool = False
     """Mirror half of the samples (keyed by step and row)."""
+    buckets: BucketOptions | None = None
+    """Aspect buckets: every global batch has one shape, and rows go into the bucket nearest to their own. `size` is
+    then that of the image grids alone."""
     workers: int = Field(0, ge=0)
     """Processes that read ahead, for each rank; 0 reads between the steps."""
+    prefetch: int = Field(2, ge=1)
+    """Slices that each of them reads ahead."""
     window: int = Field(4, ge=1)
     """Shards whose rows are shuffled together."""
     tail: Literal["drop", "pad"] = "drop"
-    """What to do with the rows at the end of an epoch that fill no global batch."""
+    """What to do with the rows at the end of an epoch, of each bucket, that fill no global batch."""
+    ledger: bool = False
+    """Write down which samples went into each batch, for `semiocity ledger RUN`."""
+    stage_to: str | None = None
+    """Folder on the node's own disk that shards are copied to ahead of their reading, such as "$TMPDIR/shards"."""
+    stage_mb: int = Field(100_000, ge=1)
+    """Most MB (10⁶ bytes) of copies there."""
     cache_mb: int = Field(0, ge=0)
     """Memory of each rank for decoded rows; a small dataset is then decoded once. Divided among the workers."""
 
     @property
     def height_width(self) -> tuple[int, int]:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def bucket_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of each bucket; empty without buckets."""
+        return self.buckets.resolved() if self.buckets else ()
 
     @field_validator("size")
     @classmethod
@@ -160,6 +186,8 @@ class TrainJob(Job):
         except UserError as error:
             raise ValueError(str(error)) from None
         options.check_size(*info.data["data"].height_width)
+        for width, height in info.data["data"].bucket_sizes:
+            options.check_bucket(height, width)
         unknown = set(info.data["data"].fields) - set(options.roles())
         if unknown:
             roles = ", ".join(sorted(options.roles()))
@@ -216,6 +244,10 @@ FREE = {
     "bad_steps",
     "checkpoint_every",
     "data.cache_mb",
+    "data.ledger",
+    "data.prefetch",
+    "data.stage_mb",
+    "data.stage_to",
     "data.workers",
     "dataset",
     "export_dtype",

@@ -135,7 +135,7 @@ def pack_folder(root: Path, out: Path, **changes: Any) -> tuple[dict[str, dict[s
 
 
 def pack_rows(recipe: Recipe, out: Path) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, str]]]:
-    """Pack anything. Rows (fields, meta, key, scalars) by original file or else id, rejections (reason, detail) by id."""
+    """Pack anything. Rows (fields, meta, key, scalars) by file or else id, and rejections (reason, detail) by id."""
     plan, dataset = packed(recipe, out)
     fields = [f"base.{name}" for name in dataset.column("base").fields]
     view = dataset.view(fields)

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 
 from semiocity.data.columns import Dataset
-from semiocity.data.loader import Arrays, Rows, Slice, slices, stack, to_bytes, to_unit
+from semiocity.data.loader import Arrays, Rows, Size, Slice, slices, stack, to_bytes, to_unit
 from semiocity.data.order import Batch, Order
 from semiocity.errors import UserError
 
+SIZE = (32, 32)
 
-def decode(row: Mapping[str, bytes | None]) -> Arrays:
+
+def decode(row: Mapping[str, bytes | None], size: Size = SIZE) -> Arrays:
     return {"image": np.asarray(Image.open(io.BytesIO(row["base.image"] or b"")).convert("RGB"))}
 
 
@@ -29,7 +31,9 @@ def read(
     view = Dataset.open(dataset).view(["base.image"], "train")
     order = Order(view.digest, tuple(view.shard_sizes), 5, 4)
     rows = Rows(view, decode, cache_mb)
-    return list(slices(rows, order, rank=rank, world=world, steps=steps, collate=collate, workers=workers))
+    return list(
+        slices(rows, order, rank=rank, world=world, steps=steps, collate=collate, sizes=[SIZE], workers=workers)
+    )
 
 
 def test_workers_cache_and_start_change_nothing(town: Path) -> None:
@@ -62,14 +66,14 @@ def test_cache_is_bounded_and_spares_decoding(town: Path) -> None:
     view = Dataset.open(town).view(["base.image"], "train")
     decoded = []
 
-    def counting(row: Mapping[str, bytes | None]) -> Arrays:
+    def counting(row: Mapping[str, bytes | None], size: Size) -> Arrays:
         decoded.append(1)
         return {"image": np.zeros(2**19, np.uint8)}
 
     rows = Rows(view, counting, cache_mb=1)  # room for two
     for _ in range(3):
         for row in range(4):
-            assert rows[row].key == view.key(row)
+            assert rows.row(row, SIZE).key == view.key(row)
     assert len(decoded) == 4 + 2 + 2
 
 
@@ -93,11 +97,11 @@ def test_a_damaged_member_is_named(own_town: Path, workers: int) -> None:
 def test_what_cannot_be_decoded_is_named(town: Path) -> None:
     view = Dataset.open(town).view(["base.image"], "train")
 
-    def broken(row: Mapping[str, bytes | None]) -> Arrays:
+    def broken(row: Mapping[str, bytes | None], size: Size) -> Arrays:
         raise ValueError("too short")
 
-    with pytest.raises(UserError, match=f"row {view.key(2)}: cannot be decoded: too short"):
-        Rows(view, broken)[2]
+    with pytest.raises(UserError, match=f"row {view.key(2)} of base/.*/00000000 cannot be decoded: too short"):
+        Rows(view, broken).row(2, SIZE)
 
 
 def test_pictures_survive_the_way_to_the_model_and_back() -> None:

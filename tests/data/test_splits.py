@@ -41,7 +41,7 @@ def test_split_files_lie_beside_the_recipe_and_name_ids_or_files(tmp_path: Path)
 def test_the_revision_knows_the_split_files_but_not_where_they_lie(tmp_path: Path) -> None:
     root = pictures(tmp_path / "in")
     plans = {}
-    for place, content in (("one", b"street 1\n"), ("two", b"street 1\n"), ("three", b"street 1\nno such\n")):
+    for place, content in (("one", b"street 1\n"), ("two", b"street 1\n"), ("three", b"street 2\n")):
         path = recipe_file(tmp_path / place, root, '[splits.files]\nval = "val.txt"\n')
         write_files(path.parent, {"val.txt": content})
         plans[place] = make_plan(load_recipe(path), tmp_path / "out" / place)

@@ -15,7 +15,8 @@ from semiocity.data.loader import Rows
 from semiocity.data.order import Order
 from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.ema import decay_at
-from semiocity.train.loop import ByRole, learning_rate
+from semiocity.train.feed import ByRole
+from semiocity.train.loop import learning_rate
 from semiocity.train.metrics import read_metrics
 from semiocity.train.options import EmaOptions, OptimizerOptions
 from semiocity.train.tasks.base import DatasetFacts
@@ -47,7 +48,7 @@ def plain_torch(dataset: Path, settings: dict[str, Any]) -> tuple[dict[str, torc
     losses = []
     for step in range(job.steps):
         batch = order.batch(step)
-        tensors = task.collate(batch, [rows[int(row)].arrays for row in batch.rows])
+        tensors = task.collate(batch, [rows.row(int(row), job.data.height_width).arrays for row in batch.rows])
         loss = task.loss("sdm", phase.modules, tensors, step).total
         optimizer.zero_grad()
         loss.backward()

@@ -19,6 +19,8 @@ from semiocity.train.tasks.sdm import SDMTask, decode_label, edges, load_export,
 
 FACTS = DatasetFacts("tiny", "digest", ("sky", "road", "tree"), ((0, 0, 255), (90, 90, 90), (0, 255, 0)), 255)
 
+SIZE = (16, 16)
+
 
 def png(pixels: Any) -> bytes:
     out = io.BytesIO()
@@ -69,13 +71,13 @@ def test_a_label_that_is_no_class_is_refused() -> None:
 def test_rows_of_another_size_are_cut_and_resized_together() -> None:
     image, label = np.zeros((40, 80, 3), np.uint8), np.zeros((40, 80), np.uint8)
     image[:, 40:], label[:, 40:] = 255, 2
-    arrays = task().decode({"image": png(image), "label": png(label)})
+    arrays = task().decode({"image": png(image), "label": png(label)}, SIZE)
     assert arrays["image"].shape == (16, 16, 3)
     assert np.array_equal(arrays["label"] == 2, arrays["image"][..., 0] > 127)
     with pytest.raises(UserError, match=r"label map has shape \(4, 4\), the image \(40, 80\)"):
-        task().decode({"image": png(image), "label": png(label[:4, :4])})
+        task().decode({"image": png(image), "label": png(label[:4, :4])}, SIZE)
     with pytest.raises(UserError, match="has no label"):
-        task().decode({"image": png(image), "label": None})
+        task().decode({"image": png(image), "label": None}, SIZE)
 
 
 def test_randomness_belongs_to_step_and_row_alone() -> None:

@@ -56,8 +56,8 @@ class ToyGan(Task):
     def frozen_digests(self) -> Mapping[str, str]:
         return {"tint": "seeded"}
 
-    def decode(self, row: Mapping[str, bytes | None]) -> Arrays:
-        image = Image.open(io.BytesIO(row["image"] or b"")).convert("RGB").resize((SIDE, SIDE))
+    def decode(self, row: Mapping[str, bytes | None], size: tuple[int, int]) -> Arrays:
+        image = Image.open(io.BytesIO(row["image"] or b"")).convert("RGB").resize(size[::-1])
         return {"image": np.asarray(image)}
 
     def collate(self, batch: Batch, decoded: Sequence[Arrays]) -> Tensors:

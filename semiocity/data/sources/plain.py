@@ -10,7 +10,7 @@ from typing import Any
 from semiocity.data.images import Rejected
 from semiocity.data.keys import printable, to_bytes
 from semiocity.data.sources.base import Entry, FileSource, Raw
-from semiocity.data.sources.files import LeadsOutside, open_below
+from semiocity.data.sources.files import NotAllowed, open_below
 from semiocity.errors import UserError
 
 GIVEN = ("boxes", "relative_boxes", "rotation")
@@ -53,11 +53,11 @@ def open_planned(root: Path, name: str, planned: int, field: str, link_roots: Se
     """
     try:
         descriptor = open_below(root, name, link_roots)
-    except LeadsOutside as error:
-        raise Rejected("outside_root", f"{field}: {printable(name)} {error}") from None
+    except NotAllowed as error:
+        raise Rejected(error.reason, f"{field}: {printable(name)} {error}") from None
     except PermissionError:
         raise Rejected("unreadable", f"{field}: {printable(name)}") from None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{root}: {printable(name)} is gone since the plan was made. Run `semiocity pack` again: it plans anew"
         ) from None

@@ -80,8 +80,10 @@ class Task(ABC):
     # -- reading ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def decode(self, row: Mapping[str, bytes | None]) -> Arrays:
+    def decode(self, row: Mapping[str, bytes | None], size: tuple[int, int]) -> Arrays:
         """Arrays of a row, by role (see `TrainJob.fields_by_role`). Random choices belong in `collate`.
+
+        `size`: height and width in pixels that the row is brought to: `data.size`, or those of its bucket.
 
         Raises ValueError or OSError for damaged payloads and UserError for what the user can mend.
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from semiocity.data.geometry import mark_edges, plan_geometry, resize_ids, resize_image, resize_instances
+from semiocity.data.decode import crop_of, decode_cropped, decode_ids, picture_size
+from semiocity.data.geometry import mark_edges, resize_ids, resize_instances
 from semiocity.data.loader import Arrays, stack, to_bytes, to_unit
 from semiocity.data.order import Batch
-from semiocity.data.recipe import ImagePolicy
 from semiocity.errors import UserError
 from semiocity.files import read_json, write_json
 from semiocity.models.diffusion import Diffusion, DiffusionConfig, sample_ddim
@@ -53,19 +51,19 @@ class SDMTask(Task):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def decode(self, row: Mapping[str, bytes | None]) -> Arrays:
+    def decode(self, row: Mapping[str, bytes | None], size: tuple[int, int]) -> Arrays:
         """`image` [H, W, 3] uint8, `label` [H, W] uint8 with NO_LABEL, and `instance` [H, W] int32 with edges."""
-        height, width = self.job.data.height_width
-        image = Image.open(io.BytesIO(_payload(row, "image"))).convert("RGB")
-        policy = ImagePolicy(resize="crop", size=(width, height))
-        geometry = plan_geometry(policy, image.width, image.height)
-        arrays: Arrays = {"image": np.asarray(resize_image(image, geometry) if geometry else image)}
+        height, width = size
+        data = _payload(row, "image")
+        full = picture_size(data)
+        geometry = crop_of(full, (width, height))
+        arrays: Arrays = {"image": decode_cropped(data, (width, height))}
         label = decode_label(_payload(row, "label"), self.facts)
-        if label.shape != (image.height, image.width):
-            raise UserError(f"the label map has shape {label.shape}, the image {(image.height, image.width)}")
+        if label.shape != full[::-1]:
+            raise UserError(f"the label map has shape {label.shape}, the image {full[::-1]}")
         arrays["label"] = resize_ids(label, geometry, NO_LABEL) if geometry else label
         if self.options.edges:
-            instance = _ids(_payload(row, "instance")).astype(np.uint16)
+            instance = decode_ids(_payload(row, "instance")).astype(np.uint16)
             arrays["instance"] = (resize_instances(instance, label, geometry) if geometry else instance).astype(
                 np.int32
             )
@@ -73,7 +71,7 @@ class SDMTask(Task):
 
     def collate(self, batch: Batch, decoded: Sequence[Arrays]) -> Tensors:
         """The arrays stacked, with `weight` [b], `t` [b] int64, `drop` [b] bool and `noise` [b, 3, H, W]."""
-        height, width = self.job.data.height_width
+        height, width = decoded[0]["image"].shape[:2]
         draws = np.empty((len(batch.rows), 3))
         noise = np.empty((len(batch.rows), 3, height, width), np.float32)
         for i, row in enumerate(batch.rows):
@@ -231,7 +229,7 @@ def edges(instance: Tensor) -> Tensor:
 
 def decode_label(payload: bytes, facts: DatasetFacts) -> NDArray[np.uint8]:
     """A label map [H, W]; the dataset's ignore id becomes NO_LABEL. UserError for an id that is no class."""
-    ids = _ids(payload)
+    ids = decode_ids(payload)
     known = len(facts.classes)
     ignored = ids == facts.ignore_id if facts.ignore_id is not None else np.zeros(ids.shape, bool)
     wrong = ids[(ids >= known) & ~ignored]
@@ -245,13 +243,6 @@ def decode_label(payload: bytes, facts: DatasetFacts) -> NDArray[np.uint8]:
 def sampling_noise(seed: int, rows: Sequence[int], index: int, height: int, width: int) -> Tensor:
     """x_T of image number `index` of each row's layout, keyed by all of them: [len(rows), 3, height, width]."""
     return torch.from_numpy(normal(seed, index, rows, (3, height, width), "sample"))
-
-
-def _ids(payload: bytes) -> NDArray[Any]:
-    ids = np.asarray(Image.open(io.BytesIO(payload)))
-    if ids.ndim != 2:
-        raise UserError(f"a map of ids must have one channel, this one has shape {ids.shape}")
-    return ids
 
 
 def _payload(row: Mapping[str, bytes | None], role: str) -> bytes:

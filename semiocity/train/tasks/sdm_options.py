@@ -68,19 +68,26 @@ class SDMOptions(TaskOptions):
         return {**fields, "instance": "base.instance"} if self.edges else fields
 
     def check_size(self, height: int, width: int) -> None:
-        stride = self.patch * 2 ** (len(self.mult) - 1)
-        for name, side in (("height", height), ("width", width)):
-            if side % stride:
-                below = side // stride * stride
-                near = f"{below} or {below + stride}" if below else str(stride)
-                raise ValueError(
-                    f"data.size: {name} {side} is no multiple of {stride}, which patch {self.patch} and "
-                    f"{len(self.mult)} entries of mult ask for; {near} would do"
-                )
+        self._check_stride("data.size", height, width)
         sides = [height // (self.patch * 2**level) for level in range(len(self.mult))]
         for wanted in self.attention_resolutions:
             if wanted not in sides:
                 raise ValueError(
                     f"attention_resolutions: at height {height} no level of this model has side {wanted}; "
                     f"the sides are {', '.join(map(str, sides))}"
+                )
+
+    def check_bucket(self, height: int, width: int) -> None:
+        """Attention is as deep as at `data.size`; only the stride must fit."""
+        self._check_stride(f"data.buckets: {width}×{height}", height, width)
+
+    def _check_stride(self, where: str, height: int, width: int) -> None:
+        stride = self.patch * 2 ** (len(self.mult) - 1)
+        for name, side in (("height", height), ("width", width)):
+            if side % stride:
+                below = side // stride * stride
+                near = f"{below} or {below + stride}" if below else str(stride)
+                raise ValueError(
+                    f"{where}: {name} {side} is no multiple of {stride}, which patch {self.patch} and "
+                    f"{len(self.mult)} entries of mult ask for; {near} would do"
                 )
