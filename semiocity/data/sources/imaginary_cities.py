@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from semiocity.data.keys import printable, to_bytes
+from semiocity.data.keys import printable
 from semiocity.data.sources.base import Entry, FileSource, Rejection
 from semiocity.data.sources.files import check_root, split_name
 from semiocity.data.sources.json_stream import elements
@@ -103,8 +103,7 @@ def entries(source: ImaginaryCitiesSource) -> Iterator[Entry | Rejection]:
             continue
         scalars = dict(facts)
         prompt = scalars.pop("prompt")
-        sizes = {**item.sizes, "caption": len(to_bytes(prompt))}
-        yield item._replace(extra={"caption": prompt}, sizes=sizes, scalars=scalars)
+        yield item.with_caption(prompt)._replace(scalars=scalars)
 
 
 def _table(source: ImaginaryCitiesSource, root: Path) -> dict[str, dict[str, Any]]:
