@@ -144,14 +144,17 @@ def _find(root: Path) -> Path:
 def _lines(path: Path) -> Iterator[Any]:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield from csv.DictReader(file)
+            try:
+                yield from csv.DictReader(file)
+            except csv.Error as error:
+                raise UserError(f"{path}: no CSV: {error}") from None
     elif path.suffix == ".jsonl":
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     if line.strip():
-                        yield json.loads(line)
-                except ValueError as error:
+                        yield json.loads(line.decode("utf-8-sig"))
+                except ValueError as error:  # UnicodeDecodeError is one
                     raise UserError(f"{path}: line {number}: damaged JSON: {error}") from None
     else:
         for key, item in elements(path):
