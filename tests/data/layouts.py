@@ -163,6 +163,19 @@ def coco_stuff(root: Path) -> Path:
             {"image_id": 9, "id": 661977, "caption": "Another."},
         ],
     }
+    objects = {
+        "images": said["images"],
+        "annotations": [
+            {
+                "segmentation": [[1, 2, 3, 4, 5, 6]],
+                "iscrowd": 0,
+                "image_id": 9,
+                "bbox": [4.5, 2, 10, 8],
+                "category_id": 3,
+            }
+        ],
+        "categories": [{"supercategory": "vehicle", "id": 3, "name": "car"}],
+    }
     files = {
         "train2017/000000000009.jpg": jpeg(seed=1),
         "train2017/000000000025.jpg": jpeg(seed=2),
@@ -171,6 +184,7 @@ def coco_stuff(root: Path) -> Path:
         "stuffthingmaps/train2017/000000000025.png": label_png(ids=(0, 11)),
         "stuffthingmaps/val2017/000000000139.png": label_png(ids=(2, 148)),
         "annotations/captions_train2017.json": json.dumps(said).encode(),
+        "annotations/instances_train2017.json": json.dumps(objects).encode(),
     }
     return write_files(root, files)
 
