@@ -30,8 +30,8 @@ def main(names: list[str]) -> int:
     lines = [
         "# Benchmarks",
         "",
-        "Each line comes from one script in `bench/`, which measures us and a peer, or a limit, in one run on the same work.",
-        "`make bench` runs them all and writes this page. The machine has two cores and no GPU.",
+        "Each line comes from one script in `bench/`, which measures us and a peer, or a limit, in one run on the",
+        "same work. `make bench` runs them all and writes this page. The machine has two cores and no GPU.",
         "",
         "| script | claim | ours | peer | ratio | goal | met |",
         "|---|---|---|---|---|---|---|",
