@@ -1,7 +1,7 @@
 """What the benchmarks of shards share: pictures, contenders as processes of their own, alternating rounds, medians.
 
-A contender is `python bench/WORKER.py NAME FOLDER`, which prints the seconds that it measured itself: importing does not
-count. Peers that need an environment of their own run with the Python that $SEMIOCITY_PEERS names (`make peers`).
+A contender is `python bench/WORKER.py NAME FOLDER`, which prints the seconds that it measured itself: importing does
+not count. Peers that need an environment of their own run with the Python that $SEMIOCITY_PEERS names (`make peers`).
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ print(json.dumps({"wall_s": round(time.perf_counter() - began, 2), "cpu_s": roun
 VERB = "from semiocity.cli import main\nassert main({}) in (0, 1)"
 MEASURED = {
     "plan a stage": VERB.format('["caption", "jobs/caption.toml", "--dry-run"]'),
+    "status, first look": "Path('runs/caption-big/attempts/0001/gathered.json').unlink(missing_ok=True)\n"
+    + VERB.format('["status"]'),
     "status": VERB.format('["status"]'),
     "verify --quick": VERB.format('["verify", "data/big", "--quick"]'),
     "merge, nothing new": "from semiocity.data.manifest import merge\n"
@@ -71,7 +73,7 @@ def make(project: Path, shards: int) -> float:
     """A project folder with the dataset data/big; returns the seconds of merging all columns for the first time."""
     from semiocity.data.manifest import merge
     from semiocity.data.recipe import Recipe
-    from semiocity.data.shard import index_bytes
+    from semiocity.data.shard import Scalar, index_bytes
     from semiocity.files import write_json
 
     dataset = project / "data" / "big"
@@ -80,8 +82,16 @@ def make(project: Path, shards: int) -> float:
     parts = [{"file": "plan.jsonl", "rows": shards * ROWS, "offsets": [i * 100_000 for i in range(shards)]}]
     write_json(dataset / "plans" / REVISIONS["base"] / "plan.json", {"format": 2, **plan, "parts": parts})
     (dataset / "plans" / REVISIONS["base"] / "rejected.jsonl").touch()
-    fields = {"base": {"image": "jpg", "label": "label.png"}, "caption": {"text": "txt"}, "mask": {"mask": "png"}}
-    scalars = {"base": {"split": "str", "width": "int", "height": "int"}, "caption": {}, "mask": {}}
+    fields: dict[str, dict[str, str]] = {
+        "base": {"image": "jpg", "label": "label.png"},
+        "caption": {"text": "txt"},
+        "mask": {"mask": "png"},
+    }
+    scalars: dict[str, dict[str, Scalar]] = {
+        "base": {"split": "str", "width": "int", "height": "int"},
+        "caption": {},
+        "mask": {},
+    }
     for column in COLUMNS:
         rows = []
         for i in range(ROWS):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, features
 
 from semiocity.data.profiles import BrokenProfile, to_srgb
-from semiocity.data.recipe import ImagePolicy
+from semiocity.data.recipe import LARGEST_IMAGE, ImagePolicy
 from semiocity.data.sources.reasons import REASONS
 from semiocity.errors import UserError
 
@@ -210,7 +210,7 @@ def _plain_jpeg(data: bytes) -> bool:
 # ---------------------------------------------------------------- label and instance maps
 
 
-def decode_ids(data: bytes, field: str, bits: int, max_pixels: int) -> np.ndarray:
+def decode_ids(data: bytes, field: str, bits: int, max_pixels: int = LARGEST_IMAGE) -> np.ndarray:
     """A map of ids as the PNG holds them: [H, W], uint8 (`bits` 8) or uint16 (16). Palettes are read by index."""
     image = _open_map(data, field, max_pixels)
     depth, colour = data[24], data[25]

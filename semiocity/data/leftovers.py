@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from semiocity.data.lease import STALE_S
@@ -37,7 +37,7 @@ def leftovers(dataset: Path, grace_s: float = GRACE_S) -> Iterator[Path]:
             if (unnamed or TEMPORARY.fullmatch(path.name)) and old(path, grace_s):
                 yield path
         for thousand in sorted(revision.glob("[0-9]" * 5)):
-            for path in _listed(thousand):
+            for path in _listed(thousand, lambda name: name.endswith(".lease") or name.startswith(".")):
                 dead = path.suffix == ".lease" or TEMPORARY.fullmatch(path.name)
                 if dead and old(path, max(grace_s, STALE_S)):
                     yield path
@@ -46,9 +46,9 @@ def leftovers(dataset: Path, grace_s: float = GRACE_S) -> Iterator[Path]:
 def leased(revision: Path) -> bool:
     """Whether somebody works on a shard of a column's revision, or did minutes ago."""
     return any(
-        path.suffix == ".lease" and not old(path, STALE_S)
+        not old(path, STALE_S)
         for thousand in revision.glob("[0-9]" * 5)
-        for path in _listed(thousand)
+        for path in _listed(thousand, lambda name: name.endswith(".lease"))
     )
 
 
@@ -72,8 +72,9 @@ def remove(path: Path) -> None:
     shutil.rmtree(gone)
 
 
-def _listed(folder: Path) -> list[Path]:
+def _listed(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> list[Path]:
     try:
-        return [folder / name for name in sorted(os.listdir(folder))]  # noqa: PTH208
+        # A Path is made for few of the names: a folder may have thousands.
+        return [folder / name for name in sorted(filter(wanted, os.listdir(folder)))]  # noqa: PTH208
     except (FileNotFoundError, NotADirectoryError):
         return []

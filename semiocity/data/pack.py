@@ -15,12 +15,13 @@ from semiocity.data import images
 from semiocity.data.blurring import Blurrer, make_blurrer
 from semiocity.data.boxes import encode_boxes, place_boxes
 from semiocity.data.images import Picture, Rejected
+from semiocity.data.keys import storable
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import BASE, complete, missing
 from semiocity.data.plan import PACKER_VERSION, Plan
 from semiocity.data.recipe import FIELDS, Recipe
 from semiocity.data.shard import Head, Scalar, ShardPath, ShardWriter
-from semiocity.data.sources import loader_of, scalars_of
+from semiocity.data.sources import loading, scalars_of
 from semiocity.data.sources.base import Entry, Raw
 
 
@@ -57,15 +58,16 @@ def pack_shard(plan: Plan, shard: int, path: ShardPath, blurrer: Blurrer | None 
     than when the plan was made, and OSError when reading fails otherwise: both may be mended and tried again.
     """
     recipe = plan.recipe
-    load = loader_of(recipe.source.kind)
+    rows = plan.rows(shard)
     blurrer = blurrer or make_blurrer(recipe.blur, plan.detector)
-    with ShardWriter(path, make_head(plan, shard)) as writer:
-        for key, entry in plan.rows(shard):
+    entries = [row.entry for row in rows if row.entry is not None]
+    with loading(recipe.source, entries) as load, ShardWriter(path, make_head(plan, shard)) as writer:
+        for key, entry in rows:
             if entry is None:
                 writer.tombstone(key, "removed", "taken down")
                 continue
             try:
-                raw = load(recipe.source, entry)
+                raw = load(entry)
                 _keep_promises(recipe, raw)
                 fields, scalars = _pack_row(recipe, entry, raw, blurrer)
             except Rejected as rejected:
@@ -108,7 +110,7 @@ def _keep_promises(recipe: Recipe, raw: Raw) -> None:
 
 
 def _pack_row(
-    recipe: Recipe, entry: Entry, raw: Raw, blurrer: Blurrer | None
+    recipe: Recipe, entry: Entry, raw: Raw, blurrer: Blurrer | None = None
 ) -> tuple[dict[str, tuple[str, bytes]], dict[str, Any]]:
     """Fields and scalars of a row. Raises Rejected."""
     if isinstance(raw.image, bytes):
@@ -120,7 +122,7 @@ def _pack_row(
     if blurrer is not None:
         picture, blurred["blurred"] = blurrer(entry, picture)
     label = _label(recipe, raw.label, picture.pixels.size)
-    instance = _instance(recipe, raw.instance, picture.pixels.size)
+    instance = _instance(recipe, raw, picture.pixels.size)
     if raw.rotation:
         turned = [*picture.changes, f"rotation {raw.rotation}"]
         picture = Picture(geo.turn_image(picture.pixels, raw.rotation), picture.ext, None, turned)
@@ -145,6 +147,7 @@ def _pack_row(
         **blurred,
         **{name: value for name, value in {**entry.scalars, **raw.scalars}.items() if value is not None},
     }
+    scalars = {name: storable(value) if isinstance(value, str) else value for name, value in scalars.items()}
     fields = {"image": images.encode_image(picture, recipe.image)}
     if label is not None:
         fields["label"] = ("label.png", images.encode_ids(label))
@@ -190,12 +193,14 @@ def _label(recipe: Recipe, raw: Any, size: tuple[int, int]) -> np.ndarray | None
     return _at_size(recipe, ids, "label", size)
 
 
-def _instance(recipe: Recipe, raw: Any, size: tuple[int, int]) -> np.ndarray | None:
-    if raw is None:
+def _instance(recipe: Recipe, raw: Raw, size: tuple[int, int]) -> np.ndarray | None:
+    ids = raw.instance
+    if ids is None:
         return None
-    ids = raw
-    if isinstance(raw, bytes):
-        ids = images.decode_ids(raw, "instance", 16, recipe.image.max_pixels)
+    if isinstance(ids, bytes):
+        ids = images.decode_ids(ids, "instance", 16, recipe.image.max_pixels)
+    if raw.first_instance > 1:
+        ids = np.where(ids < raw.first_instance, 0, ids).astype(np.uint16)
     return _at_size(recipe, ids, "instance", size)
 
 

@@ -126,10 +126,10 @@ def make_plan(recipe: Recipe, dataset: Path) -> Plan:
         }
         content = _grown(recipe, dataset, settings, listing, Path(scratch))
         content = content or _fresh(recipe, dataset, settings, listing, Path(scratch))
-        content["split_files"] = splitter.files  # what they say is in the rows
         folder = plan_folder(dataset, content["revision"])
         lines = "".join(listing.rejected()).encode("ascii")
-    content |= _place(recipe)
+    # What split files say is in the rows; that they exist is no setting, so that they may grow with the source.
+    content |= _place(recipe) | {"split_files": splitter.files, "split_rows": splitter.rows}
     for path, data in ((folder / "rejected.jsonl", lines), (folder / "plan.json", json_bytes(content))):
         if not path.exists() or path.read_bytes() != data:
             write_atomic(path, data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,7 +22,8 @@ class Splitter:
         """Id or file name → split."""
         self.files: dict[str, dict[str, Any]] = {}
         """Split → sha256 and lines of its file."""
-        self._found: Counter[str] = Counter()
+        self.rows: dict[str, int] = dict.fromkeys(recipe.splits.files, 0)
+        """Split → rows found so far that its file names."""
         for split, name in recipe.splits.files.items():
             path = recipe.folder / name
             where = f"{recipe.name}: splits.files.{split}: {path}"
@@ -48,7 +48,7 @@ class Splitter:
             else:
                 yield entry
         for split, facts in self.files.items():
-            if not self._found[split]:
+            if not self.rows[split]:
                 example = next(line for line, named in self._named.items() if named == split)
                 raise UserError(
                     f"splits.files.{split}: none of its {facts['lines']} lines is a row of the source, such as "
@@ -58,7 +58,7 @@ class Splitter:
     def _split(self, entry: Entry) -> str | None:
         for name in (entry.id, entry.name):
             if name in self._named:
-                self._found[self._named[name]] += 1
+                self.rows[self._named[name]] += 1
                 return self._named[name]
         if self._policy.fractions:
             place = fraction_of(entry.id, "split")

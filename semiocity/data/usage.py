@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,16 +60,11 @@ def datasets_at(path: Path) -> list[Path]:
 
 def usage(dataset: Path) -> Iterator[Usage]:
     """Every part of a dataset once. Sizes are those of the files' contents; folders count as inodes."""
-    dead = {str(path) for path in leftovers(dataset)}
-    left = [0, 0]
+    dead = [str(path) for path in leftovers(dataset)]
 
     def part(kind: str, name: str, revision: str, current: bool, paths: Iterable[Path]) -> Usage:
-        total = [0, 0]
-        for path in paths:
-            for at, size in _walk(str(path)):
-                counts = left if _below(at, dead) else total
-                counts[0] += size
-                counts[1] += 1
+        sizes = [disk_use(path, () if kind == "leftover" else dead) for path in paths]
+        total = (sum(size for size, _ in sizes), sum(inodes for _, inodes in sizes))
         return Usage(dataset.name, kind, name, revision, current, *total)
 
     base = _revision(dataset / "columns" / "base")
@@ -85,14 +80,32 @@ def usage(dataset: Path) -> Iterator[Usage]:
     others = [path for path in sorted(dataset.iterdir()) if path.name not in named]
     others += [path for path in sorted(dataset.glob("*/*/*")) if path.is_file() and path.parts[-3] == "columns"]
     yield part("other", "", "", True, others)
-    if left[1]:
-        yield Usage(dataset.name, "leftover", "", "", False, *left)
+    if dead:
+        yield part("leftover", "", "", False, [Path(path) for path in dead])
 
 
-def disk_use(path: Path) -> tuple[int, int]:
-    """Bytes and inodes of a file or folder."""
-    sizes = [size for _, size in _walk(str(path))]
-    return sum(sizes), len(sizes)
+def disk_use(path: Path, without: Sequence[str] = ()) -> tuple[int, int]:
+    """Bytes and inodes of a file, or of a folder and all in it; `without` are paths that do not count."""
+    return _count(str(path), frozenset(without))
+
+
+def _count(path: str, without: frozenset[str]) -> tuple[int, int]:
+    if path in without:
+        return 0, 0
+    try:
+        with os.scandir(path) as entries:
+            size, inodes = 0, 1
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    more = _count(entry.path, without)
+                    size, inodes = size + more[0], inodes + more[1]
+                elif not without or entry.path not in without:
+                    size, inodes = size + entry.stat(follow_symlinks=False).st_size, inodes + 1
+            return size, inodes
+    except NotADirectoryError:
+        return os.lstat(path).st_size, 1
+    except FileNotFoundError:
+        return 0, 0
 
 
 def _revision(column: Path) -> str:
@@ -101,26 +114,6 @@ def _revision(column: Path) -> str:
         return str(pointer["revision"])
     except (FileNotFoundError, UserError, KeyError):
         return ""
-
-
-def _below(path: str, folders: set[str]) -> bool:
-    return bool(folders) and any(path == folder or path.startswith(folder + "/") for folder in folders)
-
-
-def _walk(path: str) -> Iterator[tuple[str, int]]:
-    """Every file and folder at and below `path`, with the bytes of the files."""
-    try:
-        with os.scandir(path) as entries:
-            yield path, 0
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _walk(entry.path)
-                else:
-                    yield entry.path, entry.stat(follow_symlinks=False).st_size
-    except NotADirectoryError:
-        yield path, os.lstat(path).st_size
-    except FileNotFoundError:
-        return
 
 
 def _size(count: float) -> str:

@@ -37,6 +37,13 @@ STAGES: dict[str, Methods] = {
             "sam": "semiocity.stages.segment:SamSegment",
         },
     ),
+    "import": Methods(
+        "importer",
+        {
+            "captions": "semiocity.stages.imported:ImportedCaptions",
+            "masks": "semiocity.stages.imported:ImportedMasks",
+        },
+    ),
     "hash": Methods("hasher", {"dct": "semiocity.stages.hash:Hash"}),
 }
 """Stage → its ways and the classes that do them; imported when they are chosen."""

@@ -1,9 +1,7 @@
-"""A shard of a new revision whose rows are those of an older one: its files are linked, not written again."""
+"""Whether a shard of an older revision has just the rows that a new one is to have."""
 
 from __future__ import annotations
 
-import os
-import uuid
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,44 +9,25 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from semiocity.data.manifest import ShardPath, read_receipt
-from semiocity.data.shard import Head, index_schema, remove_leftovers
+from semiocity.data.relink import link_shard
+from semiocity.data.shard import Head, index_schema
 from semiocity.errors import UserError
-from semiocity.files import fsync_folder, write_json
 from semiocity.stages.base import Made, Tombstone
 
 
 def relink(old: ShardPath, new: ShardPath, head: Head, rows: Sequence[tuple[str, Made | Tombstone]]) -> bool:
-    """Publish `new` as hard links to the files of `old` when that holds just these rows. The caller holds the lease.
+    """Publish `new` as links to the files of `old` when that holds just these rows. The caller holds the lease.
 
-    Returns False, having done nothing, when it holds others, is not whole, or the file system knows no links. The
-    receipt is what writing the rows would have given.
+    Returns False, having done nothing, when it holds others or is not whole. The receipt is what writing the rows
+    would have given.
     """
     try:
-        receipt = read_receipt(old)
-        if receipt is None or not _same(old, head, rows):
+        if read_receipt(old) is None or not _same(old, head, rows):
             return False
     except (OSError, UserError, ValueError, KeyError):
         return False
-    remove_leftovers(new)
-    attempt = uuid.uuid4().hex
-    pairs = [(old.tar, new.tar), (old.parquet, new.parquet)]
-    made = [new.parent / f".{new.stem}{target.suffix}.{attempt}.tmp" for _, target in pairs]
-    try:
-        for (source, _), temporary in zip(pairs, made, strict=True):
-            os.link(source, temporary)
-        if new.receipt.exists():
-            new.receipt.unlink()
-            fsync_folder(new.parent)
-        for (_, target), temporary in zip(pairs, made, strict=True):
-            temporary.replace(target)
-    except OSError:
-        return False
-    finally:
-        for temporary in made:
-            temporary.unlink(missing_ok=True)
-    fsync_folder(new.parent)
     ours = {name: getattr(head, name) for name in ("revision", "parents", "stage", "model", "execution")}
-    write_json(new.receipt, {**receipt, **ours, "rejected": []})
+    link_shard(old, new, {**ours, "rejected": []})
     return True
 
 

@@ -95,7 +95,7 @@ def test_boxes_lie_where_the_packed_picture_shows_the_object(resize: str, rotati
             }
         )
         fields, scalars = _pack_row(
-            recipe, Entry("a", {}, {}, "train"), Raw(pixels, boxes=[box(x, y, w, h)], rotation=rotation)
+            recipe, Entry("a", {}, {}, "train"), Raw(pixels, boxes=[box(x, y, w, h)], rotation=rotation), None
         )
         image = _decode(fields["image"][1])
         assert image.shape[1::-1] == (scalars["width"], scalars["height"])
@@ -118,7 +118,7 @@ def test_label_and_instance_maps_are_turned_with_the_picture() -> None:
     )
     picture = np.repeat(ids[..., None] * 100, 3, axis=2)
     raw = Raw(picture, label=ids, instance=ids.astype(np.uint16), rotation=90)
-    fields, _ = _pack_row(recipe, Entry("a", {}, {}, "train"), raw)
+    fields, _ = _pack_row(recipe, Entry("a", {}, {}, "train"), raw, None)
     assert np.array_equal(_decode(fields["image"][1])[..., 0], np.rot90(ids) * 100)
     for name in ("label", "instance"):
         assert np.array_equal(_decode(fields[name][1]), np.rot90(ids))

@@ -58,7 +58,7 @@ def random_rows(random: np.random.Generator, count: int) -> Rows:
     return rows(count, **made, level=random.integers(0, 3, count).astype(np.int16))
 
 
-def near(given: Rows, i: int, j: int) -> bool:
+def near(given: Rows, i: Any, j: Any) -> bool:
     flat = given.detail < LIMITS.flat
     if flat[i] != flat[j]:
         return False
@@ -68,7 +68,7 @@ def near(given: Rows, i: int, j: int) -> bool:
     return bits[0] <= LIMITS.distance and bits[1] <= LIMITS.gradients
 
 
-def apart(given: Rows, i: int, j: int) -> int:
+def apart(given: Rows, i: Any, j: Any) -> int:
     if given.detail[i] < LIMITS.flat:
         return int(np.abs(np.rint(given.colour[i]) - np.rint(given.colour[j])).max())
     return int(given.phash[i] ^ given.phash[j]).bit_count()

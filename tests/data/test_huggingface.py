@@ -28,9 +28,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 sys.path.insert(0, sys.argv[2])
 from make_images import jpeg, label_png
 features = Features({
-    "image": Image(), "annotation": Image(), "texts": List(Value("string")),
-    "weather": ClassLabel(names=["sun", "rain"]),
-    "score": Value("float32"), "licence": Value("string"),
+    "image": Image(), "annotation": Image(), "texts": List(Value("string")), "licence": Value("string"),
+    "weather": ClassLabel(names=["sun", "rain"]), "score": Value("float32"),
 })
 
 def rows(first, count):
@@ -185,6 +184,7 @@ def test_sidewalk(tmp_path: Path) -> None:
     assert (len(rows), rejected) == (40, {})
     for id, row in rows.items():
         assert row["meta"]["split"] == ("val" if fraction_of(id, "split") < 0.1 else "train")
+        assert row["scalars"]["license"] == row["meta"]["license"] == made.license
         assert row["scalars"]["origin"] == f"segments/sidewalk-semantic {id}"
         assert row["label"] is not None
     assert {row["meta"]["split"] for row in rows.values()} == {"train", "val"}
@@ -200,8 +200,8 @@ SPLIT = (93, [16, 56, 61, 76, 88, 90, 91, 98], 45428)
 
 
 def test_sidewalk_has_35_classes_with_a_colour_each() -> None:
-    assert len(sidewalk.CLASSES) == len({color for _, color in sidewalk.CLASSES}) == 35
-    assert [sidewalk.CLASSES[i][0] for i in (0, 4, 17, 27, 30, 34)] == [
+    assert len(sidewalk.CLASSES) == len({item.color for item in sidewalk.CLASSES}) == 35
+    assert [sidewalk.CLASSES[i].name for i in (0, 4, 17, 27, 30, 34)] == [
         "unlabeled",
         "flat-cyclinglane",
         "vehicle-cartrailer",

@@ -197,7 +197,7 @@ def test_damaged_lines_are_named(tmp_path: Path, table: str, line: str) -> None:
 def test_memory_does_not_grow_with_the_tables(tmp_path: Path) -> None:
     """Ten times the lines about ten times the pictures: far less than ten times the memory."""
     peaks = {}
-    for count in (3_000, 30_000):
+    for count in (1_000, 10_000):
         root = tmp_path / str(count)
         ids = [f"{i * 2654435761 % 2**64:016x}" for i in range(count)]
         write_files(root, {"classes.csv": CLASSES.encode()})
@@ -215,7 +215,7 @@ def test_memory_does_not_grow_with_the_tables(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
         assert found == 300
-    assert peaks[30_000] < 1.3 * peaks[3_000] < 40e6
+    assert peaks[10_000] < 1.3 * peaks[1_000] < 40e6
 
 
 def test_buckets_give_back_every_fact_once(tmp_path: Path) -> None:
@@ -241,5 +241,11 @@ def test_a_sieve_keeps_all_that_was_added_and_little_else() -> None:
 
 
 def test_a_table_with_a_byte_order_mark(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes("\ufeffImageID,Title\nx,caf".encode() + b"\xe9\n")
-    assert list(read_table(tmp_path / "a.csv")) == [{"ImageID": "x", "Title": "caf\udce9"}]
+    (tmp_path / "a.csv").write_bytes("\ufeffImageID,Title\nx,caf".encode() + b"\xe9\ny,\n\n")
+    assert list(read_table(tmp_path / "a.csv", ["x"])) == [{"ImageID": "x", "Title": "caf\udce9"}]
+
+
+def test_what_is_no_csv_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('ImageID,Title\nx,"' + "a" * 200_000 + '"\n')
+    with pytest.raises(UserError, match=r"a\.csv: line 2: no CSV: field larger"):
+        list(read_table(tmp_path / "a.csv", ["x"]))

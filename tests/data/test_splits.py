@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from make_images import jpeg, pack_folder, write_files
+from make_images import jpeg, pack_folder, planned, write_files
 
 from semiocity.data.plan import Plan, make_plan
 from semiocity.data.recipe import load_recipe
@@ -22,7 +22,7 @@ def recipe_file(folder: Path, root: Path, text: str = "") -> Path:
 
 
 def splits_of(plan: Plan) -> dict[str, str]:
-    return {row.entry.id: row.entry.split for shard in range(plan.shards) for row in plan.rows(shard)}
+    return {entry.id: entry.split for shard in range(plan.shards) for entry in planned(plan, shard)}
 
 
 def pictures(root: Path, count: int = 6) -> Path:
@@ -41,15 +41,16 @@ def test_split_files_lie_beside_the_recipe_and_name_ids_or_files(tmp_path: Path)
 def test_the_revision_knows_the_split_files_but_not_where_they_lie(tmp_path: Path) -> None:
     root = pictures(tmp_path / "in")
     plans = {}
-    for place, content in (("one", b"street 1\n"), ("two", b"street 1\n"), ("three", b"street 1\nno such\n")):
+    for place, content in (("one", b"street 1\n"), ("two", b"street 1\n"), ("three", b"street 2\n")):
         path = recipe_file(tmp_path / place, root, '[splits.files]\nval = "val.txt"\n')
         write_files(path.parent, {"val.txt": content})
         plans[place] = make_plan(load_recipe(path), tmp_path / "out" / place)
     assert plans["one"].revision == plans["two"].revision != plans["three"].revision
     written = (tmp_path / "out/one/plans" / plans["one"].revision / "plan.json").read_text()
     assert str(tmp_path / "one") not in written
-    facts = json.loads(written)["split_files"]["val"]
-    assert (facts["lines"], facts["rows"], len(facts["sha256"])) == (1, 1, 64)
+    content = json.loads(written)
+    assert (content["split_files"]["val"]["lines"], content["split_rows"]["val"]) == (1, 1)
+    assert len(content["split_files"]["val"]["sha256"]) == 64
     # Packing opens the plan where the split files are not.
     (tmp_path / "one/val.txt").unlink()
     assert splits_of(Plan.open(tmp_path / "out/one", plans["one"].revision))["street 1"] == "val"

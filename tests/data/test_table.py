@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from make_images import CLASSES, folder_recipe, jpeg, label_png, pack_rows, packed, write_files
 
+from semiocity.data.keys import to_text
 from semiocity.data.pack import pack_shard
 from semiocity.data.plan import make_plan
 from semiocity.data.recipe import Recipe
@@ -137,6 +139,24 @@ def test_a_promised_label_that_only_loading_could_miss(tmp_path: Path) -> None:
     )
 
 
+def test_a_row_group_is_read_once_for_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of their keys rows jump from group to group."""
+    columns = {"image": [jpeg(seed=seed) for seed in range(40)], "words": [f"street {i}" for i in range(40)]}
+    parquet(tmp_path / "in" / "t.parquet", columns, row_group_size=10)
+    read: list[int] = []
+    whole = pq.ParquetFile.read_row_group
+
+    def counted(self: pq.ParquetFile, i: int, **options: Any) -> pa.Table:
+        read.append(i)
+        return whole(self, i, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    made = recipe(tmp_path / "in", {"table": "t.parquet", "caption": "words"}, shard_rows=1000)
+    _, dataset = packed(made, tmp_path / "out")
+    assert dataset.rows() == 40
+    assert sorted(read) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("text", "source", "message"),
     [
@@ -169,3 +189,19 @@ def test_a_parquet_file_that_changed_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="fetch it again"):
         packed(recipe(tmp_path / "in", {"table": "t.parquet"}), tmp_path / "out2")
+
+
+def test_names_in_any_encoding(tmp_path: Path) -> None:
+    names = [b"latin\xe9.jpg", "Çağlar — 東京.jpg".encode(), b"quo'te.jpg", b"new\nline.jpg", b"v1.2.jpg"]
+    root = tmp_path / "in"
+    root.mkdir()
+    for number, name in enumerate(names):
+        (root / os.fsdecode(name)).write_bytes(jpeg(seed=number))
+    lines = b"".join(b'"' + name + b'",caf\xe9\n' for name in names)
+    (root / "list.csv").write_bytes(b"\xef\xbb\xbfimage,from\n" + lines)
+    rows, rejected = pack_rows(recipe(root, {"origin": "from"}), tmp_path / "out")
+    assert rejected == {}
+    assert {name: row["image"] for name, row in rows.items()} == {
+        to_text(name): jpeg(seed=number) for number, name in enumerate(names)
+    }
+    assert {row["scalars"]["origin"] for row in rows.values()} == {"caf\\udce9"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,15 +96,21 @@ def defaults_of(kind: Any) -> dict[str, Any]:
     return known
 
 
-def loader_of(kind: str) -> Callable[[Any, Entry], Raw]:
-    """`load(source, entry)`, which gives a row's payloads when it is packed; it may raise `images.Rejected`.
+@contextmanager
+def loading(source: Any, entries: Sequence[Entry]) -> Iterator[Callable[[Entry], Raw]]:
+    """A function that gives the payloads of each of a shard's `entries`; it may raise `images.Rejected`.
 
-    A module names its own as LOADER = "module:function", imported by packing only (it may use numpy and pyarrow);
-    without one, each of the entry's files is a field.
+    A module names its own loader as LOADER = "module:function", imported by packing only (it may use numpy and
+    pyarrow): `load(source, entry)`, or a context manager `opened(source, entries)` where rows are better read together.
+    Without one, each of the entry's files is a field.
     """
-    module, _, name = getattr(SOURCES[kind], "LOADER", "semiocity.data.sources.plain:load").partition(":")
-    load: Callable[[Any, Entry], Raw] = getattr(import_module(module), name)
-    return load
+    module, _, name = getattr(SOURCES[source.kind], "LOADER", "semiocity.data.sources.plain:load").partition(":")
+    load = getattr(import_module(module), name)
+    if name == "opened":
+        with load(source, entries) as made:
+            yield made
+    else:
+        yield partial(load, source)
 
 
 def reads_files(kind: Any) -> bool:

@@ -91,14 +91,9 @@ def entries(source: CityscapesSource) -> Iterator[Entry | Rejection]:
 
 
 def load(source: CityscapesSource, entry: Entry) -> Raw:
-    """The bytes of the entry's files; instances uint16 [H, W], 0 where there is none."""
-    from semiocity.data.images import decode_ids
-    from semiocity.data.recipe import LARGEST_IMAGE
+    """The bytes of the entry's files."""
     from semiocity.data.sources import plain
 
     raw = plain.load(source, entry)
-    if raw.instance is not None:
-        ids = decode_ids(raw.instance, "instance", 16, LARGEST_IMAGE).copy()
-        ids[ids < FIRST_INSTANCE] = 0
-        raw.instance = ids
+    raw.first_instance = FIRST_INSTANCE
     return raw

@@ -166,15 +166,19 @@ def look_up(root: Path, name: str, also: Sequence[Path] = ()) -> Found | None:
     return Found(name, status.st_size)
 
 
-class LeadsOutside(Exception):
-    """What was opened is no regular file inside the root; the message says what it is."""
+class NotAllowed(Exception):
+    """What was opened is no regular file inside the root; `reason` is one of `reasons.REASONS`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 def open_below(root: Path, name: str, also: Sequence[Path] = ()) -> int:
     """A descriptor of a file named as `walk` names it, for reading. Raises OSError.
 
     Links may have changed since the plan was made: where the file really is, is asked of the open descriptor. Raises
-    LeadsOutside when that is neither below `root` nor below one of `also`, or no regular file.
+    NotAllowed when that is neither below `root` nor below one of `also`, or no regular file.
     """
     path = os.path.join(os.path.realpath(os.fsencode(root)), to_bytes(name))
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not make us wait
@@ -185,9 +189,9 @@ def open_below(root: Path, name: str, also: Sequence[Path] = ()) -> int:
             target = os.path.realpath(path)
         roots = _Roots(os.path.realpath(os.fsencode(root)), [os.path.realpath(os.fsencode(folder)) for folder in also])
         if not roots.inside(target):
-            raise LeadsOutside(f"leads to {printable(to_text(target))}")
+            raise NotAllowed("outside_root", f"leads to {printable(to_text(target))}")
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise LeadsOutside(stat.filemode(os.fstat(descriptor).st_mode))
+            raise NotAllowed("not_a_file", stat.filemode(os.fstat(descriptor).st_mode))
     except BaseException:
         os.close(descriptor)
         raise

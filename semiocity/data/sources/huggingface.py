@@ -37,7 +37,7 @@ VERSION = 1
 FIELDS = ("image",)
 CLASSES = None
 IGNORE_ID = None
-LOADER = "semiocity.data.sources.cells:load"
+LOADER = "semiocity.data.sources.cells:opened"
 
 PARTS = ("data", "part", "cache")
 """What files are named for that hold rows of any split."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -42,7 +42,10 @@ def find_tables(root: Path, also: Iterable[Path]) -> dict[str, list[str]]:
 
 def _header(path: Path) -> list[str]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        return next(csv.reader(file), [])
+        try:
+            return next(csv.reader(file), [])
+        except csv.Error:
+            return []  # no table of ours
 
 
 def _kind(header: list[str]) -> str | None:
@@ -54,17 +57,25 @@ def _kind(header: list[str]) -> str | None:
     return "classes" if len(header) == 2 and header[0].startswith(("/m/", "/g/", "/t/")) else None
 
 
-def read_table(path: Path) -> Iterator[Line]:
-    """The lines of a table by their columns. Raises UserError for a line that has too few."""
+def read_table(path: Path, there: Container[str]) -> Iterator[Line]:
+    """The lines of a table by their columns, as far as their ImageID is in `there`.
+
+    Raises UserError for a line that has too few columns or is no CSV.
+    """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = csv.reader(file)
-        header = next(lines, [])
-        for line in lines:
-            if len(line) < len(header):
-                if not line:
-                    continue
-                raise UserError(f"{path}: line {lines.line_num}: {len(line)} columns, the header has {len(header)}")
-            yield dict(zip(header, line, strict=False))
+        try:
+            header = next(lines, [])
+            place, width = header.index("ImageID"), len(header)
+            for line in lines:
+                if len(line) < width:
+                    if not line:
+                        continue
+                    raise UserError(f"{path}: line {lines.line_num}: {len(line)} columns, the header has {width}")
+                if line[place] in there:
+                    yield dict(zip(header, line, strict=False))
+        except csv.Error as error:
+            raise UserError(f"{path}: line {lines.line_num}: no CSV: {error}") from None
 
 
 def read_classes(path: Path) -> Iterator[tuple[str, str]]:
@@ -85,8 +96,8 @@ class Sieve:
         place = self._place(id)
         self._bits[place >> 3] |= 1 << (place & 7)
 
-    def __contains__(self, id: str) -> bool:
-        place = self._place(id)
+    def __contains__(self, id: object) -> bool:
+        place = self._place(str(id))
         return bool(self._bits[place >> 3] >> (place & 7) & 1)
 
     @staticmethod

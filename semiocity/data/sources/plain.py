@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from semiocity.data.images import Rejected
-from semiocity.data.keys import printable, to_bytes
-from semiocity.data.sources.base import Entry, FileSource, Raw
-from semiocity.data.sources.files import LeadsOutside, open_below
+from semiocity.data.keys import printable
+from semiocity.data.sources.base import Entry, FileSource, Raw, caption_bytes
+from semiocity.data.sources.files import NotAllowed, open_below
 from semiocity.errors import UserError
 
 GIVEN = ("boxes", "relative_boxes", "rotation")
@@ -22,7 +22,7 @@ def load(source: FileSource, entry: Entry) -> Raw:
     payloads: dict[str, Any] = {field: read_field(source, entry, field) for field in entry.files}
     given: dict[str, Any] = {name: entry.extra[name] for name in GIVEN if name in entry.extra}
     if "caption" in entry.extra:
-        given["caption"] = to_bytes(entry.extra["caption"])
+        given["caption"] = caption_bytes(entry.extra["caption"])
     return Raw(**payloads, **given)
 
 
@@ -53,11 +53,11 @@ def open_planned(root: Path, name: str, planned: int, field: str, link_roots: Se
     """
     try:
         descriptor = open_below(root, name, link_roots)
-    except LeadsOutside as error:
-        raise Rejected("outside_root", f"{field}: {printable(name)} {error}") from None
+    except NotAllowed as error:
+        raise Rejected(error.reason, f"{field}: {printable(name)} {error}") from None
     except PermissionError:
         raise Rejected("unreadable", f"{field}: {printable(name)}") from None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{root}: {printable(name)} is gone since the plan was made. Run `semiocity pack` again: it plans anew"
         ) from None

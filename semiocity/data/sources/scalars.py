@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
@@ -62,14 +62,9 @@ Scalars = Annotated[
 """Annotation for `source.scalars`: name → type, or → {type, column}."""
 
 
-def column_of(scalars: Mapping[str, Scalar], name: str) -> str:
-    """The column that a scalar is read from."""
-    return scalars[name].column or name
-
-
 def columns_of(scalars: Mapping[str, Scalar]) -> list[str]:
     """The columns that declared scalars are read from."""
-    return [column_of(scalars, name) for name in scalars]
+    return [spec.column or name for name, spec in scalars.items()]
 
 
 def types_of(scalars: Mapping[str, Scalar]) -> dict[str, Kind]:
@@ -115,13 +110,10 @@ def _float(value: Any) -> float | None:
 
 
 def _bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    return _TRUTH[str(value).strip().lower()] if str(value).strip().lower() in _TRUTH else _refuse()
-
-
-def _refuse() -> bool:
-    raise ValueError
+    word = str(value).strip().lower()
+    if word not in _TRUTH:
+        raise ValueError
+    return _TRUTH[word]
 
 
 def _str(value: Any) -> str:
@@ -159,5 +151,10 @@ def split_name(value: Any, names: Mapping[str, str]) -> str:
 
 def row_facts(found: Mapping[str, Any], columns: Mapping[str, str | None]) -> dict[str, str]:
     """`license` and `origin` of a row, where it has its own. `columns`: scalar → the column that holds it."""
-    values: Iterable[tuple[str, Any]] = ((name, found.get(column)) for name, column in columns.items() if column)
-    return {name: str(value) for name, value in values if value not in (None, "")}
+    values = {name: found.get(column) for name, column in columns.items() if column}
+    return {name: plain_text(value) for name, value in values.items() if value not in (None, "")}
+
+
+def plain_text(value: Any) -> str:
+    """Text that any index can hold: what is no Unicode character is escaped."""
+    return str(value).encode("utf-8", "backslashreplace").decode()

@@ -18,50 +18,51 @@ from pydantic import Field
 
 from semiocity.data.keys import fraction_of
 from semiocity.data.sources import columnar
-from semiocity.data.sources.base import Entry, FileSource, Rejection
+from semiocity.data.sources.base import Entry, FileSource, Rejection, class_table
 from semiocity.data.sources.files import check_root
 from semiocity.errors import UserError
 
 VERSION = 1
 FIELDS = ("image", "label")
-LOADER = "semiocity.data.sources.cells:load"
-CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
-    ("unlabeled", (0, 0, 0)),
-    ("flat-road", (128, 64, 128)),
-    ("flat-sidewalk", (244, 35, 232)),
-    ("flat-crosswalk", (235, 235, 245)),
-    ("flat-cyclinglane", (214, 96, 60)),
-    ("flat-parkingdriveway", (250, 170, 160)),
-    ("flat-railtrack", (230, 150, 140)),
-    ("flat-curb", (196, 196, 196)),
-    ("human-person", (220, 20, 60)),
-    ("human-rider", (255, 0, 0)),
-    ("vehicle-car", (0, 0, 142)),
-    ("vehicle-truck", (0, 0, 70)),
-    ("vehicle-bus", (0, 60, 100)),
-    ("vehicle-tramtrain", (0, 80, 140)),
-    ("vehicle-motorcycle", (0, 0, 230)),
-    ("vehicle-bicycle", (119, 11, 32)),
-    ("vehicle-caravan", (0, 30, 190)),
-    ("vehicle-cartrailer", (60, 0, 110)),
-    ("construction-building", (70, 70, 70)),
-    ("construction-door", (150, 90, 40)),
-    ("construction-wall", (102, 102, 156)),
-    ("construction-fenceguardrail", (190, 153, 153)),
-    ("construction-bridge", (150, 100, 100)),
-    ("construction-tunnel", (150, 120, 90)),
-    ("construction-stairs", (110, 80, 120)),
-    ("object-pole", (153, 153, 153)),
-    ("object-trafficsign", (220, 220, 0)),
-    ("object-trafficlight", (250, 170, 30)),
-    ("nature-vegetation", (107, 142, 35)),
-    ("nature-terrain", (152, 251, 152)),
-    ("sky", (70, 130, 180)),
-    ("void-ground", (81, 0, 81)),
-    ("void-dynamic", (111, 74, 0)),
-    ("void-static", (30, 60, 50)),
-    ("void-unclear", (170, 200, 40)),
-)
+LOADER = "semiocity.data.sources.cells:opened"
+CLASSES = class_table("""
+     0    0   0   0   -  unlabeled
+     1  128  64 128   0  flat-road
+     2  244  35 232   1  flat-sidewalk
+     3  235 235 245   2  flat-crosswalk
+     4  214  96  60   3  flat-cyclinglane
+     5  250 170 160   4  flat-parkingdriveway
+     6  230 150 140   5  flat-railtrack
+     7  196 196 196   6  flat-curb
+     8  220  20  60   7  human-person
+     9  255   0   0   8  human-rider
+    10    0   0 142   9  vehicle-car
+    11    0   0  70  10  vehicle-truck
+    12    0  60 100  11  vehicle-bus
+    13    0  80 140  12  vehicle-tramtrain
+    14    0   0 230  13  vehicle-motorcycle
+    15  119  11  32  14  vehicle-bicycle
+    16    0  30 190  15  vehicle-caravan
+    17   60   0 110  16  vehicle-cartrailer
+    18   70  70  70  17  construction-building
+    19  150  90  40  18  construction-door
+    20  102 102 156  19  construction-wall
+    21  190 153 153  20  construction-fenceguardrail
+    22  150 100 100  21  construction-bridge
+    23  150 120  90  22  construction-tunnel
+    24  110  80 120  23  construction-stairs
+    25  153 153 153  24  object-pole
+    26  220 220   0  25  object-trafficsign
+    27  250 170  30  26  object-trafficlight
+    28  107 142  35  27  nature-vegetation
+    29  152 251 152  28  nature-terrain
+    30   70 130 180  29  sky
+    31   81   0  81  30  void-ground
+    32  111  74   0  31  void-dynamic
+    33   30  60  50  32  void-static
+    34  170 200  40  33  void-unclear
+""")
+"""All are trained on; "unlabeled" is not scored."""
 IGNORE_ID = 255
 """Occurs in no label map of the set: padding, where a recipe letterboxes."""
 

@@ -27,7 +27,7 @@ VERSION = 1
 FIELDS = ("image",)
 CLASSES = None
 IGNORE_ID = None
-LOADER = "semiocity.data.sources.cells:load"
+LOADER = "semiocity.data.sources.cells:opened"
 
 LONGEST_CELL = 16 << 20
 """Characters in one cell of a CSV file."""
@@ -102,7 +102,10 @@ def entries(source: TableSource) -> Iterator[Entry | Rejection]:
         elif found.extension == "parquet":
             yield from _parquet_rows(source, found)
         else:
-            yield from _csv_rows(source, found)
+            try:
+                yield from _csv_rows(source, found)
+            except OSError as error:
+                raise UserError(f"{source.root / printable(found.name)}: {error.strerror}") from None
 
 
 def _csv_rows(source: TableSource, found: Found) -> Iterator[Entry | Rejection]:

@@ -9,7 +9,7 @@ from typing import Any
 from semiocity.data.images import Rejected
 from semiocity.data.sources.base import Entry, Raw
 from semiocity.data.sources.plain import open_planned
-from semiocity.data.sources.scalars import first_text, values_of
+from semiocity.data.sources.scalars import first_text, row_facts, values_of
 from semiocity.data.sources.webdataset import JSON, WebdatasetSource
 
 
@@ -39,9 +39,7 @@ def _read_json(source: WebdatasetSource, raw: Raw, data: bytes) -> None:
         raw.scalars |= values_of(source.scalars, found)
     except ValueError as error:
         raise Rejected("scalar_value", str(error)) from None
-    for name, key in (("license", source.license_key), ("origin", source.origin_key)):
-        if key and found.get(key) not in (None, ""):
-            raw.scalars[name] = str(found[key])
+    raw.scalars |= row_facts(found, {"license": source.license_key, "origin": source.origin_key})
     if raw.caption is None and source.caption_key:
         text = first_text(found.get(source.caption_key))
         raw.caption = None if text is None else text.encode("utf-8", "replace")

@@ -119,12 +119,16 @@ def _tar(source: WebdatasetSource, found: Found) -> Iterator[Entry | Rejection]:
     """A tar's samples in the order of their first members, then what is wrong with it."""
     listed: list[Member] = []
     damage: Damage | None = None
-    descriptor = open_below(source.root, found.name, source.link_roots)
+    try:
+        descriptor = open_below(source.root, found.name, source.link_roots)
+    except PermissionError:
+        yield Rejection(found.name, "unreadable", "no permission to read the tar")
+        return
     try:
         for member in members(descriptor):
             if isinstance(member, Damage):
                 damage = member
-            else:
+            elif not member.name.rpartition("/")[2].startswith("."):  # hidden, as in folders
                 listed.append(member)
     finally:
         os.close(descriptor)
@@ -148,36 +152,37 @@ def _group(source: WebdatasetSource, found: Found, listed: list[Member]) -> tupl
     """Members by key. Keys end at the name's first dot, as in webdataset, wherever that gives known extensions."""
     known = source.fields_by_extension()
     samples: dict[str, _Sample] = {}
+    rejected: list[Rejection] = []
     rest: list[Member] = []
     for member in listed:
         key, extension = first_dot(member.name)
         if extension in known:
-            _add(samples.setdefault(key, _Sample(key)), known[extension], member, found)
+            rejected += _add(samples.setdefault(key, _Sample(key)), known[extension], member, found)
         elif extension not in source.ignore:
             rest.append(member)
-    rejected: list[Rejection] = []
     taken = {key for key, sample in samples.items() if "image" in sample.parts}
     for member in rest:
         key, extension = _last_dot(member.name, known)
         if extension and first_dot(member.name)[0] not in taken:
             # A dot in the key itself, v1.2.jpg: other readers call this key v1 and the field 2.jpg.
-            _add(samples.setdefault(key, _Sample(key)), known[extension], member, found)
+            rejected += _add(samples.setdefault(key, _Sample(key)), known[extension], member, found)
         elif split_name(member.name)[1] in IMAGE_EXTENSIONS:
             detail = "no field has its extension; name it in one (source.label = […]) or in source.ignore"
             rejected.append(Rejection(f"{found.name}/{member.name}", "duplicate_id", detail))
     return samples, rejected
 
 
-def _add(sample: _Sample, what: str, member: Member, found: Found) -> None:
+def _add(sample: _Sample, what: str, member: Member, found: Found) -> list[Rejection]:
+    """Put a member into its sample; the first of a kind counts, and the others are rejected."""
     name = f"{found.name}/{member.name}"
+    if what in sample.parts:
+        detail = f"{printable(sample.names[what])} has the same key, and is packed"
+        return [] if what == JSON else [Rejection(name, "duplicate_id", detail)]
     if not member.regular:
         sample.broken = Rejection(name, "not_a_file", "a link, a device or a sparse file")
-    elif what in sample.parts:
-        if what != JSON:
-            sample.broken = Rejection(name, "duplicate_id", f"{printable(sample.names[what])} has the same key")
-    else:
-        sample.parts[what] = (member.offset, member.size)
-        sample.names[what] = member.name
+    sample.parts[what] = (member.offset, member.size)
+    sample.names[what] = member.name
+    return []
 
 
 def _entry(source: WebdatasetSource, found: Found, sample: _Sample) -> Entry:
