@@ -145,8 +145,8 @@ class _Join:
             self._db.execute("INSERT INTO items VALUES (?, ?, ?, ?)", values)
             for rank, alias in enumerate((name, stem_of(name), folder)):
                 if alias:
-                    values = (n, to_bytes(alias), to_bytes(last_part(alias)), rank)
-                    self._db.execute("INSERT INTO names VALUES (?, ?, ?, ?)", values)
+                    named = (n, to_bytes(alias), to_bytes(last_part(alias)), rank)
+                    self._db.execute("INSERT INTO names VALUES (?, ?, ?, ?)", named)
         self._db.execute("CREATE INDEX names_name ON names (name)")
         self._db.execute("CREATE INDEX names_last ON names (last)")
         self._db.execute("COMMIT")
