@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from semiocity.data.columns import Dataset
-from semiocity.data.loader import Arrays, Rows
+from semiocity.data.loader import Arrays, Room, Rows
 from semiocity.errors import UserError
 from semiocity.evaluate.images import Pixels, Size, decode_image, decode_label
 from semiocity.files import digest
@@ -84,7 +84,7 @@ class Pairs:
         return np.stack([self.label(i) for i in places])
 
 
-def _decode(classes: int, ignore_id: int | None, row: Mapping[str, bytes | None], size: Size) -> Arrays:
+def _decode(classes: int, ignore_id: int | None, row: Mapping[str, bytes | None], size: Size, room: Room) -> Arrays:
     image, label = row[IMAGE], row[LABEL]
     if image is None or label is None:
         raise ValueError(f"no {IMAGE if image is None else LABEL}")

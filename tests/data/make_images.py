@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import random
+import sys
 import zlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +169,27 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
 def decoded(data: bytes | None) -> np.ndarray:
     assert data is not None
     return np.asarray(Image.open(io.BytesIO(data)))
+
+
+_OPENED: list[list[str]] = []
+"""Who listens to the files that are opened; filled once an audit hook is there, which stays for good."""
+
+
+@contextmanager
+def opened_files() -> Iterator[list[str]]:
+    """Names of the files that Python opens in the block."""
+
+    def hook(event: str, values: tuple[object, ...]) -> None:
+        if event == "open":
+            for names in _OPENED[1:]:
+                names.append(str(values[0]))
+
+    if not _OPENED:
+        _OPENED.append([])
+        sys.addaudithook(hook)
+    found: list[str] = []
+    _OPENED.append(found)
+    try:
+        yield found
+    finally:
+        _OPENED.pop()

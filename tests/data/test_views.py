@@ -173,7 +173,7 @@ def test_random_views_agree_with_the_slow_way(shared: Path) -> None:
         ({"filter": "notes.scor > 1"}, "filter: column notes has no scalar scor; did you mean notes.score"),
         ({"join": {"nots": "skip"}}, "join.nots: no such column"),
         ({"split_by": "notes.score"}, "split_by: notes.score is of type float, not str"),
-        ({"split_by": "notes.groups"}, "split_by: no scalar notes.groups; of the right type there are"),
+        ({"split_by": "notes.groups"}, "split_by: no scalar notes.groups; of the right type there are: base"),
         ({"split": "test"}, "no split test; there are train, val"),
     ],
 )
