@@ -39,6 +39,9 @@ def test_login_node_modules_import_without_torch(tmp_path: Path) -> None:
         "stages.base",
         "stages.caption",
         "stages.segment",
+        "stages.hash",
+        "stages.reduce",
+        "stages.duplicates",
         "train.options",
         "evaluate.options",
     ]

@@ -90,6 +90,11 @@ class AspectBuckets:
         return Path(self.view.dataset.path) / "buckets" / f"{name}.npy"
 
 
+def bucketed(view: Any, sizes: Sequence[tuple[int, int]]) -> Any:
+    """What the order needs to know of a view's buckets: the view itself when it was saved with these sizes."""
+    return view if tuple(getattr(view, "bucket_sizes", ())) == tuple(sizes) else AspectBuckets(view, sizes)
+
+
 def _load(path: Path, shape: tuple[int, int]) -> NDArray[np.int64] | None:
     """Counts that were stored; None when there are none or the file is not what was stored."""
     try:

@@ -7,12 +7,11 @@ so that a join is nothing but opening the same shard number in each column.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,9 +19,14 @@ from semiocity.config import check, digest
 from semiocity.data.manifest import BASE, column_folder, read_manifest, require, shard_entries
 from semiocity.data.receipts import ShardEntries
 from semiocity.data.recipe import ClassSpec
+from semiocity.data.rows import choose, opens_nothing
+from semiocity.data.selection import SPLIT, Policy, Selection, select
 from semiocity.data.shard import ShardError, ShardPath, ShardReader
 from semiocity.data.staging import Stage
 from semiocity.errors import UserError
+
+if TYPE_CHECKING:
+    from semiocity.data.saved import SavedView
 
 OPEN_SHARDS = 16
 """Shard readers, each with an open file, that a dataset keeps."""
@@ -52,7 +56,8 @@ class Dataset:
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
-        self._facts = manifest
+        self.facts = manifest
+        """The manifest."""
         self.name: str = manifest["name"]
         self.digest: str = manifest["digest"]
         """sha256 over the base column's keys and bytes."""
@@ -94,7 +99,7 @@ class Dataset:
     @property
     def shards(self) -> int:
         """Shards of every column."""
-        shards: int = self._facts["columns"][BASE]["shards"]
+        shards: int = self.facts["columns"][BASE]["shards"]
         return shards
 
     @property
@@ -118,7 +123,7 @@ class Dataset:
 
     def require(self, fields: Sequence[str]) -> None:
         """Raises UserError naming the first of `fields` that the dataset lacks."""
-        require(self._facts, fields, self.path)
+        require(self.facts, fields, self.path)
 
     def column(self, name: str) -> Column:
         """Raises UserError when there is no such column, or its parents have changed since it was made."""
@@ -151,58 +156,124 @@ class Dataset:
             self._readers.popitem(last=False)
         return self._readers[place]
 
-    def view(self, fields: Sequence[str], split: str | None = None) -> View:
-        """The rows of a split (None: of all) with the given fields. Raises UserError when something is missing."""
-        return View(self, fields, split)
+    def view(
+        self,
+        fields: Sequence[str],
+        split: str | None = None,
+        filter: str | None = None,
+        *,
+        split_by: str | None = SPLIT,
+        join: Mapping[str, Policy] | None = None,
+    ) -> View:
+        """The rows of a split (None: of all) with the given fields, narrowed by a filter expression.
+
+        `join` says for columns what becomes of rows that failed. With a filter, or a policy other than none, counting
+        the rows opens every shard's index: for large datasets save the view (`semiocity view`).
+        Raises UserError when something is missing or the filter is wrong.
+        """
+        selection = select(self.facts, self.path, fields, split, split_by, filter, join)
+        return View(self, selection, OnTheFly(self, selection))
+
+    def saved_view(self, name: str, split: str | None = None, fields: Sequence[str] | None = None) -> SavedView:
+        """A view that `semiocity view` built, NAME or NAME@REVISION, with the column revisions that it pins.
+
+        split: rows of one of its splits; None takes all. fields: those that are read; by default all of the view's.
+        Raises UserError when there is no such view, split or field, or when its columns have changed since.
+        """
+        from semiocity.data.saved import open_view
+
+        view = open_view(self.path, name, split, fields)
+        view.dataset.stage = self.stage
+        return view
+
+    def pick(self, fields: Sequence[str], split: str | None, view: str | None = None) -> View:
+        """As jobs name their rows: a split of the dataset, or of a saved view."""
+        return self.view(fields, split) if view is None else self.saved_view(view, split, fields)
+
+
+class RowSource(Protocol):
+    """Where a view has its rows from: chosen on the fly, or saved."""
+
+    @property
+    def identity(self) -> str:
+        """Names the rows; see `Selection.identity`."""
+        ...
+
+    def shard_sizes(self) -> list[int]:
+        """Rows of each shard that belong to the view."""
+        ...
+
+    def rows(self, shard: int) -> np.ndarray:
+        """int64, ascending: the rows of a shard that belong to the view."""
+        ...
+
+
+class OnTheFly:
+    """Rows chosen when they are asked for."""
+
+    def __init__(self, dataset: Dataset, selection: Selection) -> None:
+        self.dataset, self.selection = dataset, selection
+
+    @property
+    def identity(self) -> str:
+        return self.selection.identity({name: column.digest for name, column in self.dataset.columns.items()})
+
+    def shard_sizes(self) -> list[int]:
+        return [self._size(shard) for shard in range(self.dataset.shards)]
+
+    def rows(self, shard: int) -> np.ndarray:
+        return np.flatnonzero(choose(self.dataset, self.selection, shard).mask)
+
+    def _size(self, shard: int) -> int:
+        if not opens_nothing(self.dataset, self.selection, shard):
+            return len(self.rows(shard))
+        entry = self.dataset.shard_entries(BASE)[shard]
+        split = self.selection.split
+        return int(entry["rows"] if split is None else entry["splits"].get(split, 0))
 
 
 class View:
-    """Rows of a dataset by number, in order of shard and key: those of a split that failed in none of the columns.
+    """Rows of a dataset by number, in order of shard and key.
 
-    Rows that are a tombstone in any column that the view reads are left out, for every reader of the same view alike.
-    A row that merely lacks an optional field (a picture without a caption) is there and gives None.
+    Rows that are a tombstone in any column that fields are read from are left out, for every reader of the same view
+    alike; a row that merely lacks an optional field (a picture without a caption) is there and gives None. `join`
+    changes that for a column.
     """
 
-    def __init__(self, dataset: Dataset, fields: Sequence[str], split: str | None) -> None:
-        dataset.require(fields)
+    def __init__(
+        self, dataset: Dataset, selection: Selection, source: RowSource, fields: Sequence[str] | None = None
+    ) -> None:
         self.dataset = dataset
-        self.fields = tuple(fields)
-        self.split = split
-        dataset.rows(split)
-        self._columns = sorted({field.partition(".")[0] for field in fields} | {BASE})
+        self.selection = selection
+        self.fields = tuple(selection.fields if fields is None else fields)
+        self.split = selection.split
+        self.source = source
         self._rows: OrderedDict[int, np.ndarray] = OrderedDict()
 
     @cached_property
     def digest(self) -> str:
         """Equal for views that have the same rows with the same bytes in the same order."""
-        columns = {name: self.dataset.columns[name].digest for name in self._columns}
-        return digest({"columns": columns, "fields": sorted(self.fields), "split": self.split}, 64)
+        whole = self.source.identity
+        if set(self.fields) == set(self.selection.fields):
+            return whole
+        return digest({"view": whole, "fields": sorted(self.fields)}, 64)
 
     @cached_property
     def shard_sizes(self) -> list[int]:
-        """Rows of each shard that belong to the view. Opens the indexes of shards with tombstones only."""
-        sizes = []
-        for shard, entry in enumerate(self.dataset.shard_entries(BASE)):
-            if self._with_tombstones(shard):
-                sizes.append(len(self.rows_of(shard)))
-            else:
-                sizes.append(entry["rows"] if self.split is None else entry["splits"].get(self.split, 0))
-        return sizes
+        """Rows of each shard that belong to the view."""
+        return self.source.shard_sizes()
 
     @cached_property
     def _ends(self) -> np.ndarray:
-        return np.array(list(accumulate(self.shard_sizes)), dtype=np.int64)
+        return np.cumsum(np.asarray(self.shard_sizes, dtype=np.int64))
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def locate(self, i: int) -> tuple[int, int]:
         """(shard, row of the shard) of row i of the view. Raises IndexError."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"row {i} of a view with {len(self)} rows")
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        first = int(self._ends[shard - 1]) if shard else 0
-        return shard, int(self.rows_of(shard)[i - first])
+        shard, place = self._place(i)
+        return shard, int(self.rows_of(shard)[place])
 
     def where(self, i: int) -> str:
         """The shard of row i, for messages."""
@@ -231,21 +302,17 @@ class View:
         shard, row = self.locate(i)
         return self.dataset.reader(column, shard).scalars(row)
 
-    def _with_tombstones(self, shard: int) -> list[str]:
-        return [c for c in self._columns if any(self.dataset.shard_entries(c)[shard]["tombstones"].values())]
+    def _place(self, i: int) -> tuple[int, int]:
+        """(shard, place among the view's rows of the shard) of row i."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of a view with {len(self)} rows")
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return shard, i - (int(self._ends[shard - 1]) if shard else 0)
 
     def rows_of(self, shard: int) -> np.ndarray:
         """Rows of the shard that belong to the view, ascending."""
         if shard not in self._rows:
-            base = self.dataset.reader(BASE, shard)
-            keep = np.ones(len(base), dtype=bool)
-            if self.split is not None:
-                keep &= np.array([split == self.split for split in base.column("split")], dtype=bool)
-            for column in self._with_tombstones(shard):
-                keep &= np.array(
-                    [kind is None for kind in self.dataset.reader(column, shard).column("tombstone")], bool
-                )
-            self._rows[shard] = np.flatnonzero(keep)
+            self._rows[shard] = self.source.rows(shard)
         self._rows.move_to_end(shard)
         while len(self._rows) > ROW_LISTS:
             self._rows.popitem(last=False)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +36,18 @@ __all__ = [
     "FORMAT",
     "SUFFIXES",
     "ShardPath",
+    "behind",
     "check_format",
     "column_folder",
     "complete",
     "current",
     "merge",
+    "merged",
     "missing",
     "read_column_manifest",
     "read_manifest",
     "read_receipt",
+    "rebuild",
     "require",
     "shard_entries",
 ]
@@ -86,6 +91,8 @@ def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> No
     for reference in needs:
         column, _, field = reference.partition(".")
         found = facts["columns"].get(column)
+        if found is not None and (late := behind(facts, column)):
+            raise UserError(f"{dataset}: {reference} is needed, but {late}")
         if found is None:
             there = ", ".join(sorted(facts["columns"]))
             raise UserError(
@@ -95,6 +102,17 @@ def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> No
         if field not in found["fields"] and field not in found["scalars"]:
             there = ", ".join([*found["fields"], *found["scalars"]])
             raise UserError(f"{dataset}: column {column} has no field {field} (it has: {there})")
+
+
+def behind(facts: Mapping[str, Any], column: str) -> str | None:
+    """What is wrong with a column that lacks the shards of rows that were added since it was made, or None."""
+    wanted, there = (facts["columns"][name]["shards"] for name in (BASE, column))
+    if there == wanted:
+        return None
+    return (
+        f"column {column} lacks {wanted - there} of {wanted} shards, since rows were added; "
+        "run its job again: only they are made"
+    )
 
 
 def read_column_manifest(dataset: Path, column: str, revision: str) -> dict[str, Any]:
@@ -116,50 +134,84 @@ def shard_entries(dataset: Path, column: str, revision: str) -> ShardEntries:
 # ---------------------------------------------------------------- merging
 
 
-def merge(dataset: Path, column: str, revision: str, partial: bool = False, reread: bool = False) -> dict[str, Any]:
+def merge(
+    dataset: Path, column: str, revision: str, partial: bool = False, reread: bool = False, aside: bool = False
+) -> dict[str, Any]:
     """Make the column's manifest from its receipts, make it current, and rebuild the dataset's manifest.
 
     Receipts that have not changed since the last merge are not opened again, unless `reread`. Doing it twice, or two
     columns at the same time, does no harm. With `partial` the column manifest is written for the shards that are
-    there, and the dataset's manifest is left alone.
+    there, and the dataset's manifest is left alone. `aside` is for a revision that the dataset does not use, or for the
+    caller to `rebuild` later: parents are those that the receipts name, and the dataset's manifest is left alone.
     Returns the column's manifest. Raises UserError when shards are missing, when receipts do not belong to this
     revision or to the parents' present shards, or when rows and rejected files do not add up to the files seen.
     """
     dataset = Path(dataset)
     folder = column_folder(dataset, column, revision)
-    expected = _expected_shards(dataset, column, revision)
+    known = read_column_manifest(dataset, column, revision)["shards"] if aside else None
+    expected = known or _expected_shards(dataset, column, revision)
     gone = missing(folder, expected)
     if gone and not partial:
         names = ", ".join(f"{shard:08d}" for shard in gone[:5]) + (" …" if len(gone) > 5 else "")
         raise UserError(
             f"{folder}: {len(gone)} of {expected} shards are missing ({names}). Run the job again: only they are made"
         )
-    totals = _Totals(folder)
-    parents = None if column == BASE else _Parents(dataset, column, revision)
-    for thousand in _compacted(folder, expected, set(gone), reread):
-        if parents is not None:
-            parents.check(thousand)
-        totals.add(thousand)
-    manifest = totals.manifest()
+    parents = None if column == BASE else Parents(dataset, column, revision, None if aside else read_manifest(dataset))
+    summary = summarize(dataset, folder, expected, set(gone), reread, parents)
     if column == BASE:
-        planned = dataset / "plans" / revision / "rejected.jsonl"
-        with planned.open(encoding="ascii") as lines:
-            reasons = Counter(json.loads(line)["reason"] for line in lines)
-        manifest["rejected"] = dict(sorted((reasons + Counter(manifest["rejected"])).items()))
-        _check_counts(dataset, revision, manifest, partial)
-        totals.details.insert(0, planned)
-    _publish(folder, manifest, totals.details)
-    if not partial:
+        _check_counts(dataset, revision, summary.manifest, partial)
+    summary.publish()
+    if not partial and not aside:
         write_json(folder.parent / "current.json", {"format": FORMAT, "revision": revision})
-        _rebuild(dataset)
-    return manifest
+        rebuild(dataset)
+    return summary.manifest
 
 
-def _compacted(folder: Path, shards: int, gone: set[int], reread: bool) -> Iterator[Thousand]:
+@dataclass(frozen=True)
+class Summary:
+    """A column's manifest that is not yet written."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    details: list[Path]
+    """Files of rejected source files, in order."""
+
+    def publish(self) -> None:
+        """Write the manifest, then remove the compacted receipts that only the one before it named."""
+        before = named_files(self.folder)
+        with replacing(self.folder / "rejected.jsonl") as file:
+            for path in self.details:
+                with path.open("rb") as lines:
+                    shutil.copyfileobj(lines, file, 1 << 20)
+        write_json(self.folder / "manifest.json", self.manifest)
+        # Read again: another merge may have been faster, and its files must stay.
+        for path in before - named_files(self.folder):
+            path.unlink(missing_ok=True)
+
+
+def summarize(
+    dataset: Path, folder: Path, shards: int, gone: set[int], reread: bool, parents: Parents | None
+) -> Summary:
+    """Add up the receipts of a column's first `shards` shards but for those in `gone`, compacting them on the way.
+
+    Raises UserError for receipts that are at odds with each other or, where `parents` are given, with their shards.
+    """
+    totals = _Totals(folder)
     for first in range(0, shards, FOLDER_SHARDS):
         there = [shard for shard in range(first, min(first + FOLDER_SHARDS, shards)) if shard not in gone]
         if there:
-            yield compact(folder, first // FOLDER_SHARDS, there, reread)
+            thousand = compact(folder, first // FOLDER_SHARDS, there, reread)
+            if parents is not None:
+                parents.check(thousand)
+            totals.add(thousand)
+    manifest = totals.manifest()
+    if folder.parent.name == BASE:
+        planned = dataset / "plans" / folder.name / "rejected.jsonl"
+        with planned.open(encoding="ascii") as lines:
+            reasons = Counter(json.loads(line)["reason"] for line in lines)
+        manifest["rejected"] = dict(sorted((reasons + Counter(manifest["rejected"])).items()))
+        totals.details.insert(0, planned)
+    return Summary(folder, manifest, totals.details)
 
 
 class _Totals:
@@ -190,7 +242,8 @@ class _Totals:
         self._executions |= {canonical(item): item for item in facts["executions"]}
         for shard, keys, sha256 in zip(facts["shards"], facts["keys_digest"], facts["sha256"]):
             self._digest.update(f"{shard} {keys} {sha256}\n".encode())
-        if (details := rejected_file(self.folder, thousand)) is not None:
+        details = rejected_file(self.folder, thousand.number, facts["rejected_sha256"])
+        if details is not None:
             self.details.append(details)
         self._lines.append(thousand.line())
 
@@ -210,7 +263,7 @@ class _Totals:
             "digest": self._digest.hexdigest(),
             **{name: sum(line[name] for line in self._lines) for name in ("shards", "rows", "bytes", "parquet_bytes")},
             "splits": counted("splits"),
-            "tombstones": {"permanent": 0, "retry": 0} | counted("tombstones"),
+            "tombstones": {"permanent": 0, "removed": 0, "retry": 0} | counted("tombstones"),
             "rejected": counted("rejected"),
             "executions": [self._executions[name] for name in sorted(self._executions)],
             "parents": self._first.get("parents", {}),
@@ -219,30 +272,15 @@ class _Totals:
         }
 
 
-def _publish(folder: Path, manifest: dict[str, Any], details: list[Path]) -> None:
-    """Write a column's manifest, then remove the compacted receipts that only the one before it named."""
-    before = _named(folder)
-    with replacing(folder / "rejected.jsonl") as file:
-        for path in details:
-            with path.open("rb") as lines:
-                while chunk := lines.read(1 << 20):
-                    file.write(chunk)
-    write_json(folder / "manifest.json", manifest)
-    # Read again: another merge may have been faster, and its files must stay.
-    for path in before - _named(folder):
-        path.unlink(missing_ok=True)
-        for listed in folder.glob(f"{path.name[:5]}.*.rejected.jsonl"):
-            if listed not in details:
-                listed.unlink(missing_ok=True)
-
-
-def _named(folder: Path) -> set[Path]:
-    """The compacted receipts that the column's manifest names."""
+def named_files(folder: Path) -> set[Path]:
+    """The compacted receipts, and their rejected source files, that the column's manifest names."""
     try:
         lines = read_json(folder / "manifest.json").get("thousands", [])
     except (FileNotFoundError, UserError):
         return set()
-    return {receipts_file(folder, line["thousand"], line["sha256"]) for line in lines}
+    files = {receipts_file(folder, line["thousand"], line["sha256"]) for line in lines}
+    rejected = {rejected_file(folder, line["thousand"], line["rejected_sha256"]) for line in lines}
+    return files | {path for path in rejected if path is not None}
 
 
 def _expected_shards(dataset: Path, column: str, revision: str) -> int:
@@ -270,20 +308,21 @@ def _check_counts(dataset: Path, revision: str, manifest: dict[str, Any], partia
         )
 
 
-class _Parents:
+class Parents:
     """A column must be made from what its parents are now, shard by shard."""
 
-    def __init__(self, dataset: Path, column: str, revision: str) -> None:
+    def __init__(self, dataset: Path, column: str, revision: str, facts: Mapping[str, Any] | None) -> None:
+        """`facts` is the dataset's manifest, whose revisions the parents must have; None takes any."""
         self.dataset = dataset
         self.name = f"{column}/{revision}"
         self.column = column
-        self._columns = read_manifest(dataset)["columns"]
+        self._now = None if facts is None else {name: found["revision"] for name, found in facts["columns"].items()}
         self._entries: dict[str, ShardEntries] = {}
 
     def check(self, thousand: Thousand) -> None:
         """Raises UserError naming the first shard of `thousand` that is made from something else. Call in order."""
         made = {name: parent["revision"] for name, parent in thousand.facts["parents"].items()}
-        for parent, revision in {BASE: self._columns[BASE]["revision"], **made}.items():
+        for parent, revision in made.items() if self._now is None else {BASE: self._now[BASE], **made}.items():
             source = self._source(parent, revision, thousand.number)
             named = thousand.facts["parents"].get(parent, {}).get("sha256")
             for i, shard in enumerate(thousand.shards):
@@ -300,7 +339,7 @@ class _Parents:
                     )
 
     def _source(self, parent: str, revision: str, number: int) -> Thousand | None:
-        now = self._columns.get(parent, {}).get("revision")
+        now = revision if self._now is None else self._now.get(parent)
         if now != revision:
             raise UserError(
                 f"{self.dataset}: column {self.column} was made from {parent} revision {revision}, but "
@@ -321,7 +360,7 @@ def _current(dataset: Path) -> dict[str, str]:
     return found
 
 
-def _rebuild(dataset: Path) -> None:
+def rebuild(dataset: Path) -> None:
     """Write manifest.json from the current columns.
 
     Two merges may do this at the same time: each has written its own pointer first and looks again after writing, so

@@ -1,14 +1,18 @@
 """Rows that were taken down for good: what is remembered of them, so that they do not come back.
 
 `removed.jsonl` in the dataset's folder has a line for each: the hash of the row's id and the reason, nothing that says
-what the row was. It is written before anything is removed, so that a removal that was cut short goes on.
+what the row was. It is written before anything is removed, so that a removal that was cut short can go on.
+Login-node code.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from semiocity.files import canonical, write_atomic
 
 
 class Removed(NamedTuple):
@@ -23,7 +27,19 @@ class Removed(NamedTuple):
 def read_removed(dataset: Path) -> list[Removed]:
     """In the order of the requests."""
     try:
-        lines = (Path(dataset) / "removed.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = _file(dataset).read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
         return []
     return [Removed(**json.loads(line)) for line in lines]
+
+
+def remember(dataset: Path, more: Iterable[Removed]) -> None:
+    """Add to the list those that are not on it."""
+    listed = {item.id_sha256: item for item in read_removed(dataset)}
+    for item in more:
+        listed.setdefault(item.id_sha256, item)
+    write_atomic(_file(dataset), "".join(canonical(item._asdict()) + "\n" for item in listed.values()).encode())
+
+
+def _file(dataset: Path) -> Path:
+    return Path(dataset) / "removed.jsonl"

@@ -7,8 +7,9 @@ import os
 import re
 import uuid
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,15 +74,61 @@ class Head:
                 raise ValueError(f"column {self.column}: {name!r} cannot be the name of a field or scalar")
 
 
+_MODE = b"0000644\0" + b"0000000\0" * 2
+_TAIL = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
+_TIME = b"%011o\0" % 0
+_ZEROS = bytes(BLOCK)
+_CONSTANT_SUM = sum(_MODE) + sum(_TIME) + sum(b" " * 8) + sum(_TAIL)
+
+
 def ustar_header(name: str, size: int) -> bytes:
     """The 512 bytes before a member: USTAR, mode 0644, uid, gid and time 0, no user names."""
     raw = name.encode("ascii")
     if len(raw) > 100 or not 0 <= size <= LARGEST:
         raise ValueError(f"tar member {name!r}, {size} bytes: at most 100 characters and {LARGEST} bytes")
-    head = raw.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"%011o\0" % 0
-    tail = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
-    total = sum(head) + sum(b" " * 8) + sum(tail)
-    return head + b"%06o\0 " % total + tail
+    octal = b"%011o\0" % size
+    total = _CONSTANT_SUM + sum(raw) + sum(octal)
+    return raw.ljust(100, b"\0") + _MODE + octal + _TIME + b"%06o\0 " % total + _TAIL
+
+
+class _Digest:
+    """sha256 of what is written, computed beside the writing: hashing takes as long as all the rest together."""
+
+    CHUNK = 1 << 20
+    WAITING = 4
+    """Chunks that may wait to be hashed; then the writer waits."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._waiting: deque[Future[None]] = deque()
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def update(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size >= self.CHUNK:
+            self._hand_over()
+
+    def hexdigest(self) -> str:
+        """Of everything so far; waits for it."""
+        self._hand_over()
+        while self._waiting:
+            self._waiting.popleft().result()
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    def _hand_over(self) -> None:
+        while len(self._waiting) >= self.WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._take, self._parts))
+        self._parts, self._size = [], 0
+
+    def _take(self, parts: list[bytes]) -> None:
+        self._hash.update(b"".join(parts))  # large pieces: hashlib lets go of the interpreter for each
 
 
 class ShardWriter:
@@ -103,7 +150,7 @@ class ShardWriter:
         self._splits: Counter[str] = Counter()
         self._tombstones: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
         self._last = ""
-        self._hash = hashlib.sha256()
+        self._hash = _Digest()
         self._offset = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
@@ -118,6 +165,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._hash.close()
         try:
             self._file.close()
         except OSError:
@@ -134,20 +182,21 @@ class ShardWriter:
         """
         if not fields:
             raise ValueError(f"{self.path}: {key}: a row needs at least one field, or a tombstone")
+        headers: dict[str, bytes] = {}
         # Everything is checked before anything is written: after an error the caller may give the key a tombstone.
         for name, (ext, payload) in fields.items():
             if name not in self.head.fields:
                 raise ValueError(f"{self.path}: {key}: field {name} is not among {list(self.head.fields)}")
             if ext not in self.head.fields[name].split("|"):
                 raise ValueError(f"{self.path}: {key}: field {name} has extension {ext}, not {self.head.fields[name]}")
-            ustar_header(f"{key}.{ext}", len(payload))
+            headers[name] = ustar_header(f"{key}.{ext}", len(payload))
         row = self._row(key, scalars)
         for name in self.head.fields:
             if name not in fields:
                 continue
             ext, payload = fields[name]
             row[f"{name}.ext"] = ext
-            row[f"{name}.offset"] = self._member(f"{key}.{ext}", payload)
+            row[f"{name}.offset"] = self._member(headers[name], payload)
             row[f"{name}.length"] = len(payload)
             row[f"{name}.crc32"] = zlib.crc32(payload)
         self._append(row)
@@ -158,7 +207,8 @@ class ShardWriter:
             raise ValueError(f"{self.path}: {key}: tombstone of kind {kind!r}, not one of {KINDS}")
         row = self._row(key, scalars)
         row["tombstone"], row["reason"] = kind, reason
-        self._member(f"{key}.{TOMBSTONE}", tombstone_payload(kind, reason))
+        payload = tombstone_payload(kind, reason)
+        self._member(ustar_header(f"{key}.{TOMBSTONE}", len(payload)), payload)
         self._tombstones[kind] += 1
         self._append(row)
 
@@ -225,12 +275,13 @@ class ShardWriter:
             self._splits[row["split"]] += 1
         self._rows.append(row)
 
-    def _member(self, name: str, payload: bytes) -> int:
+    def _member(self, header: bytes, payload: bytes) -> int:
         """Write one tar member; returns the offset of its payload."""
-        self._write(ustar_header(name, len(payload)))
-        start = self._offset
+        start = self._offset + BLOCK
+        self._write(header)
         self._write(payload)
-        self._write(bytes(-len(payload) % BLOCK))
+        if rest := -len(payload) % BLOCK:
+            self._write(_ZEROS[:rest])
         return start
 
     def _write(self, data: bytes) -> None:
@@ -239,15 +290,22 @@ class ShardWriter:
         self._offset += len(data)
 
     def _write_parquet(self) -> tuple[int, str]:
-        table = pa.Table.from_pylist(self._rows, schema=index_schema(self.head.fields, self.head.scalars))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=3)
-        data = sink.getvalue().to_pybytes()
+        """Bytes and sha256."""
+        data = index_bytes(self._rows, self.head.fields, self.head.scalars)
         with self._parquet.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         return len(data), hashlib.sha256(data).hexdigest()
+
+
+def index_bytes(rows: list[dict[str, Any]], fields: Mapping[str, str], scalars: Mapping[str, Scalar]) -> bytes:
+    """The parquet of a shard with these rows."""
+    table = pa.Table.from_pylist(rows, schema=index_schema(fields, scalars))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=3)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def tombstone_payload(kind: str, reason: str) -> bytes:
@@ -346,6 +404,15 @@ class ShardReader:
         if check and zlib.crc32(data) != places[2][i]:
             raise ShardError(f"{self.path.tar}: {field} of {self.keys[i]} is damaged (crc32). {_remedy(self.path)}")
         return data
+
+    def payloads(self, i: int) -> dict[str, tuple[str, bytes]]:
+        """Field → (extension, payload) of row i, for those that it has."""
+        found = {}
+        for name in (name.removesuffix(".ext") for name in self.table.column_names if name.endswith(".ext")):
+            payload = self.read(i, name)
+            if payload is not None:
+                found[name] = (self.column(f"{name}.ext")[i], payload)
+        return found
 
     def scalars(self, i: int) -> dict[str, Any]:
         """The scalars of row i by name; None where the row has none."""

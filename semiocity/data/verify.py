@@ -1,7 +1,10 @@
 """Reading a dataset again from the first byte to the last, and naming every fault.
 
-Nothing is trusted twice: tar headers are parsed here (not through the index), payloads are compared with the index and
-the receipt, receipts with the manifests, columns with the base column, counts with the plan.
+Nothing is trusted twice: tar headers are parsed (not through the index), payloads are compared with the index and the
+receipt, receipts with the manifests, columns with the base column, counts with the plan.
+
+The quick way looks at sizes and compacted receipts: it lists each folder and opens one file a thousand shards of a
+column, and the receipts that are younger than that file.
 """
 
 from __future__ import annotations
@@ -10,78 +13,94 @@ import hashlib
 import json
 import os
 import re
-import zlib
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import accumulate, repeat
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from semiocity.config import read_json
-from semiocity.data.keys import KEY
-from semiocity.data.manifest import (
-    BASE,
-    FOLDER_SHARDS,
-    SUFFIXES,
-    ShardPath,
-    column_folder,
-    read_column_manifest,
-    read_manifest,
-    read_receipt,
-)
-from semiocity.data.receipts import ShardEntries
-from semiocity.data.shard import (
-    BLOCK,
-    TOMBSTONE,
-    index_schema,
-    keys_digest,
-    sha256_file,
-    tombstone_payload,
-    ustar_header,
-)
+from semiocity.data.layout import BASE, FOLDER_SHARDS, SUFFIXES, ShardPath, column_folder, read_receipt, thousand_folder
+from semiocity.data.manifest import behind, named_files, read_column_manifest, read_manifest, shard_entries
+from semiocity.data.receipts import ShardEntries, Thousand
+from semiocity.data.takedown import remains
+from semiocity.data.verify_shard import MERGE, Fault, ShardCheck, keys_of
 from semiocity.errors import UserError
+from semiocity.files import read_json
 
-AGAIN = "remove {receipt} and run the job that made it again: only this shard is made anew"
-MERGE = "run the job that made the column again: it merges the receipts anew"
+__all__ = ["Fault", "show", "verify"]
+
 KNOWN = re.compile(r"(\d{8})\.(tar|parquet|json|lease)")
+UNIT_SHARDS = 25
+"""Shards that a process reads before it fetches more work."""
+
+DEAD = "left by an attempt that died, or of one at work now; the next attempt removes it, or `semiocity gc`"
 
 
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong, or, as a note, untidy without harm."""
-
-    where: str
-    """COLUMN/REVISION/SHARD, with the key where one is known."""
-    what: str
-    remedy: str
-    level: Literal["fault", "note"] = "fault"
-    column: str | None = None
-    shard: int | None = None
-    key: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.remedy}"
+Revision = tuple[str, str]
+"""Column and revision."""
 
 
-def verify(dataset: Path, quick: bool = False) -> list[Fault]:
+class Span(NamedTuple):
+    """First and last key of a shard."""
+
+    shard: int
+    first: str
+    last: str
+
+
+def verify(dataset: Path, quick: bool = False, workers: int = 1, part: tuple[int, int] = (0, 1)) -> list[Fault]:
     """Every fault of a dataset; an empty list when all is well. `quick` compares sizes and receipts, reads no payload.
 
-    Raises UserError when there is no dataset to verify.
+    `workers` processes read at the same time. `part` (i, n) checks the i-th of n parts, counted from 0: array tasks
+    share the thousands. Raises UserError when there is no dataset to verify.
     """
     dataset = Path(dataset)
     manifest = read_manifest(dataset)
-    faults = list(_counts(dataset, manifest))
+    shards = int(manifest["columns"][BASE]["shards"])
+    faults = list(_counts(dataset, manifest)) if part[0] == 0 else []
+    if part[0] == 0:
+        remedy = f"run `semiocity remove {dataset} --apply`"
+        faults += [Fault(str(where), what, remedy) for where, what in remains(dataset)]
+    columns: list[_Column] = []
     for name in sorted(manifest["columns"], key=lambda name: (name != BASE, name)):
-        faults += _Column(dataset, name, manifest["columns"], quick).check()
-    return faults
+        try:
+            columns.append(_Column.open(dataset, name, manifest["columns"]))
+        except (UserError, KeyError, TypeError) as error:
+            where = str(column_folder(dataset, name, manifest["columns"][name]["revision"]) / "manifest.json")
+            faults.append(Fault(where, f"cannot be read ({error})", MERGE, column=name))
+    shared: dict[Revision, ShardEntries | None] = {(c.name, c.folder.name): c.entries for c in columns}
+    for column in columns:
+        column.parents = shared
+    for column in columns if part[0] == 0 else ():
+        faults += column.strangers()
+        if late := behind(manifest, column.name):
+            faults.append(Fault(str(column.folder), late, "run its job again", column=column.name))
+    mine = _part(range(-(-shards // FOLDER_SHARDS)), part)
+    sums = {column.name: _Sum() for column in columns}
+    for number in mine:
+        for column in columns:
+            faults += sums[column.name].add(column, number)
+            if quick:
+                faults += column.quick(number)
+    if part == (0, 1):
+        for column in columns:
+            faults += sums[column.name].compare(column)
+    if not quick:
+        faults += _contents(columns, range(mine.start * FOLDER_SHARDS, min(mine.stop * FOLDER_SHARDS, shards)), workers)
+    order = {column.name: i for i, column in enumerate(columns)}
+    return sorted(faults, key=lambda f: (order.get(f.column or "", -1), -1 if f.shard is None else f.shard))
 
 
-def show(dataset: Path, quick: bool, as_json: bool) -> int:
+def show(dataset: Path, quick: bool, as_json: bool, workers: int = 1, part: tuple[int, int] = (0, 1)) -> int:
     """Verify and print; the exit status is 0 only when there is no fault. Notes are printed and do no harm."""
-    found = verify(dataset, quick)
+    found = verify(dataset, quick, workers, part)
     faults = [item for item in found if item.level == "fault"]
     if as_json:
         print(json.dumps([asdict(item) for item in found], indent=1, sort_keys=True))
@@ -91,9 +110,17 @@ def show(dataset: Path, quick: bool, as_json: bool) -> int:
     columns = read_manifest(dataset)["columns"]
     shards = sum(column["shards"] for column in columns.values())
     what = "receipts and sizes of" if quick else "every byte of"
+    which = "" if part[1] == 1 else f"part {part[0]} of {part[1]} of "
     verdict = f"{len(faults)} faults" if faults else "all is well"
-    print(f"{dataset}: {what} {shards} shards in {len(columns)} columns read again: {verdict}")
+    print(f"{dataset}: {what} {which}{shards} shards in {len(columns)} columns read again: {verdict}")
     return 1 if faults else 0
+
+
+def _part(thousands: range, part: tuple[int, int]) -> range:
+    i, n = part
+    if not 0 <= i < n:
+        raise UserError(f"part {i}/{n}: there are the parts 0/{n} to {n - 1}/{n}")
+    return range(len(thousands) * i // n, len(thousands) * (i + 1) // n)
 
 
 def _counts(dataset: Path, manifest: dict[str, Any]) -> Iterator[Fault]:
@@ -114,227 +141,309 @@ def _counts(dataset: Path, manifest: dict[str, Any]) -> Iterator[Fault]:
             yield Fault(str(plan), f"plans {planned} shards, the manifest has {base['shards']}", MERGE, column=BASE)
 
 
-class _Column:
-    """The check of one column of the dataset's manifest."""
+class _Sum:
+    """What a column's manifest says of the whole, added up again from the compacted receipts."""
 
-    def __init__(self, dataset: Path, name: str, columns: dict[str, Any], quick: bool) -> None:
-        self.dataset = dataset
-        self.name = name
-        self.entry = columns[name]
-        self.shards = int(columns[BASE]["shards"])
-        self.base = column_folder(dataset, BASE, columns[BASE]["revision"])
-        self.quick = quick
-        self.folder = column_folder(dataset, name, self.entry["revision"])
-        self.last_key = ""
-        self.last_shard = -1
+    def __init__(self) -> None:
+        self.rows = 0
+        self.digest = hashlib.sha256()
+        self.whole = True
 
-    def check(self) -> list[Fault]:
-        where = str(self.folder / "manifest.json")
+    def add(self, column: _Column, number: int) -> Iterator[Fault]:
         try:
-            manifest = read_column_manifest(self.dataset, self.name, self.entry["revision"])
-            listed = {item["shard"]: item for item in ShardEntries(self.folder, manifest)}
-            digest = shards_digest(listed.values())
-        except (UserError, KeyError, TypeError) as error:
-            return [Fault(where, f"cannot be read ({error})", MERGE, column=self.name)]
-        faults: list[Fault] = []
-        if digest != manifest["digest"] or digest != self.entry["digest"]:
-            faults.append(Fault(where, "its digest is not that of its shards", MERGE, column=self.name))
-        if sum(item["rows"] for item in listed.values()) != self.entry["rows"]:
-            faults.append(Fault(where, "its shards' rows do not add up", MERGE, column=self.name))
-        for shard in range(self.shards):
-            faults += self._shard(ShardPath(self.folder, shard), listed.get(shard))
-        return faults + list(self._strangers())
-
-    def _shard(self, path: ShardPath, listed: dict[str, Any] | None) -> Iterator[Fault]:
-        files = {".tar": path.tar, ".parquet": path.parquet, ".json": path.receipt}
-        absent = [files[suffix].name for suffix in SUFFIXES if not files[suffix].exists()]
-        if absent:
-            yield self._fault(path, f"missing: {', '.join(absent)}", "run the job that made it again")
-            return
-        try:
-            receipt = read_receipt(path)
+            thousand = column.entries.thousand(number)
         except UserError as error:
-            yield self._fault(path, str(error))
+            self.whole = False
+            where = f"{column.folder}/{number:05d}"
+            remedy = f"run `semiocity repair {column.dataset} --apply`"
+            yield Fault(where, f"compacted receipts cannot be read ({error})", remedy, column=column.name)
             return
-        assert receipt is not None
-        if listed is None:
-            yield self._fault(path, "not in the column's manifest", MERGE)
-        else:
-            differing = [name for name in listed if receipt.get(name) != listed[name]]
-            if differing:
-                yield self._fault(path, f"receipt and manifest differ in {', '.join(differing)}", MERGE)
-        yield from self._parents(path, receipt)
-        size = path.tar.stat().st_size
-        if size != receipt["bytes"]:
-            yield self._fault(path, f"{path.tar.name} has {size} bytes, its receipt says {receipt['bytes']}")
-        if not self.quick:
-            yield from self._content(path, receipt)
+        if thousand is None:
+            return
+        facts = thousand.facts
+        self.rows += sum(facts["rows"])
+        for shard, keys, sha256 in zip(facts["shards"], facts["keys_digest"], facts["sha256"]):
+            self.digest.update(f"{shard} {keys} {sha256}\n".encode())
 
-    def _parents(self, path: ShardPath, receipt: dict[str, Any]) -> Iterator[Fault]:
+    def compare(self, column: _Column) -> Iterator[Fault]:
+        where = str(column.folder / "manifest.json")
+        digest = self.digest.hexdigest()
+        if self.whole and {column.manifest["digest"], column.listed["digest"]} != {digest}:
+            yield Fault(where, "its digest is not that of its shards", MERGE, column=column.name)
+        if self.whole and self.rows != column.listed["rows"]:
+            yield Fault(where, "its shards' rows do not add up", MERGE, column=column.name)
+
+
+@dataclass
+class _Column:
+    """The check of one column of the dataset's manifest. Can be sent to another process."""
+
+    dataset: Path
+    name: str
+    folder: Path
+    base: Path
+    """Folder of the base column's revision."""
+    shards: int
+    listed: dict[str, Any]
+    """What the dataset's manifest says of the column."""
+    manifest: dict[str, Any]
+    entries: ShardEntries
+    parents: dict[Revision, ShardEntries | None] = field(default_factory=dict)
+    """Entries of the columns that it was made from, None where they cannot be read; shared by all columns."""
+
+    @classmethod
+    def open(cls, dataset: Path, name: str, columns: dict[str, Any]) -> _Column:
+        revision, shards = columns[name]["revision"], int(columns[name]["shards"])
+        folder = column_folder(dataset, name, revision)
+        base = column_folder(dataset, BASE, columns[BASE]["revision"])
+        manifest = read_column_manifest(dataset, name, revision)
+        return cls(dataset, name, folder, base, shards, columns[name], manifest, ShardEntries(folder, manifest))
+
+    def span(self, number: int) -> range:
+        """The shards of a thousand."""
+        return range(number * FOLDER_SHARDS, min((number + 1) * FOLDER_SHARDS, self.shards))
+
+    # -- sizes and compacted receipts ---------------------------------------------------------------------------------
+
+    def quick(self, number: int) -> Iterator[Fault]:
+        """Sizes and compacted receipts of one thousand."""
+        files = _sizes(thousand_folder(self.folder, number))
+        yield from self.strangers_among(number, files)
+        with suppress(UserError):  # said by _Sum
+            thousand = self.entries.thousand(number)
+            stamp = self.entries.path(number).stat().st_mtime_ns if thousand else 0
+            for shard in self.span(number):
+                yield from self._quick(shard, thousand, stamp, files)
+            if thousand is not None:
+                yield from self._parents_listed(thousand)
+
+    def _quick(
+        self, shard: int, thousand: Thousand | None, stamp: int, files: dict[str, tuple[int, int]]
+    ) -> Iterator[Fault]:
+        stem = f"{shard:08d}"
+        found = [files.get(stem + suffix) for suffix in SUFFIXES]
+        place = None if thousand is None else thousand.places.get(shard)
+        tar, parquet, receipt = found
+        if tar is None or parquet is None or receipt is None or thousand is None or place is None:
+            yield from self._absent_or_unlisted(shard, found)
+            return
+        facts = thousand.facts
+        if receipt[1] > stamp or receipt[0] != facts["receipt_bytes"][place]:
+            yield from ShardCheck(ShardPath(self.folder, shard)).receipt(thousand.entry(place))[1]
+        for suffix, (size, _), expected in (
+            (".tar", tar, facts["bytes"]),
+            (".parquet", parquet, facts["parquet_bytes"]),
+        ):
+            if size != expected[place]:
+                yield self._wrong_size(shard, suffix, size, expected[place])
+
+    def _absent_or_unlisted(self, shard: int, found: Sequence[object]) -> Iterator[Fault]:
+        check = ShardCheck(ShardPath(self.folder, shard))
+        absent = [f"{shard:08d}{suffix}" for suffix, file in zip(SUFFIXES, found) if file is None]
+        if absent:
+            yield check.fault(f"missing: {', '.join(absent)}", "run the job that made it again")
+        else:
+            yield check.fault("not in the column's manifest", MERGE)
+
+    def _wrong_size(self, shard: int, suffix: str, size: int, expected: int) -> Fault:
+        return ShardCheck(ShardPath(self.folder, shard)).fault(
+            f"{shard:08d}{suffix} has {size} bytes, its receipt says {expected}"
+        )
+
+    def _parents_listed(self, thousand: Thousand) -> Iterator[Fault]:
+        """The parents' shards as their manifests list them."""
+        for parent, named in thousand.facts["parents"].items():
+            which = (parent, named["revision"])
+            if which not in self.parents:
+                self.parents[which] = None
+                with suppress(UserError):
+                    self.parents[which] = shard_entries(self.dataset, *which)
+            entries, source = self.parents[which], None
+            if entries is not None:
+                with suppress(UserError):
+                    source = entries.thousand(thousand.number)
+            for shard, sha256 in zip(thousand.shards, named["sha256"]):
+                place = None if source is None else source.places.get(shard)
+                found = None if source is None or place is None else source.facts["sha256"][place]
+                yield from self._parent(shard, parent, named["revision"], sha256, found)
+
+    def _parent(self, shard: int, parent: str, revision: str, expected: str, found: str | None) -> Iterator[Fault]:
+        if found == expected:
+            return
+        check = ShardCheck(ShardPath(self.folder, shard))
+        source = ShardPath(column_folder(self.dataset, parent, revision), shard)
+        if found is None:
+            yield check.fault(f"made from {source}, which has no receipt", "make the parent's shard again first")
+        else:
+            yield check.fault(f"made from other bytes than {source} has now")
+
+    # -- every byte ---------------------------------------------------------------------------------------------------
+
+    def full(self, shards: range) -> tuple[list[Fault], list[Span]]:
+        """Every byte of some shards, all of one thousand; and their first and last keys."""
+        faults: list[Fault] = []
+        spans: list[Span] = []
+        try:
+            thousand, known = self.entries.thousand(shards.start // FOLDER_SHARDS), True
+        except UserError:
+            thousand, known = None, False
+        if shards.start % FOLDER_SHARDS == 0:
+            number = shards.start // FOLDER_SHARDS
+            faults += self.strangers_among(number, _names(thousand_folder(self.folder, number)))
+        for shard in shards:
+            check = ShardCheck(ShardPath(self.folder, shard))
+            path = check.path
+            found = [file if file.exists() else None for file in (path.tar, path.parquet, path.receipt)]
+            if None in found:
+                faults += self._absent_or_unlisted(shard, found)
+                continue
+            place = None if thousand is None else thousand.places.get(shard)
+            receipt, differing = check.receipt(thousand.entry(place) if thousand and place is not None else None)
+            faults += differing if known or receipt is None else []
+            if receipt is None:
+                continue
+            faults += self._receipt(shard, receipt)
+            faults += check.content(receipt, None if self.name == BASE else ShardPath(self.base, shard))
+            if check.keys:
+                spans.append(Span(shard, check.keys[0], max(check.keys)))
+        return faults, spans
+
+    def _receipt(self, shard: int, receipt: dict[str, Any]) -> Iterator[Fault]:
+        """Sizes, and the parents as their own receipts say."""
+        path = ShardPath(self.folder, shard)
+        for suffix, file, expected in (
+            (".tar", path.tar, receipt["bytes"]),
+            (".parquet", path.parquet, receipt["parquet_bytes"]),
+        ):
+            if (size := file.stat().st_size) != expected:
+                yield self._wrong_size(shard, suffix, size, expected)
         for parent, named in receipt["parents"].items():
-            source = ShardPath(column_folder(self.dataset, parent, named["revision"]), path.shard)
             found = None
             with suppress(UserError):
-                found = read_receipt(source)
-            if found is None:
-                yield self._fault(
-                    path, f"made from {source}, which has no receipt", "make the parent's shard again first"
-                )
-            elif found["sha256"] != named["sha256"]:
-                yield self._fault(path, f"made from other bytes than {source} has now")
+                found = read_receipt(ShardPath(column_folder(self.dataset, parent, named["revision"]), shard))
+            yield from self._parent(
+                shard, parent, named["revision"], named["sha256"], None if found is None else found["sha256"]
+            )
 
-    def _content(self, path: ShardPath, receipt: dict[str, Any]) -> Iterator[Fault]:
-        if sha256_file(path.parquet) != receipt["parquet_sha256"]:
-            yield self._fault(path, f"{path.parquet.name} is damaged: sha256 is not the receipt's")
-        try:
-            table = pq.read_table(path.parquet)
-            announced = index_schema(receipt["fields"], receipt["scalars"])
-            if {(c.name, c.type) for c in table.schema} != {(c.name, c.type) for c in announced}:
-                yield self._fault(path, f"{path.parquet.name}: its columns are not those that the receipt announces")
-                return
-            rows = table.to_pylist()
-        except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a name that is no UTF-8 any more
-            yield self._fault(path, f"{path.parquet.name} cannot be read ({error})")
+    # -- files that belong to nothing ---------------------------------------------------------------------------------
+
+    def strangers(self) -> Iterator[Fault]:
+        """Files beside and beyond the thousands."""
+        named = {path.name for path in named_files(self.folder)} | {"manifest.json", "rejected.jsonl"}
+        for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
+            if entry.is_dir() and entry.name.isdigit():
+                if not len(self.span(int(entry.name))):
+                    yield from self.strangers_among(int(entry.name), _names(Path(entry.path)))
+            elif entry.name not in named:
+                where = f"{self.name}/{self.folder.name}/{entry.name}"
+                yield Fault(where, "temporary or unknown file, or receipts of another state", DEAD, "note", self.name)
+
+    def strangers_among(self, number: int, names: Iterable[str]) -> Iterator[Fault]:
+        """Files in a thousand that belong to no shard: temporary files, leases of nobody, shards beyond the last."""
+        ours = {f"{shard:08d}{suffix}" for shard in self.span(number) for suffix in SUFFIXES}
+        for name in sorted(set(names) - ours):
+            known = KNOWN.fullmatch(name)
+            where = f"{self.name}/{self.folder.name}/{number:05d}/{name}"
+            if known is None:
+                yield Fault(where, "temporary or unknown file", DEAD, "note", self.name)
+            elif known[2] == "lease":
+                what, remedy = "lease on a finished shard", "harmless: a task is at work, or died here"
+                yield Fault(where, what, remedy, "note", self.name, int(known[1]))
+            else:
+                what = "a shard that the plan does not have"
+                yield Fault(where, what, "remove it", "fault", self.name, int(known[1]))
+
+
+def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Name → bytes and modification time (ns) of every file in a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            facts = ((entry.name, entry.stat()) for entry in entries)
+            return {name: (found.st_size, found.st_mtime_ns) for name, found in facts}
+    except FileNotFoundError:
+        return {}
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except FileNotFoundError:
+        return []
+
+
+def _contents(columns: list[_Column], shards: range, workers: int) -> Iterator[Fault]:
+    """Every byte of some shards of all columns, then their keys from shard to shard."""
+    units = [range(i, min(i + UNIT_SHARDS, shards.stop)) for i in range(shards.start, shards.stop, UNIT_SHARDS)]
+    spans: dict[str, list[Span]] = {column.name: [] for column in columns}
+    for faults, found in _run(columns, units, min(workers, len(units))):
+        yield from faults
+        for name in found:
+            spans[name] += found[name]
+    for column in columns:
+        yield from _order(column, spans[column.name], shards.start)
+
+
+def _run(
+    columns: list[_Column], units: list[range], workers: int
+) -> Iterator[tuple[list[Fault], dict[str, list[Span]]]]:
+    if workers <= 1:
+        yield from map(partial(_unit, columns), units)
+        return
+    # Not forked: pyarrow has threads.
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        yield from pool.map(_unit, repeat(columns), units)
+
+
+def _unit(columns: list[_Column], shards: range) -> tuple[list[Fault], dict[str, list[Span]]]:
+    faults: list[Fault] = []
+    spans = {}
+    for column in columns:
+        found, spans[column.name] = column.full(shards)
+        faults += found
+    return faults, spans
+
+
+def _order(column: _Column, spans: list[Span], start: int) -> Iterator[Fault]:
+    """Keys ascend in each part of the plan, and none occurs twice. `spans` are those of the shards from `start`."""
+    borders = _borders(column)
+    done: list[list[Span]] = []
+    now = _before(column, start)
+    for span in spans:
+        if now and bisect_right(borders, now[-1].shard) != bisect_right(borders, span.shard):
+            done, now = [*done, now], []
+        check = ShardCheck(ShardPath(column.folder, span.shard))
+        highest = max((other.last for other in now), default="") if now and now[-1].last >= span.first else ""
+        others = [other for other in now if other.last >= span.first and other.first <= span.last] if highest else []
+        others += [other for part in done for other in _overlapping(part, span)]
+        mine = set(keys_of(check.path)) if others else set()
+        twice = [(key, o.shard) for o in others for key in keys_of(ShardPath(column.folder, o.shard)) if key in mine]
+        for key, shard in twice:
+            yield check.fault(f"the same key as in shard {shard:08d}", key=key)
+        if highest >= span.first and not twice:
+            yield check.fault(f"keys out of order: {span.first} comes after {highest} of shards before it")
+        now.append(span._replace(last=max(span.last, highest)))
+
+
+def _overlapping(part: list[Span], span: Span) -> Iterator[Span]:
+    """Shards of a part of the plan, in which keys ascend, that may hold keys of `span`."""
+    for other in part[bisect_left(part, span.first, key=lambda other: other.last) :]:
+        if other.first > span.last:
             return
-        yield from self._keys(path, receipt, [row["key"] for row in rows])
-        yield from self._tar(path, receipt, rows)
-
-    def _keys(self, path: ShardPath, receipt: dict[str, Any], keys: list[str]) -> Iterator[Fault]:
-        """Keys ascend through the whole column, so that none can occur twice; and they are those of base."""
-        for key in keys:
-            if key == self.last_key:
-                yield self._fault(path, f"the same key as in shard {self.last_shard:08d}", key=key)
-            elif key < self.last_key:
-                yield self._fault(
-                    path, f"key out of order after {self.last_key} in shard {self.last_shard:08d}", key=key
-                )
-            elif not KEY.fullmatch(key):
-                yield self._fault(path, "no key", key=key)
-            self.last_key, self.last_shard = max(key, self.last_key), path.shard
-        if len(keys) != receipt["rows"]:
-            yield self._fault(path, f"{len(keys)} rows, the receipt says {receipt['rows']}")
-        if keys_digest(keys) != receipt["keys_digest"]:
-            yield self._fault(path, "keys_digest of the receipt is not that of the keys")
-        if self.name != BASE:
-            yield from self._against_base(path, keys)
-
-    def _against_base(self, path: ShardPath, keys: list[str]) -> Iterator[Fault]:
-        source = ShardPath(self.base, path.shard)
-        try:
-            base: list[str] = pq.read_table(source.parquet, columns=["key"]).column("key").to_pylist()
-        except (OSError, ValueError, pa.ArrowException):
-            return  # reported with the base column
-        for key in sorted(set(base) - set(keys)):
-            yield self._fault(path, "key of base that this column lacks", key=key)
-        for key in sorted(set(keys) - set(base)):
-            yield self._fault(path, "key that base does not have", key=key)
-
-    def _tar(self, path: ShardPath, receipt: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Fault]:
-        """Walk the tar beside the index: each member's header and payload must be the one expected next."""
-        with _Hashing(path.tar) as file:
-            yield from self._members(path, file, rows)
-            file.take_rest()
-            if file.digest.hexdigest() != receipt["sha256"]:
-                yield self._fault(path, f"{path.tar.name} is damaged: sha256 is not the receipt's")
-
-    def _members(self, path: ShardPath, file: _Hashing, rows: list[dict[str, Any]]) -> Iterator[Fault]:
-        tar = path.tar.name
-        for key, name, size, offset, crc in _expected(rows):
-            start = file.position
-            header = file.take(BLOCK)
-            if header != ustar_header(name, size):
-                # What follows cannot be told apart any more.
-                what = "is cut off" if len(header) < BLOCK else "has a damaged or unexpected header"
-                yield self._fault(path, f"{tar}: member {name} {what} at byte {start}", key=key)
-                return
-            start = file.position
-            payload = file.take(size)
-            padding = file.take(-size % BLOCK)
-            if len(payload) < size:
-                yield self._fault(path, f"{tar}: ends inside member {name}", key=key)
-                return
-            if (start, zlib.crc32(payload)) != (offset if offset is not None else start, crc):
-                yield self._fault(path, f"{tar}: member {name} is damaged (crc32 or offset)", key=key)
-            if padding.strip(b"\0"):
-                yield self._fault(path, f"{tar}: bytes that are not zero after member {name}", key=key)
-        if not file.only_zeros_follow():
-            yield self._fault(path, f"{tar}: no clean end after the last member")
-
-    def _strangers(self) -> Iterator[Fault]:
-        """Files that belong to no shard: temporary files, leases of nobody, shards beyond the last."""
-        for folder in sorted(self.folder.glob("[0-9]" * 5)):
-            with os.scandir(folder) as entries:
-                names = sorted(entry.name for entry in entries)
-            for name in names:
-                where = f"{self.name}/{self.entry['revision']}/{folder.name}/{name}"
-                known = KNOWN.fullmatch(name)
-                if known is None:
-                    remedy = "left by an attempt that died, or of one at work now; the next attempt removes it"
-                    yield Fault(where, "temporary or unknown file", remedy, "note", self.name)
-                elif known[2] == "lease":
-                    remedy = "harmless: a task is at work, or died here"
-                    yield Fault(where, "lease on a finished shard", remedy, "note", self.name, int(known[1]))
-                elif int(known[1]) >= self.shards or int(known[1]) // FOLDER_SHARDS != int(folder.name):
-                    yield Fault(
-                        where, "a shard that the plan does not have", "remove it", "fault", self.name, int(known[1])
-                    )
-
-    def _fault(self, path: ShardPath, what: str, remedy: str | None = None, key: str | None = None) -> Fault:
-        where = f"{path} {key}" if key else str(path)
-        remedy = remedy or AGAIN.format(receipt=path.receipt)
-        return Fault(where, what, remedy, "fault", self.name, path.shard, key)
+        yield other
 
 
-def shards_digest(shards: Iterable[dict[str, Any]]) -> str:
-    """One sha256 over the ordered keys and the bytes of a column's shards."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(f"{shard['shard']} {shard['keys_digest']} {shard['sha256']}\n".encode())
-    return digest.hexdigest()
+def _borders(column: _Column) -> list[int]:
+    """Numbers of the first shards of the parts of base's plan: rows that were added later begin anew."""
+    try:
+        parts = read_json(column.dataset / "plans" / column.base.name / "plan.json")["parts"]
+        return list(accumulate((len(part["offsets"]) for part in parts), initial=0))
+    except (FileNotFoundError, UserError, KeyError):
+        return [0]  # said by _counts
 
 
-class _Hashing:
-    """A file read once from front to back, with the sha256 of what was read."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self.digest = hashlib.sha256()
-        self.position = 0
-
-    def __enter__(self) -> _Hashing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def take(self, count: int) -> bytes:
-        data = self._file.read(count)
-        self.digest.update(data)
-        self.position += len(data)
-        return data
-
-    def take_rest(self) -> None:
-        while self.take(1 << 20):
-            pass
-
-    def only_zeros_follow(self) -> bool:
-        """Read to the end; whether at least the two closing blocks are there, and nothing else."""
-        start, clean = self.position, True
-        while chunk := self.take(1 << 20):
-            clean = clean and not chunk.strip(b"\0")
-        return clean and self.position - start >= 2 * BLOCK
-
-
-def _expected(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, int, int | None, int]]:
-    """(key, member, size, offset, crc32) of every member in order. A tombstone's payload follows from the index."""
-    fields = [name.removesuffix(".offset") for name in (rows[0] if rows else {}) if name.endswith(".offset")]
-    for row in rows:
-        key = row["key"]
-        if row["tombstone"] is not None:
-            payload = tombstone_payload(row["tombstone"], row["reason"])
-            yield key, f"{key}.{TOMBSTONE}", len(payload), None, zlib.crc32(payload)
-            continue
-        for field in fields:
-            ext, size, offset, crc = (row[f"{field}.{part}"] for part in ("ext", "length", "offset", "crc32"))
-            if ext is not None:
-                yield key, f"{key}.{ext}", size, offset, crc
+def _before(column: _Column, start: int) -> list[Span]:
+    """The span of the shard before `start`, when it can be read; its own faults are another part's."""
+    with suppress(OSError, ValueError, pa.ArrowException):
+        if start and (keys := keys_of(ShardPath(column.folder, start - 1))):
+            return [Span(start - 1, keys[0], keys[-1])]
+    return []

@@ -24,7 +24,7 @@ from semiocity.evaluate.samples import complete, is_done, merge_samples, publish
 
 __all__ = ["merge_samples", "regenerate", "run"]
 
-SETTINGS = ("split", "images_per_layout", "sampler", "steps", "guidance", "eta", "seed", "batch", "dtype")
+SETTINGS = ("view", "split", "images_per_layout", "sampler", "steps", "guidance", "eta", "seed", "batch", "dtype")
 """What of a job decides what the images become; `limit` and `tasks` do not."""
 VERSION = 1
 """Raised when the same settings make other images."""
@@ -40,7 +40,7 @@ def run(job: GenerateJob, run: Path, dataset: Path, index: int, of: int, stop: C
     painter = Painter(export, job, choose_device(job.device))
     data = Dataset.open(dataset)
     painter.check_classes([spec.name for spec in data.classes], dataset)
-    view = data.view(sorted(painter.fields.values()), job.split)
+    view = data.pick(sorted(painter.fields.values()), job.split, job.view)
     count = min(job.limit or len(view), len(view))
     if not count:
         raise UserError(f"{dataset}: split {job.split!r} has no layouts")
@@ -81,11 +81,13 @@ def regenerate(
         raise UserError(f"{out}: these are the images to compare with; choose another folder")
     wanted = old["settings"]
     export = model or _at(there, old["places"]["model"])
-    taken = {name: wanted[name] for name in (*SETTINGS, "device")} | ({"device": device} if device else {})
+    taken = {name: wanted[name] for name in (*SETTINGS, "device") if name in wanted} | (
+        {"device": device} if device else {}
+    )
     job = GenerateJob(dataset=dataset or _at(there, old["places"]["dataset"]), **taken)
     painter = Painter(export, job, choose_device(job.device))
     data = Dataset.open(job.dataset)
-    view = data.view(sorted(painter.fields.values()), job.split)
+    view = data.pick(sorted(painter.fields.values()), job.split, job.view)
     found = settings(job, painter, view)
     for part, what in (("model", f"model {export}"), ("layouts", f"dataset {job.dataset}"), ("version", "Semiocity")):
         if found[part] != wanted[part]:

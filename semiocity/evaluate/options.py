@@ -15,8 +15,10 @@ class GenerateJob(Job):
 
     model: Path | None = None
     """Folder of an exported model. None takes the run's own, `runs/NAME/export`."""
+    view: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[0-9a-f]+)?$")
+    """A saved view to take layouts from, NAME or NAME@REVISION; None takes the whole dataset."""
     split: str = "val"
-    """Split whose layouts are painted."""
+    """Split, of the view if there is one, whose layouts are painted."""
     limit: int | None = Field(None, ge=1)
     """Only the first so many layouts of the split, in the dataset's order; None takes all."""
     images_per_layout: int = Field(5, ge=1, le=1000)

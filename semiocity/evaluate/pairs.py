@@ -19,13 +19,16 @@ CACHE_MB = 1024
 
 
 class Pairs:
-    """Real images and their label maps of one split, at one size, decoded when asked for (and kept, up to 1 GB)."""
+    """Real images and their label maps of one split, at one size, decoded when asked for (and kept, up to 1 GB).
 
-    def __init__(self, dataset: Dataset, split: str, size: Size) -> None:
+    With `view` they are those of a saved view's split.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, size: Size, view: str | None = None) -> None:
         self.classes = tuple(spec.name for spec in dataset.classes)
         self.ignore_id = dataset.ignore_id
         self.size = size
-        self._view = dataset.view([IMAGE, LABEL], split)
+        self._view = dataset.pick([IMAGE, LABEL], split, view)
         self.rows = list(range(len(self._view)))
         if not self.rows:
             raise UserError(f"{dataset.path}: split {split!r} has no rows")

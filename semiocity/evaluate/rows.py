@@ -24,14 +24,16 @@ class HeldOut:
         """
         self.dataset = dataset
         self.samples: Samples | None = None
+        saved: str | None = None
         if (run / "samples" / "manifest.json").exists():
             self.samples = Samples(run / "samples")
         if self.samples:
             self.split = str(self.samples.manifest["settings"]["split"])
+            saved = self.samples.manifest["settings"].get("view")
         else:
             self.split = HELD_OUT if HELD_OUT in dataset.splits else next(iter(dataset.splits))
         self.has_labels = dataset.has("base.label")
-        self.view = dataset.view(["base.image", *(["base.label"] if self.has_labels else [])], self.split)
+        self.view = dataset.pick(["base.image", *(["base.label"] if self.has_labels else [])], self.split, saved)
         self.rows = self._painted(count) if self.samples else list(range(min(count, len(self.view))))
         """Rows of `view`."""
         self.total = len(self.samples.layouts) if self.samples else len(self.view)

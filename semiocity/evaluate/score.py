@@ -45,8 +45,9 @@ def run(job: EvaluateJob, run: Path, dataset: Path) -> dict[str, Any]:
     samples = Samples(job.samples or run / "samples")
     data = Dataset.open(dataset)
     size = job.segmenter.size or samples.size
-    held_out = Pairs(data, samples.manifest["settings"]["split"], size).with_keys(list(samples.layouts))
-    train = Pairs(data, TRAIN, size)
+    view = samples.manifest["settings"].get("view")
+    held_out = Pairs(data, samples.manifest["settings"]["split"], size, view).with_keys(list(samples.layouts))
+    train = Pairs(data, TRAIN, size, view)
     lessons = train.at_most(job.segmenter.images)
     for found, what in ((held_out, "generated layouts"), (train, "rows in split train")):
         if len(found) < 2:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from semiocity.config import Cluster, Job, Resources, StageJob, Strict, load_toml
+from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, load_toml
 from semiocity.data import manifest
+from semiocity.data.views import check_reading, read_view
 from semiocity.errors import UserError
+
+if TYPE_CHECKING:
+    from semiocity.train.options import TrainJob
 
 CLUSTER_FILE = Path("jobs/cluster.toml")
 
@@ -30,8 +34,12 @@ class Work:
     revision: str = ""
     shards: int = 0
     """Shards of the column to make; 0 for work that makes none."""
+    together: int = 1
+    """Shards that one task must make together: the multiples of this number that a file of several shards begins at."""
     units: int = 1
     """Independent tasks of work that makes no shards (generation)."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column → revision of what the tasks read; empty for a column that is made, whose receipts name its parents."""
     binds: tuple[Path, ...] = field(default=())
     """Folders outside run and dataset that tasks read."""
 
@@ -73,7 +81,9 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
     recipe = load_recipe(recipe_file, sets)
     dataset = (data / recipe.name).resolve()
     plan = make_plan(recipe, dataset)
-    root = getattr(recipe.source, "root", None)
+    places = [getattr(recipe.source, "root", None), *getattr(recipe.source, "link_roots", ())]
+    if recipe.blur is not None:
+        places.append(recipe.blur.detector.path)
     return Work(
         kind="pack",
         run=run_folder(None, "pack", recipe.name),
@@ -84,7 +94,7 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
         column="base",
         revision=plan.revision,
         shards=plan.shards,
-        binds=(Path(root).resolve(),) if root else (),
+        binds=tuple(Path(place).resolve() for place in places if place),
     )
 
 
@@ -122,20 +132,72 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
     )
 
 
+def view(view_file: Path, sets: Sequence[str]) -> Work:
+    """A saved view: which rows of which revisions a training sees."""
+    from semiocity.data.views import ViewJob, plan_view
+
+    job = load_toml(view_file, ViewJob, sets)
+    plan = plan_view(job, job.name or view_file.stem, view_file)
+    pinned = {"name": plan.name, "columns": plan.revisions, "dataset": str(plan.dataset)}
+    sizes = {"buckets": {"sizes": job.buckets.resolved()}} if job.buckets else {}
+    return Work(
+        kind="view",
+        run=run_folder(job.run, "view", plan.name, plan.dataset.name),
+        dataset=plan.dataset,
+        job={**_resolved(job), **pinned, **sizes},
+        resources=job.resources,
+        image=job.image,
+        column=plan.name,
+        revision=plan.revision,
+        shards=plan.shards,
+        together=manifest.FOLDER_SHARDS,
+        columns=plan.revisions,
+    )
+
+
+def reduce(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Work:
+    """A reduce stage over a dataset: one task. `expect` is the stage that the command line's verb stands for."""
+    from semiocity.stages.reduce import make_reduce, revision
+
+    job = load_toml(job_file, ReduceJob, sets)
+    if expect is not None and job.reduce != expect:
+        raise UserError(
+            f"{job_file}: reduce: this is a {job.reduce!r} job; run it with `semiocity {job.reduce} {job_file}`"
+        )
+    made = make_reduce(job.reduce, job.args, where=f"{job_file}: args")
+    dataset = job.dataset.resolve()
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, made.needs(), dataset)
+    column = job.column or made.column
+    return Work(
+        kind="reduce",
+        run=run_folder(job.run, column, dataset.name),
+        dataset=dataset,
+        job={**_resolved(job), "args": made.args.model_dump(mode="json")},
+        resources=job.resources,
+        image=job.image,
+        column=column,
+        revision=revision(made, facts),
+        shards=facts["columns"]["base"]["shards"],
+    )
+
+
 def train(job_file: Path, sets: Sequence[str]) -> Work:
     """A training run."""
     from semiocity.train.options import TrainJob, needs
 
     job = load_toml(job_file, TrainJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), needs(job), dataset)
+    splits = [split for split in (job.data.split, job.sample_split) if split]
+    view, columns = _rows(dataset, job.data.view, needs(job), splits, f"{job_file}: data.view")
     return Work(
         kind="train",
         run=run_folder(job.run, job.task, dataset.name),
         dataset=dataset,
-        job=_resolved(job),
+        job=_with_view(job, view),
         resources=job.resources,
         image=job.image,
+        columns=columns,
     )
 
 
@@ -145,7 +207,7 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, GenerateJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), ("base.label",), dataset)
+    view, columns = _rows(dataset, job.view, ("base.label",), [job.split], f"{job_file}: view")
     run = _existing_run(job, job_file)
     if not (run / "export" / "config.json").exists():
         raise UserError(
@@ -155,10 +217,11 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
         kind="generate",
         run=run,
         dataset=dataset,
-        job=_resolved(job),
+        job={**_resolved(job), "view": view},
         resources=job.resources,
         image=job.image,
         units=job.tasks,
+        columns=columns,
     )
 
 
@@ -168,11 +231,47 @@ def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, EvaluateJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), ("base.image", "base.label"), dataset)
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, ("base.image", "base.label"), dataset)
     run = _existing_run(job, job_file)
     if not (run / "samples" / "manifest.json").exists():
         raise UserError(f"{run}/samples: no generated images yet; run `semiocity generate {job_file}` first")
-    return Work(kind="evaluate", run=run, dataset=dataset, job=_resolved(job), resources=job.resources, image=job.image)
+    return Work(
+        kind="evaluate",
+        run=run,
+        dataset=dataset,
+        job=_resolved(job),
+        resources=job.resources,
+        image=job.image,
+        columns=_read(facts, "base"),
+    )
+
+
+def _read(facts: dict[str, Any], *references: str) -> dict[str, str]:
+    """Column → present revision of the columns of some fields."""
+    names = {reference.partition(".")[0] for reference in references}
+    return {name: facts["columns"][name]["revision"] for name in sorted(names)}
+
+
+def _rows(
+    dataset: Path, view: str | None, fields: Sequence[str], splits: Sequence[str], where: str
+) -> tuple[str | None, dict[str, str]]:
+    """Check the rows that a job names, a split of the dataset or of a saved view.
+
+    Returns the view's name with its revision, and the revisions of the columns that are read.
+    """
+    facts = manifest.read_manifest(dataset)
+    if view is None:
+        manifest.require(facts, fields, dataset)
+        return None, _read(facts, "base", *fields)
+    found = read_view(dataset, view)
+    check_reading(found, fields, splits, where)
+    return f"{found['name']}@{found['revision']}", found["columns"]
+
+
+def _with_view(job: TrainJob, view: str | None) -> dict[str, Any]:
+    resolved = _resolved(job)
+    return {**resolved, "data": {**resolved["data"], "view": view}}
 
 
 def _existing_run(job: Job, job_file: Path) -> Path:

@@ -10,18 +10,19 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from semiocity.config import Cluster
-from semiocity.data import manifest
+from semiocity.data import manifest, views
 from semiocity.errors import UserError
 from semiocity.launch import slurm, squeue
 from semiocity.launch.jobs import Work, image_of
 from semiocity.launch.runs import Attempt, alive, attempts, last_line, new_attempt, snapshot
 
 # Work whose results are merged by one more task when all others have ended.
-MERGED = {"pack", "stage", "generate"}
+MERGED = {"pack", "stage", "reduce", "view", "generate"}
 POLL_S = {"local": 0.2, "slurm": 3.0}
 
 
@@ -61,6 +62,7 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
         "dataset": str(work.dataset),
         "column": work.column,
         "revision": work.revision,
+        "columns": work.columns,
         "executor": cluster.executor,
         "host": socket.gethostname(),
         "image": str(image) if image else None,
@@ -127,12 +129,14 @@ def _launch(work: Work, cluster: Cluster, image: Path | None, code: Path) -> slu
 def complete(work: Work) -> bool:
     """Whether the work's results are all there: receipts and results on disk decide, never exit codes."""
     match work.kind:
-        case "pack" | "stage":
+        case "pack" | "stage" | "reduce":
             folder = manifest.column_folder(work.dataset, work.column, work.revision)
             # Somebody may have removed a damaged shard, or added rows to the source.
             return manifest.merged(work.dataset, work.column, work.revision, work.shards) and not manifest.missing(
                 folder, work.shards
             )
+        case "view":
+            return views.is_built(work.dataset, work.column, work.revision, work.shards)
         case "train":
             from semiocity.train.options import TrainJob, is_done
 
@@ -144,7 +148,7 @@ def complete(work: Work) -> bool:
 def _succeeded(work: Work, attempt: Attempt) -> bool:
     from semiocity.launch.status import task_states
 
-    if work.kind in ("pack", "stage", "train"):
+    if work.kind in ("pack", "stage", "reduce", "view", "train"):
         return complete(work)
     return all(state["state"] == "done" for state in task_states(attempt, live={}))
 
@@ -190,15 +194,23 @@ def plan_tasks(
     if work.shards == 0:
         return [[] for _ in range(work.units)]
     held = {shard for shards in busy.values() for shard in shards}
-    folder = manifest.column_folder(work.dataset, work.column, work.revision)
-    todo = [shard for shard in sorted({*manifest.missing(folder, work.shards), *again}) if shard not in held]
+    todo = [shard for shard in sorted({*_missing(work), *again}) if shard not in held]
     if not todo and not busy:
         return [[]]  # every receipt is there but nobody merged them: one task that finds nothing to do, then the merge
+    if work.kind == "reduce":
+        return [todo] if todo else []  # it needs to see every shard, whichever it writes: once is enough
+    units = [list(shards) for _, shards in groupby(todo, lambda shard: shard // work.together)]
     if cluster.executor == "local":
-        count = min(cluster.local_parallelism, len(todo))
-        return [todo[start::count] for start in range(count)]
-    size = work.resources.shards_per_task
-    return [todo[start : start + size] for start in range(0, len(todo), size)]
+        count = min(cluster.local_parallelism, len(units))
+        return [list(chain(*units[start::count])) for start in range(count)]
+    size = -(-work.resources.shards_per_task // work.together)
+    return [list(chain(*units[start : start + size])) for start in range(0, len(units), size)]
+
+
+def _missing(work: Work) -> list[int]:
+    if work.kind == "view":
+        return views.missing(views.view_folder(work.dataset, work.column) / work.revision, work.shards)
+    return manifest.missing(manifest.column_folder(work.dataset, work.column, work.revision), work.shards)
 
 
 # ---------------------------------------------------------------- following
@@ -300,7 +312,7 @@ def failure(attempt: Attempt, work: Work) -> str:
 
 def describe(work: Work) -> str:
     """`caption of city`, for messages."""
-    what = work.column if work.kind == "stage" else work.kind
+    what = {"view": f"view {work.column}", "stage": work.column, "reduce": work.column}.get(work.kind, work.kind)
     return f"{what} of {work.dataset.name}" + ("" if work.shards else f" ({work.run.name})")
 
 

@@ -1,12 +1,16 @@
-"""Captioners. Column `caption`: field `text` (the caption), scalars `short` (its beginning) and `captioner`."""
+"""Captioners. Column `caption`: field `text`, the caption. Scalars: `text`, its first 1,000 characters, to be searched;
+`short`, its beginning; `captioner`; where captions come from label maps, `share.CLASS` of each class."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from semiocity.data.filter import LONGEST_TEXT
 from semiocity.stages import weights
 from semiocity.stages.base import DatasetInfo, Made, Row, Stage, StageArgs, Tombstone
 
@@ -14,9 +18,19 @@ if TYPE_CHECKING:
     from semiocity.stages.blip2 import Captioner
 
 
+SCALARS: dict[str, Literal["int", "float", "str", "bool"]] = {"text": "str", "short": "str", "captioner": "str"}
+
+
 def caption(text: str, short: str, captioner: str) -> Made:
     """A row of the column."""
-    return Made({"text": ("txt", text.encode())}, {"short": short, "captioner": captioner})
+    scalars = {"text": text[:LONGEST_TEXT], "short": short, "captioner": captioner}
+    return Made({"text": ("txt", text.encode())}, scalars)
+
+
+def share_names(classes: Sequence[str]) -> list[str]:
+    """The scalar that holds each class's share: share.traffic_light for "traffic light"."""
+    slugs = [re.sub(r"[^a-z0-9]+", "_", name).strip("_") for name in classes]
+    return [f"share.{slug}" + (f"_{id}" if slugs.count(slug) > 1 else "") for id, slug in enumerate(slugs)]
 
 
 class LabelCaptionArgs(StageArgs):
@@ -32,11 +46,9 @@ class LabelCaption(Stage):
     """Captions from label maps: what is there, how much, where; how many, where instance maps exist. No weights."""
 
     name = "caption"
-    version = 1
+    version = 2
     column = "caption"
     Args = LabelCaptionArgs
-
-    info: DatasetInfo
 
     def needs(self) -> tuple[str, ...]:
         return ("base.label",)
@@ -48,7 +60,7 @@ class LabelCaption(Stage):
         return {"text": "txt"}
 
     def scalars(self) -> dict[str, Literal["int", "float", "str", "bool"]]:
-        return {"short": "str", "captioner": "str"}
+        return SCALARS | dict.fromkeys(share_names(self.info.classes) if self.info else (), "float")
 
     def load(self, info: DatasetInfo, device: str) -> None:
         self.info = info
@@ -57,19 +69,23 @@ class LabelCaption(Stage):
         from semiocity.stages.images import decode_rows
 
         good, results = decode_rows(rows, self._describe)
-        results |= {place: caption(text, short, "labels") for place, (text, short) in good}
+        results |= dict(good)
         return [results[place] for place in range(len(rows))]
 
-    def _describe(self, row: Row) -> tuple[str, str]:
+    def _describe(self, row: Row) -> Made:
         from semiocity.stages.images import decode_ids, payload
-        from semiocity.stages.label_facts import measure
+        from semiocity.stages.label_facts import measure, shares
         from semiocity.stages.label_sentences import describe
 
+        assert self.info is not None
         label = decode_ids(payload(row, "base.label"), "label")
         found = row.fields.get("base.instance")
         instance = decode_ids(found, "instance") if found is not None else None
         facts = measure(label, instance, len(self.info.classes), self.info.ignore_id)
-        return describe(facts, self.info.classes, row.scalars.get("base.time"), row.key)
+        made = caption(*describe(facts, self.info.classes, row.scalars.get("base.time"), row.key), "labels")
+        measured = shares(label, len(self.info.classes), self.info.ignore_id)
+        made.scalars.update(zip(share_names(self.info.classes), measured))
+        return made
 
 
 class Blip2CaptionArgs(StageArgs):
@@ -97,7 +113,7 @@ class Blip2Caption(Stage):
     """
 
     name = "caption"
-    version = 1
+    version = 2
     column = "caption"
     Args = Blip2CaptionArgs
 
@@ -110,7 +126,7 @@ class Blip2Caption(Stage):
         return {"text": "txt"} | ({"answers": "answers.json"} if len(self.args.prompts) > 1 else {})
 
     def scalars(self) -> dict[str, Literal["int", "float", "str", "bool"]]:
-        return {"short": "str", "captioner": "str"}
+        return SCALARS
 
     def paths(self) -> list[str]:
         return [str(self.args.model)]

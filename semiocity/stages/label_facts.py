@@ -75,6 +75,18 @@ def measure(label: np.ndarray, instance: np.ndarray | None, classes: int, ignore
     return Facts(tuple(regions), tuple(groups))
 
 
+def shares(label: np.ndarray, classes: int, ignore_id: int | None) -> list[float | None]:
+    """Share of each class in the labelled pixels of uint8 [H, W], 0 to 1 with six digits; None where none is labelled.
+
+    Every pixel counts; ids from `classes` on and the ignore id are unlabelled.
+    """
+    sizes = np.bincount(label.ravel(), minlength=256)[:classes]
+    if ignore_id is not None and ignore_id < classes:
+        sizes[ignore_id] = 0
+    total = int(sizes.sum())
+    return [round(int(size) / total, 6) if total else None for size in sizes]
+
+
 def _region(mask: np.ndarray, id: int, size: int, total: int) -> Region:
     height, width = mask.shape
     thirds = np.array([part.sum() for part in np.array_split(mask, 3, axis=1)], dtype=float) / size

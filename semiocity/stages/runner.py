@@ -6,6 +6,7 @@ not on which task made it, when it was stopped, or what else failed.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semiocity.data import manifest
-from semiocity.data.manifest import ShardPath, column_folder, read_receipt
+from semiocity.data.manifest import BASE, ShardPath, column_folder, complete, read_receipt
 from semiocity.errors import UserError
 from semiocity.stages.base import (
     BadRow,
@@ -63,6 +64,7 @@ def run_shards(
     dataset give (they changed since the job was submitted), or when a parent's shard is missing or damaged.
     """
     from semiocity.data.lease import lease
+    from semiocity.data.relink import link_shard
 
     facts = manifest.read_manifest(dataset)
     check_needs(stage, facts)
@@ -73,6 +75,7 @@ def run_shards(
             f"arguments now give {revision(stage, parents)}: they changed since the job was submitted; submit it again"
         )
     target = Target(stage, Path(dataset), column, column_revision, parents, DatasetInfo.of(facts))
+    stage.info = target.info
     loaded = False
     for done, shard in enumerate(shards):
         if stop():
@@ -87,6 +90,10 @@ def run_shards(
                 report(progress | {"leased": shard})
                 continue
             if target.is_made(shard):  # by whoever held the lease until now
+                continue
+            if (twin := target.twin(shard)) is not None:
+                link_shard(twin, path, {"revision": column_revision, "parents": target.sources(shard)})
+                report(progress | {"done_shards": done + 1})
                 continue
             if not loaded:
                 stage.load(target.info, _device(stage))
@@ -156,6 +163,45 @@ class Target:
             and receipt["parents"] == self.sources(shard)
             and not receipt["tombstones"]["retry"]
         )
+
+    def twin(self, shard: int) -> ShardPath | None:
+        """The shard in another revision of the column, if that was made by the same stage from the same bytes.
+
+        A parent that is made anew, as by correcting a few captions, leaves most of its shards as they were.
+        """
+        wanted = {name: parent["sha256"] for name, parent in self.sources(shard).items()}
+        made = {
+            "stage": {"name": self.stage.name, "version": self.stage.version, "args": self.stage.settings()},
+            "model": self.stage.model_revision(),
+            "execution": self.stage.execution(),
+            "fields": self.stage.fields(),
+            "scalars": self.stage.scalars(),
+        }
+        made = json.loads(json.dumps(made))
+        for folder in sorted(self.path(shard).folder.parent.glob("*/")):
+            path = ShardPath(folder, shard)
+            if folder.name == self.revision or not complete(path):
+                continue
+            receipt = read_receipt(path)
+            if (
+                receipt is not None
+                and {name: receipt[name] for name in made} == made
+                and {name: parent["sha256"] for name, parent in receipt["parents"].items()} == wanted
+                and not receipt["tombstones"]["retry"]
+                # The names of the classes are the base's, and no bytes that a receipt knows of.
+                and self._base(receipt) == self._base({"shard": shard, "parents": self.sources(shard)})
+            ):
+                return path
+        return None
+
+    def _base(self, receipt: dict[str, Any]) -> str | None:
+        """The revision of base that a shard was made from in the end."""
+        for name, parent in receipt["parents"].items():
+            if name == BASE:
+                return str(parent["revision"])
+            above = read_receipt(ShardPath(column_folder(self.dataset, name, parent["revision"]), receipt["shard"]))
+            return None if above is None else self._base(above)
+        return None
 
 
 def _make_shard(target: Target, shard: int, stop: Stop, report: Report) -> bool:

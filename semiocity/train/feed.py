@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semiocity.data.aspects import AspectBuckets
+from semiocity.data.aspects import bucketed
 from semiocity.data.columns import Dataset, View
 from semiocity.data.loader import Collate, Rows, Slice, slices
 from semiocity.data.order import Batch, Order
@@ -30,11 +30,12 @@ class Feed:
 
     def __init__(self, job: TrainJob, run: Path, dataset: Path, world: World) -> None:
         self.job, self.run, self.world = job, run, world
-        self.data = Dataset.open(dataset)
+        self._opened = Dataset.open(dataset)
         if job.data.stage_to:
-            self.data.stage = Stage.at(job.data.stage_to)
-        fields = job.fields_by_role()
-        self.view = self.data.view(sorted(set(fields.values())), job.data.split)
+            self._opened.stage = Stage.at(job.data.stage_to)
+        self.view = self._pick(job.data.split)
+        self.data = self.view.dataset
+        """The dataset as the view sees it: a saved view pins revisions."""
         self.order = make_order(self.view, job, world)
         self.sizes = [(height, width) for width, height in job.data.bucket_sizes] or [job.data.height_width]
         """Height and width of each bucket."""
@@ -47,9 +48,13 @@ class Feed:
         data, fields = self.job.data, self.job.fields_by_role()
         self._collate: Collate = task.collate
         self.rows = Rows(ByRole(self.view, fields), task.decode, data.cache_mb // max(data.workers, 1))
-        sampled = self.data.view(self.view.fields, self.job.sample_split) if self.job.sample_split else self.view
+        sampled = self._pick(self.job.sample_split) if self.job.sample_split else self.view
         self.samples = Rows(ByRole(sampled, fields), task.decode)
         """Rows that image grids show."""
+
+    def _pick(self, split: str) -> View:
+        fields = sorted(set(self.job.fields_by_role().values()))
+        return self._opened.pick(fields, split or None, self.job.data.view)
 
     def slices(self, first: int, pin_memory: bool) -> Iterator[Slice]:
         """This rank's slices from step `first` on, in order. A new part of the ledger begins."""
@@ -124,6 +129,7 @@ class Feed:
             "dataset": str(self.data.path),
             "fields": list(self.view.fields),
             "split": self.view.split,
+            "saved_view": self.job.data.view,
             "order": self.order.facts,
         }
         return Ledger(self.run, part, self.world.rank, head)
@@ -140,7 +146,7 @@ class Feed:
 
 def make_order(view: View, job: TrainJob, world: World) -> Order:
     """The order of a training, the same on every rank. UserError naming what differs when ranks see other data."""
-    buckets = AspectBuckets(view, job.data.bucket_sizes) if job.data.bucket_sizes else None
+    buckets = bucketed(view, job.data.bucket_sizes) if job.data.bucket_sizes else None
     if buckets:
         # Counting may open every shard: one rank does it, the others find what it has stored.
         _on_first(world, lambda: buckets.bucket_counts)

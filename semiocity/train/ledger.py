@@ -123,7 +123,7 @@ def check(run: Path, dataset: Path | None = None) -> Checked:
     parts = _parts(run)
     head = parts[-1].head
     where = dataset or Path(head["dataset"])
-    view = Dataset.open(where).view(head["fields"], head["split"])
+    view = Dataset.open(where).pick(head["fields"], head["split"], head.get("saved_view"))
     found = Checked(str(run), of=head["steps"])
     order = order_again(view, head["order"])
     for part in parts:
@@ -138,10 +138,10 @@ def check(run: Path, dataset: Path | None = None) -> Checked:
 
 def order_again(view: View, facts: dict[str, Any]) -> Order:
     """The order that these facts name, over a view as it is now."""
-    from semiocity.data.aspects import AspectBuckets
+    from semiocity.data.aspects import bucketed
 
     sizes = facts["buckets"]
-    buckets = AspectBuckets(view, [(width, height) for width, height in sizes]) if sizes else None
+    buckets = bucketed(view, [(width, height) for width, height in sizes]) if sizes else None
     return Order(
         view.digest, view.shard_sizes, facts["seed"], facts["global_batch"], facts["window"], facts["tail"], buckets
     )

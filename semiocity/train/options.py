@@ -36,7 +36,11 @@ class DataOptions(Strict):
 
     fields: dict[str, str] = Field(default_factory=dict)
     """Fields other than the task's defaults, by role: {label = "annotate.label"}."""
+    view: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@[0-9a-f]+)?$")
+    """A saved view (`semiocity view`) to take rows from, NAME or NAME@REVISION; None takes the whole dataset. A
+    submission pins the revision."""
     split: str = "train"
+    """Split of the dataset, or of the view; "" takes all rows."""
     size: int | tuple[int, int] = Field(256)
     """Side, or [height, width], in pixels. Rows of another size are cropped to this shape in the middle and resized."""
     flip: bool = False

@@ -1,30 +1,31 @@
-"""Pack one shard again and again, killing the process (SIGKILL) at its 1st, 2nd, 3rd … step until it gets through.
+"""Do something again and again, killing the process (SIGKILL) at its 1st, 2nd, 3rd … step until it gets through.
 
-A step is a write into the shard, or one of the audit events open, rename, remove, mkdir.
-After each kill: a receipt never vouches for anything but whole files; and packing again, by a new process, gives
-the bytes of an undisturbed packing and leaves nothing else behind.
+A step is a write into a shard, or one of the audit events open, rename, remove, mkdir, rmdir. After each kill the
+operation's own check must hold, and doing it again, in a new process, must leave what an undisturbed run leaves.
 
-    python kill_points.py DATASET REVISION SHARD replace|fresh
+    python kill_points.py OPERATION FOLDER [MOST]
+
+With MOST steps are sampled: those at and after every rename and every touch of a receipt, and MOST others, drawn
+by the seed KILL_SEED (environment; printed). Operations: see OPERATIONS, and pack-fresh, pack-replace.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import random
+import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from kill_operations import OPERATIONS, Operation, undisturbed_tree
 
 from semiocity.data import shard as shard_module
-from semiocity.data.lease import Owner
-from semiocity.data.manifest import ShardPath
-from semiocity.data.pack import pack_shard, pack_shards
-from semiocity.data.plan import Plan
 
-EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
+EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -38,82 +39,124 @@ def in_child(work: Callable[[], None]) -> int:
         finally:
             os._exit(code)
     status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "packing failed"
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the operation failed"
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
+def on_every_step(act: Callable[[str], None]) -> None:
+    """From now on call `act` before each step, with what it is."""
+    guard = threading.RLock()
+    write = shard_module.ShardWriter._write
+
+    def counted(self: shard_module.ShardWriter, data: bytes) -> None:
+        with guard:
+            act("write")
+        write(self, data)
+        self._file.flush()
+
+    def hook(event: str, values: tuple[object, ...]) -> None:
+        if event in EVENTS:
+            with guard:
+                act(f"{event} {values[0]}")
+
+    shard_module.ShardWriter._write = counted  # type: ignore[method-assign]
+    sys.addaudithook(hook)
+
+
 def die_at(step: int) -> None:
-    """From now on count steps, and kill this process at the given one."""
+    """Kill this process at its step number `step`, counted from 1."""
     left = step
 
-    def count(*_: object) -> None:
+    def count(_: str) -> None:
         nonlocal left
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    write = shard_module.ShardWriter._write
-
-    def counted(self: shard_module.ShardWriter, data: bytes) -> None:
-        count()
-        write(self, data)
-        self._file.flush()
-
-    shard_module.ShardWriter._write = counted  # type: ignore[method-assign]
-    sys.addaudithook(lambda event, _: count() if event in EVENTS else None)
+    on_every_step(count)
 
 
-def files(path: ShardPath) -> dict[str, str]:
-    """Everything in the shard's folder, name → sha256."""
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(path.parent.glob("*"))}
+def steps_of(work: Callable[[], None]) -> list[str]:
+    """What the steps of `work` are, done in a child."""
+    reading, writing = os.pipe()
+
+    def tell(step: str) -> None:
+        os.write(writing, (step + "\n").encode())
+
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            on_every_step(tell)
+            work()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, errors="replace") as lines:
+        found = [line.rstrip("\n") for line in lines]
+    os.waitpid(child, 0)
+    return found
 
 
-def older_shard(path: ShardPath, tar: bytes, parquet: bytes, receipt: dict[str, Any]) -> None:
-    """Put a shard of other bytes, with a receipt that fits them, where the new one goes."""
-    tar, parquet = tar + bytes(512), parquet + b"older"
-    sums = {"sha256": hashlib.sha256(tar).hexdigest(), "parquet_sha256": hashlib.sha256(parquet).hexdigest()}
-    path.tar.write_bytes(tar)
-    path.parquet.write_bytes(parquet)
-    path.receipt.write_text(json.dumps({**receipt, **sums}))
+def chosen(steps: list[str], most: int) -> list[int]:
+    """Numbers of the steps at which to kill: around renames and receipts always, others by chance."""
+    seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"KILL_SEED={seed}", file=sys.stderr)
+    weighty = [i for i, step in enumerate(steps, 1) if step.startswith("os.rename") or _receipt(step)]
+    always = {n for i in weighty for n in (i, i + 1) if n <= len(steps)}
+    others = [i for i in range(1, len(steps) + 1) if i not in always]
+    return sorted(always | set(random.Random(seed).sample(others, min(len(others), most))))
 
 
-def main(dataset: str, revision: str, shard: str, mode: str) -> None:
-    plan = Plan.open(Path(dataset), revision)
-    path = plan.path(int(shard))
+def _receipt(step: str) -> bool:
+    name = step.rpartition("/")[2]
+    return name[:1] == "." and ".json." in name and name[1:9].isdigit()
 
-    def again() -> None:
-        if mode == "replace":
-            pack_shard(plan, path.shard, path)
-        else:
-            pack_shards(plan, [path.shard], Owner.here())
 
-    in_child(again)
-    undisturbed = files(path)
-    whole = path.tar.read_bytes(), path.parquet.read_bytes(), json.loads(path.receipt.read_text())
+def try_all(operation: Operation, folder: Path, most: int | None) -> int:
+    """Returns how often it killed."""
+    template, place = folder / "template", folder / "place"
+    operation.prepare(template)
+
+    def fresh() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(template, place)
+
+    def work() -> None:
+        operation.run(place)
+
+    fresh()
+    work()  # in this process, so that the children have nothing to import
+    expected = undisturbed_tree(place)
+    fresh()
+    steps = steps_of(work)
+    assert steps, "no steps seen"
+    numbers = range(1, len(steps) + 1) if most is None else chosen(steps, most)
     kills = 0
-    while True:
-        if mode == "replace":
-            older_shard(path, *whole)
-        else:
-            for name in (path.tar, path.parquet, path.receipt):
-                name.unlink()
+    for number in numbers:
+        fresh()
 
-        def doomed(step: int = kills + 1) -> None:
+        def doomed(step: int = number) -> None:
             die_at(step)
-            again()
+            work()
 
         if in_child(doomed) == 0:
-            break
+            continue  # threads: a run may have a step less
         kills += 1
-        found = files(path)
-        if path.receipt.name in found:
-            receipt = json.loads(path.receipt.read_text())
-            promised = (receipt["sha256"], receipt["parquet_sha256"])
-            assert (found.get(path.tar.name), found.get(path.parquet.name)) == promised, f"lying receipt, step {kills}"
-        in_child(again)
-        # The lease of a dead process goes with the next attempt only when that had work to do.
-        now = {name: digest for name, digest in files(path).items() if name != path.lease.name}
-        assert now == undisturbed, f"step {kills}: {sorted(set(now) ^ set(undisturbed)) or 'other bytes'}"
+        where = f"killed at step {number} of {len(steps)}: {steps[number - 1]}"
+        try:
+            in_child(lambda: operation.check(place))
+        except AssertionError:
+            raise AssertionError(f"{where}: the check failed") from None
+        in_child(work)
+        now = undisturbed_tree(place)
+        differing = sorted(name for name in now.keys() | expected.keys() if now.get(name) != expected.get(name))
+        assert not differing, f"{where}: after doing it again, {differing[:5]} differ"
+    return kills
+
+
+def main(name: str, folder: str, most: str = "") -> None:
+    kills = try_all(OPERATIONS[name], Path(folder), int(most) if most else None)
     print(json.dumps({"kills": kills}))
 
 

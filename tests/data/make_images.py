@@ -130,15 +130,20 @@ def dice() -> random.Random:
 
 
 def pack_folder(root: Path, out: Path, **changes: Any) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, str]]]:
-    """Pack a folder. Rows by original file (fields, meta, scalars), and rejections by file (reason, detail)."""
-    plan, dataset = packed(folder_recipe(root, **changes), out)
+    """Pack a folder, as `pack_rows` does."""
+    return pack_rows(folder_recipe(root, **changes), out)
+
+
+def pack_rows(recipe: Recipe, out: Path) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, str]]]:
+    """Pack anything. Rows (fields, meta, key, scalars) by file or else id, and rejections (reason, detail) by id."""
+    plan, dataset = packed(recipe, out)
     fields = [f"base.{name}" for name in dataset.column("base").fields]
     view = dataset.view(fields)
     rows = {}
     for i in range(len(view)):
         row = {name.removeprefix("base."): data for name, data in view.read(i).items()}
         meta = json.loads(row.pop("meta"))
-        rows[meta["file"]] = {**row, "meta": meta, "key": view.key(i)}
+        rows[meta["file"] or meta["id"]] = {**row, "meta": meta, "key": view.key(i), "scalars": view.scalars(i)}
     lines = (plan.folder / "rejected.jsonl").read_text().splitlines()
     rejected = {item["id"]: (item["reason"], item["detail"]) for item in map(json.loads, lines)}
     assert len(rows) + len(rejected) == plan.files_seen, "every file is packed or rejected"

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from make_images import add_column, city_recipe, dice, folder_recipe, jpeg, packed, png, tree
@@ -143,17 +142,6 @@ def test_stop_leaves_between_shards(tmp_path: Path) -> None:
     answers = iter([False, False, True])
     assert not pack_shards(plan, range(plan.shards), Owner.here(), stop=lambda: next(answers))
     assert missing(plan.folder, plan.shards) == [2, 3]
-
-
-@pytest.mark.parametrize("mode", ["fresh", "replace"])
-def test_killed_at_every_step(tmp_path: Path, mode: str) -> None:
-    memory = Path("/dev/shm")  # hundreds of fsyncs: a disk would take most of the time
-    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
-        plan = make_plan(folder_recipe(pictures(tmp_path / "in"), shard_rows=2), Path(folder))
-        script = [sys.executable, str(HERE / "kill_points.py"), folder, plan.revision, "1", mode]
-        result = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert json.loads(result.stdout)["kills"] > 2 * 2 * 3, "steps of two rows with two members each"
 
 
 PACK_LIMITED = """

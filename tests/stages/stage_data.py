@@ -53,8 +53,12 @@ def write_base(
     shard_rows: int,
     classes: Sequence[str],
     ignore_id: int | None = None,
+    splits: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write rows (key → fields) as the base column of a dataset; every row is of the split train, at dusk."""
+    """Write rows (key → fields) as the base column of a dataset; rows are of the split train but for `splits`, at dusk.
+
+    A row without fields is a tombstone.
+    """
     keys = sorted(rows)
     shards = [keys[start : start + shard_rows] for start in range(0, len(keys), shard_rows)]
     recipe = Recipe.model_validate(
@@ -84,7 +88,11 @@ def write_base(
         )
         with ShardWriter(ShardPath(column_folder(folder, "base", made), number), head) as writer:
             for key in members:
-                writer.add(key, rows[key], {"split": "train", "time": "dusk"})
+                scalars = {"split": (splits or {}).get(key, "train"), "time": "dusk"}
+                if rows[key]:
+                    writer.add(key, rows[key], scalars)
+                else:
+                    writer.tombstone(key, "removed", "taken down", scalars)
             writer.publish()
     merge(folder, "base", made)
     return folder
@@ -110,7 +118,7 @@ def run_stage(stage: Stage, dataset: Path, shards: Sequence[int] | None = None, 
 def read_column(folder: Path) -> dict[str, tuple[dict[str, bytes | None], dict[str, Any], tuple[str, str] | None]]:
     """Key → (fields, scalars, tombstone) of all shards of a column's revision."""
     found = {}
-    for receipt in sorted(folder.rglob("[0-9]*.json")):
+    for receipt in sorted(folder.glob("*/????????.json")):
         with ShardReader(ShardPath(folder, int(receipt.stem))) as reader:
             names = [name.removesuffix(".offset") for name in reader.table.column_names if name.endswith(".offset")]
             for i, key in enumerate(reader.keys):

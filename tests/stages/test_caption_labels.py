@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stage_data import STREET, read_column, run_stage, street_rows, write_base
 
 from semiocity.data.sources.city import CLASSES, scene
-from semiocity.stages.label_facts import measure
+from semiocity.stages.base import make_stage
+from semiocity.stages.caption import share_names
+from semiocity.stages.label_facts import measure, shares
 from semiocity.stages.label_sentences import describe
 from semiocity.stages.words import article, counted, look_up, plural
 
@@ -188,3 +192,30 @@ def test_articles_plurals_and_counts() -> None:
     ]
     assert look_up("traffic_sign").many == "traffic signs" == look_up("Traffic-Sign").many
     assert look_up("sidewalk").one == "pavement"
+
+
+def test_shares_count_every_labelled_pixel() -> None:
+    label = np.array([[0, 0, 1, 11], [2, 2, 2, 200]], dtype=np.uint8)
+    assert shares(label, 3, IGNORE) == [round(2 / 6, 6), round(1 / 6, 6), 0.5]
+    assert shares(label, 3, 2) == [round(2 / 3, 6), round(1 / 3, 6), 0.0], "the ignore id is a class's own"
+    assert shares(np.full((2, 2), IGNORE, np.uint8), 3, IGNORE) == [None, None, None]
+
+
+def test_names_of_shares_can_be_told_apart() -> None:
+    assert share_names(["road", "traffic light", "a b", "a-b"]) == [
+        "share.road",
+        "share.traffic_light",
+        "share.a_b_2",
+        "share.a_b_3",
+    ]
+
+
+def test_the_index_has_the_text_and_the_shares(tmp_path: Path) -> None:
+    dataset = write_base(tmp_path / "streets", street_rows(3), 2, STREET)
+    stage = make_stage("caption", {"captioner": "labels"})
+    found = read_column(run_stage(stage, dataset))
+    for fields, scalars, tombstone in found.values():
+        assert tombstone is None
+        assert scalars["text"].encode() == fields["text"]
+        assert scalars["short"] and scalars["captioner"] == "labels"
+        assert sum(scalars[name] for name in share_names(STREET)) == pytest.approx(1, abs=1e-4)

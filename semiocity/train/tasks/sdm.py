@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from semiocity.data.decode import crop_of, decode_cropped, decode_ids, picture_size
-from semiocity.data.geometry import resize_ids, resize_instances
+from semiocity.data.geometry import mark_edges, resize_ids, resize_instances
 from semiocity.data.loader import Arrays, Room, empty, stack, to_bytes, to_unit
 from semiocity.data.order import Batch
 from semiocity.errors import UserError
@@ -213,8 +213,7 @@ def diffusion_config(options: SDMOptions) -> DiffusionConfig:
 def one_hot(label: Tensor, classes: int, instance: Tensor | None = None) -> Tensor:
     """Layout [B, L, H, W] in fp32 from ids [B, H, W]; ids outside 0 … classes-1 give all zeros.
 
-    With `instance` ids [B, H, W] there is one channel more: 1 where a pixel's instance differs from that of one of its
-    four neighbours (Wang et al. 2018, arXiv 1711.11585, section 3.3).
+    With `instance` ids [B, H, W] there is one channel more, `edges`.
     """
     ids = torch.arange(classes, dtype=label.dtype, device=label.device)
     layout = (label[:, None] == ids[None, :, None, None]).float()
@@ -222,14 +221,9 @@ def one_hot(label: Tensor, classes: int, instance: Tensor | None = None) -> Tens
 
 
 def edges(instance: Tensor) -> Tensor:
-    """[B, 1, H, W] in fp32: 1 on both sides of every border between instances [B, H, W]."""
+    """[B, 1, H, W] in fp32: 1 on both sides of every border between instances [B, H, W] (`geometry.mark_edges`)."""
     edge = torch.zeros_like(instance, dtype=torch.bool)
-    across = instance[:, :, 1:] != instance[:, :, :-1]
-    down = instance[:, 1:] != instance[:, :-1]
-    edge[:, :, 1:] |= across
-    edge[:, :, :-1] |= across
-    edge[:, 1:] |= down
-    edge[:, :-1] |= down
+    mark_edges(instance, edge)
     return edge[:, None].float()
 
 

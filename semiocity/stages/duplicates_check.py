@@ -1,0 +1,103 @@
+"""Whether splits keep duplicates together: looked up anew from the hashes, not believed of the column `duplicates`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from semiocity.config import check as checked
+from semiocity.data.columns import Dataset
+from semiocity.data.duplicate_rows import gather, join
+from semiocity.data.duplicates import Limits, Rows, cluster
+from semiocity.data.manifest import read_column_manifest
+from semiocity.stages.duplicates import Duplicates, DuplicatesArgs
+from semiocity.stages.indexes import live
+
+EXAMPLES = 10
+
+
+def show(path: Path, split: str, as_json: bool) -> int:
+    """Print what `leaks` finds; exit status 0 only when it finds nothing."""
+    facts = leaks(Dataset.open(path), split)
+    if as_json:
+        print(json.dumps(facts, indent=1, sort_keys=True))
+    else:
+        print(render(facts))
+    return 0 if facts["clean"] else 1
+
+
+def leaks(dataset: Dataset, split: str, column: str = "duplicates") -> dict[str, Any]:
+    """What is wrong with a dataset's splits, the scalar `split`; `clean` is whether nothing is.
+
+    `separated`: clusters of `column` whose rows are in more than one split. `leaks`: rows that are equal to or near a
+    row of a more protected split. When the column itself names the splits, only kept rows count, and `leaks_not_kept`
+    says how many there are among all. Raises UserError when the hashes or the splits are missing.
+    """
+    args = _args(dataset, column, split)
+    needs = Duplicates(args).needs()
+    dataset.require(needs)
+    more = [f"{column}.cluster", f"{column}.keep"] if column in dataset.columns else []
+    tables = [live(dataset, shard, [*needs, *more]) for shard in range(dataset.shards)]
+    joined = join([gather(table, split) for table in tables], args.held_out)
+    splits = np.array(joined.splits, dtype=object)[joined.order]
+    everyone = _leaking(joined.rows, splits, args)
+    facts: dict[str, Any] = {"dataset": dataset.name, "split": split, "rows": len(splits), "separated": 0}
+    if more:
+        cluster, keep = (pa.concat_tables(tables).column(name).to_numpy()[joined.order] for name in more)
+        facts["separated"] = _separated(cluster, splits)
+    if split.startswith(f"{column}.") and more:
+        facts["leaks_not_kept"] = len(everyone)
+        kept = Rows(**{field.name: getattr(joined.rows, field.name)[keep] for field in fields(Rows)})
+        everyone = _leaking(kept, splits[keep], args)
+    facts |= {"leaks": len(everyone), "examples": everyone[:EXAMPLES]}
+    return facts | {"clean": not facts["separated"] and not facts["leaks"]}
+
+
+def _args(dataset: Dataset, column: str, split: str) -> DuplicatesArgs:
+    """The arguments that the column was made with; the defaults when there is no such column."""
+    made: dict[str, Any] = {}
+    if column in dataset.columns:
+        made = read_column_manifest(dataset.path, column, dataset.column(column).revision)["stage"]["args"]
+    return checked({**made, "split": split}, DuplicatesArgs, where=f"{dataset.path}: column {column}")
+
+
+def _leaking(rows: Rows, splits: np.ndarray, args: DuplicatesArgs) -> list[dict[str, Any]]:
+    """Each row that is equal to or near one of a more protected split, with the row whose cluster it belongs to."""
+    limits = Limits(args.distance, args.gradients, args.flat)
+    found = cluster(rows, limits, threads=len(os.sched_getaffinity(0)))
+    leaking = np.flatnonzero(rows.level[found.representative] < rows.level)
+    return [
+        {
+            "key": rows.keys[i].decode(),
+            "split": splits[i],
+            "near": rows.keys[found.representative[i]].decode(),
+            "near_split": splits[found.representative[i]],
+        }
+        for i in leaking
+    ]
+
+
+def _separated(cluster: np.ndarray, splits: np.ndarray) -> int:
+    """Number of clusters with rows of more than one split."""
+    names = {name: number for number, name in enumerate(dict.fromkeys(splits))}
+    pairs = np.unique(np.stack([cluster, [names[name] for name in splits]], axis=1), axis=0)
+    return int((np.unique(pairs[:, 0], return_counts=True)[1] > 1).sum())
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The outcome as text."""
+    kept = "kept rows" if "leaks_not_kept" in facts else "rows"
+    lines = [
+        f"{facts['dataset']}, {facts['split']}, {facts['rows']} rows: {facts['separated']} clusters in several splits, "
+        f"{facts['leaks']} {kept} near one of a more protected split"
+    ]
+    lines += [f"  {e['key']} ({e['split']}) ~ {e['near']} ({e['near_split']})" for e in facts["examples"]]
+    if facts.get("leaks_not_kept"):
+        lines.append(f"  also {facts['leaks_not_kept']} rows that are not kept: filter by duplicates.keep")
+    return "\n".join(lines)

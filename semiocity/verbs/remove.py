@@ -1,0 +1,34 @@
+"""`semiocity remove DATASET KEY …`: take rows down for good."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("keys", nargs="*", metavar="KEY")
+    parser.add_argument("--keys-from", type=Path, metavar="FILE", help="further keys, one a line")
+    parser.add_argument("--reason", default="", help="kept with the removal; no names")
+    parser.add_argument("--apply", action="store_true", help="do it; without, only say what would be removed")
+
+
+def run(a: argparse.Namespace) -> int:
+    from semiocity.data.lease import Owner
+    from semiocity.data.removed import read_removed
+    from semiocity.data.takedown import carry_out, remains, request
+
+    keys = [*a.keys, *(a.keys_from.read_text().split() if a.keys_from else [])]
+    wanted = request(a.dataset, keys, a.reason) if keys else []
+    if not a.apply:
+        print(f"{len(wanted)} rows would be taken down for good, from every revision of every column; --apply does it")
+        return 0
+    # Those of earlier requests too: one may have been cut short.
+    written = carry_out(a.dataset, [*read_removed(a.dataset), *wanted], Owner.here("remove"))
+    print(f"{len(wanted)} rows taken down, {len(written)} shards written anew")
+    print("Not reached from here: the source's own files, exports, and runs that were trained on the rows")
+    left = list(remains(a.dataset))
+    for path, what in left:
+        print(f"{path}: {what}")
+    return 1 if left else 0
