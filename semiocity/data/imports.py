@@ -11,7 +11,6 @@ Login-node code.
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import itertools
 import json
@@ -19,18 +18,25 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from semiocity.config import canonical, fsync_folder, read_json, write_atomic, write_json
 from semiocity.data import sidecars
+from semiocity.data.imported_rows import CONTENT, UNMATCHED, stem_of
 from semiocity.data.keys import printable, to_bytes, to_text
-from semiocity.data.manifest import BASE, FORMAT, check_format, column_folder, read_manifest
+from semiocity.data.listing import id_hash
+from semiocity.data.manifest import BASE, FORMAT, column_folder, read_manifest
 from semiocity.data.plan import Plan
+from semiocity.data.removed import read_removed
 from semiocity.data.sidecars import Columns, Item, Kind
+from semiocity.data.sources.base import Entry
 from semiocity.errors import UserError
+from semiocity.files import replacing
 
+ROWS = "rows.jsonl"
 BLOCK_ROWS = 1000
+GONE = "its row was taken down"
 SHOWN = 10
 
 
@@ -57,9 +63,10 @@ def pin(
 ) -> Report:
     """Read inputs, join them with the rows of the dataset's base column, and pin the result.
 
-    A row is named by its key, by its file or id in the source, or, where that is unambiguous, by the last part of
-    these. Raises UserError for inputs that cannot be read, that fit several rows, that fit no row (unless allowed), and
-    for two captions of one row. Several inputs of masks for one row are put together.
+    A row is named by its key, or by its file or id in the source; where nothing has that name, by a path that ends with
+    it or that it ends with, if that is one row's only. Raises UserError for inputs that cannot be read, that fit
+    several rows, that fit no row (unless allowed), and for two captions of one row. Several inputs of masks for one row
+    are put together.
     """
     dataset = Path(dataset)
     facts = read_manifest(dataset)
@@ -68,7 +75,7 @@ def pin(
     imports = dataset / "imports"
     imports.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making.", dir=imports) as scratch:
-        join = _Join(Path(scratch) / "join.sqlite")
+        join = _Join(Path(scratch) / "join.sqlite", {item.id_sha256 for item in read_removed(dataset)})
         try:
             join.add(sidecars.read(inputs, chosen, columns))
             join.match(plan, _rejected(dataset, plan.revision))
@@ -87,13 +94,13 @@ def pin(
         if not folder.exists():
             making = Path(scratch) / "done"
             making.mkdir()
-            for name in ("rows.jsonl", "unmatched.jsonl"):
+            for name in (ROWS, UNMATCHED):
                 (Path(scratch) / name).rename(making / name)
-            write_json(making / "import.json", content)
+            write_json(making / CONTENT, content)
             making.rename(folder)
             fsync_folder(imports)
-        elif read_json(folder / "import.json") != content:
-            write_json(folder / "import.json", content)  # the same rows from somewhere else
+        elif read_json(folder / CONTENT) != content:
+            write_json(folder / CONTENT, content)  # the same rows from somewhere else
     return report._replace(folder=folder)
 
 
@@ -113,14 +120,15 @@ def _rejected(dataset: Path, revision: str) -> dict[str, str]:
 class _Join:
     """Items and the rows that they fit, in a file of SQLite. Names are bytes there: they need not be UTF-8."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, removed: set[str]) -> None:
+        self._removed = removed
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.executescript(
             """
             PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;
-            CREATE TABLE items (n INTEGER PRIMARY KEY, whole BLOB, stem BLOB, folder BLOB, last BLOB, last_stem BLOB,
-                                last_folder BLOB, value TEXT, origin TEXT);
-            CREATE TABLE fits (n INTEGER, key TEXT, row BLOB);
+            CREATE TABLE items (n INTEGER PRIMARY KEY, name BLOB, value TEXT, origin TEXT);
+            CREATE TABLE names (n INTEGER, name BLOB, last BLOB, rank INTEGER);
+            CREATE TABLE fits (n INTEGER, key TEXT, row BLOB, rank INTEGER);
             CREATE TABLE gone (n INTEGER, reason TEXT);
             """
         )
@@ -129,52 +137,47 @@ class _Join:
         self._db.close()
 
     def add(self, items: Iterator[Item]) -> None:
+        """Every item with the names that may be its row's: its own, that without extension, and its folder's."""
         self._db.execute("BEGIN")
-        self._db.executemany(
-            "INSERT INTO items (whole, stem, folder, last, last_stem, last_folder, value, origin) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                (
-                    *(to_bytes(text) or None for text in (name, _stem(name), folder)),
-                    *(to_bytes(text) or None for text in (_last(name), _last(_stem(name)), _last(folder))),
-                    canonical(item.value),
-                    item.origin,
-                )
-                for item in items
-                for name, folder in [(_plain(item.name), _plain(item.folder))]
-            ),
-        )
-        for column in ("whole", "stem", "folder", "last", "last_stem", "last_folder"):
-            self._db.execute(f"CREATE INDEX by_{column} ON items ({column})")
+        for n, item in enumerate(items):
+            name, folder = (text.removeprefix("./").rstrip("/") for text in (item.name, item.folder))
+            values = (n, to_bytes(name), canonical(item.value), item.origin)
+            self._db.execute("INSERT INTO items VALUES (?, ?, ?, ?)", values)
+            for rank, alias in enumerate((name, stem_of(name), folder)):
+                if alias:
+                    named = (n, to_bytes(alias), to_bytes(last_part(alias)), rank)
+                    self._db.execute("INSERT INTO names VALUES (?, ?, ?, ?)", named)
+        self._db.execute("CREATE INDEX names_name ON names (name)")
+        self._db.execute("CREATE INDEX names_last ON names (last)")
         self._db.execute("COMMIT")
 
     def match(self, plan: Plan, rejected: dict[str, str]) -> None:
-        """Find the items of every row: first by whole names, then, for the items left, by the names' last parts."""
-        self._pass(plan, ("whole", "stem", "folder"), whole=True)
+        """Find the rows of items: by whole names, then, for the items left, where one path ends with the other."""
+        self._db.execute("BEGIN")
+        for key, entry in _rows_of(plan):
+            names = [to_bytes(name) for name in (key, entry.id, entry.name)]
+            query = "INSERT INTO fits SELECT n, ?, ?, rank FROM names WHERE name IN (?, ?, ?)"
+            self._db.execute(query, (key, names[2], *names))
+        self._db.execute("CREATE TABLE done AS SELECT DISTINCT n FROM fits")
+        self._db.execute("CREATE INDEX done_n ON done (n)")
+        for key, entry in _rows_of(plan):
+            names = [to_bytes(name) for name in (key, entry.id, entry.name)]
+            query = "SELECT n, name, rank FROM names WHERE last IN (?, ?, ?) AND n NOT IN (SELECT n FROM done)"
+            lasts = [name.rpartition(b"/")[2] for name in names]
+            found = [
+                (n, key, names[2], rank)
+                for n, name, rank in self._db.execute(query, lasts)
+                if any(_ends_alike(name, own) for own in names)
+            ]
+            self._db.executemany("INSERT INTO fits VALUES (?, ?, ?, ?)", found)
         self._db.execute("CREATE INDEX fits_n ON fits (n)")
-        self._pass(plan, ("last", "last_stem", "last_folder"), whole=False)
+        # `v1.2` is the row of that name, and not the picture v1 with an extension.
+        self._db.execute("DELETE FROM fits WHERE rank > (SELECT min(rank) FROM fits AS other WHERE other.n = fits.n)")
         self._db.execute("CREATE INDEX fits_key ON fits (key)")
         self._db.execute("CREATE INDEX fits_row ON fits (row)")
         for name, reason in rejected.items():  # such a row is not there: its inputs fit no row
             self._db.execute("INSERT INTO gone SELECT n, ? FROM fits WHERE row = ?", (reason, to_bytes(name)))
             self._db.execute("DELETE FROM fits WHERE row = ?", (to_bytes(name),))
-
-    def _pass(self, plan: Plan, columns: tuple[str, ...], whole: bool) -> None:
-        where = " OR ".join(f"{column} IN (?, ?, ?)" for column in columns)
-        left = "" if whole else " AND n NOT IN (SELECT n FROM fits)"
-        query = f"INSERT INTO fits SELECT n, ?, ? FROM items WHERE ({where}){left}"
-        self._db.execute("BEGIN")
-        if not whole:  # items that fitted a whole name, as they were before this pass
-            self._db.execute("CREATE TEMP TABLE done AS SELECT DISTINCT n FROM fits")
-            self._db.execute("CREATE INDEX temp.done_n ON done (n)")
-            query = query.replace("(SELECT n FROM fits)", "(SELECT n FROM temp.done)")
-        for shard in range(plan.shards):
-            for row in plan.rows(shard):
-                entry = row.entry
-                file = entry.files.get("image", entry.id)
-                names = [row.key, entry.id, file] if whole else [row.key, _last(entry.id), _last(file)]
-                bound = [to_bytes(name) for name in names] * len(columns)
-                self._db.execute(query, (row.key, to_bytes(entry.name), *bound))
         self._db.execute("COMMIT")
 
     def refuse_unmatched(self) -> None:
@@ -206,12 +209,18 @@ class _Join:
 
     def unmatched(self) -> Iterator[dict[str, str]]:
         query = (
-            "SELECT whole, origin, reason FROM items LEFT JOIN gone USING (n) "
+            "SELECT name, origin, reason FROM items LEFT JOIN gone USING (n) "
             "WHERE n NOT IN (SELECT n FROM fits) ORDER BY n"
         )
-        for name, origin, reason in self._db.execute(query):
-            absent = f"no row is called {printable(to_text(name or b''))}"
-            yield {"origin": origin, "why": f"its row was rejected while packing ({reason})" if reason else absent}
+        for found, origin, reason in self._db.execute(query):
+            name = to_text(found)
+            if not self._removed.isdisjoint({id_hash(name), id_hash(stem_of(name))}):
+                why = GONE
+            elif reason:
+                why = f"its row was rejected while packing ({reason})"
+            else:
+                why = f"no row is called {printable(name)}"
+            yield {"name": name, "origin": origin, "why": why}
 
     def rows(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """(key, its items' values with their origin), in the order of keys and of input."""
@@ -227,17 +236,17 @@ class _Join:
             yield last, values
 
 
-def _plain(name: str) -> str:
-    return name.removeprefix("./").rstrip("/")
+def _rows_of(plan: Plan) -> Iterator[tuple[str, Entry]]:
+    """The rows that are not taken down."""
+    return ((key, entry) for key, entry in plan.all_rows() if entry is not None)
 
 
-def _stem(name: str) -> str:
-    """A name without its extension: `a/b.c.jpg` → `a/b.c`."""
-    last = PurePosixPath(name).suffix
-    return name.removesuffix(last) if last else name
+def _ends_alike(one: bytes, other: bytes) -> bool:
+    """Whether one path is the end of the other: `one`, `a/one` and `data/a/one`, but not `b/one` and `a/one`."""
+    return (b"/" + one).endswith(b"/" + other) or (b"/" + other).endswith(b"/" + one)
 
 
-def _last(name: str) -> str:
+def last_part(name: str) -> str:
     return name.rpartition("/")[2]
 
 
@@ -250,7 +259,7 @@ def _write(scratch: Path, join: _Join, kind: Kind, rows: int) -> tuple[Report, d
     whole = hashlib.sha256(kind.encode())
     lines: list[bytes] = []
     matched = 0
-    with (scratch / "rows.jsonl").open("xb") as file:
+    with replacing(scratch / ROWS) as file:
 
         def flush(first: str) -> None:
             data = b"".join(lines)
@@ -268,18 +277,20 @@ def _write(scratch: Path, join: _Join, kind: Kind, rows: int) -> tuple[Report, d
                 flush(first)
         if lines:
             flush(first)
-        file.flush()
-        os.fsync(file.fileno())
     unmatched = 0
-    with (scratch / "unmatched.jsonl").open("x", encoding="ascii") as file_:
+    with replacing(scratch / UNMATCHED) as file:
         for item in join.unmatched():
             unmatched += 1
-            file_.write(canonical(item) + "\n")
+            # The name of what was taken down is not written down again.
+            file.write(
+                (canonical(dict.fromkeys(item, "") | {"why": GONE} if item["why"] == GONE else item) + "\n").encode()
+            )
     if not matched:
         raise UserError("none of the inputs fits a row of the dataset")
     digest = whole.hexdigest()[:10]
     content = {
         "format": FORMAT,
+        "file": ROWS,
         "kind": kind,
         "digest": digest,
         "rows": matched,
@@ -287,43 +298,6 @@ def _write(scratch: Path, join: _Join, kind: Kind, rows: int) -> tuple[Report, d
         "blocks": blocks,
     }
     return Report(scratch, digest, kind, matched, rows - matched, unmatched), content
-
-
-class Pinned:
-    """Reads an import, a block of rows at a time. Raises UserError when it is damaged."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = Path(folder)
-        path = self._folder / "import.json"
-        try:
-            self.content: dict[str, Any] = read_json(path)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; run `semiocity import` again") from None
-        check_format(self.content, path)
-        self.roots = [Path(root) for root in self.content["roots"]]
-        self._first = [block[0] for block in self.content["blocks"]]
-        self._block = -1
-        self._rows: dict[str, list[dict[str, Any]]] = {}
-
-    def get(self, key: str) -> list[dict[str, Any]]:
-        """The values of a row, each with its `origin`; empty where there is none."""
-        block = bisect.bisect_right(self._first, key) - 1
-        if block < 0:
-            return []
-        if block != self._block:
-            self._rows, self._block = self._read(block), block
-        return self._rows.get(key, [])
-
-    def _read(self, block: int) -> dict[str, list[dict[str, Any]]]:
-        _, offset, length, sha256 = self.content["blocks"][block]
-        with (self._folder / "rows.jsonl").open("rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise UserError(
-                f"{self._folder / 'rows.jsonl'}: damaged; remove the folder and run `semiocity import` again"
-            )
-        return {row["key"]: row["values"] for row in map(json.loads, data.splitlines())}
 
 
 def write_job(report: Report, dataset: Path, column: str | None, missing: str, made_by: str) -> Path:

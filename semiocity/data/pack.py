@@ -15,6 +15,7 @@ from semiocity.data import images
 from semiocity.data.blurring import Blurrer, make_blurrer
 from semiocity.data.boxes import encode_boxes, place_boxes
 from semiocity.data.images import Picture, Rejected
+from semiocity.data.keys import storable
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import BASE, complete, missing
 from semiocity.data.plan import PACKER_VERSION, Plan
@@ -146,6 +147,7 @@ def _pack_row(
         **blurred,
         **{name: value for name, value in {**entry.scalars, **raw.scalars}.items() if value is not None},
     }
+    scalars = {name: storable(value) if isinstance(value, str) else value for name, value in scalars.items()}
     fields = {"image": images.encode_image(picture, recipe.image)}
     if label is not None:
         fields["label"] = ("label.png", images.encode_ids(label))

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from semiocity.data.layout import BASE, ShardPath
-from semiocity.data.shard import BLOCK, TOMBSTONE, index_bytes, sha256_file
+from semiocity.data.shard import TOMBSTONE, index_bytes, sha256_file
+from semiocity.data.ustar import BLOCK
 
 
 def reindex(path: ShardPath, receipt: dict[str, Any]) -> bytes | None:

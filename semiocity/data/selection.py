@@ -88,7 +88,7 @@ def select(
     if split is not None or (split_by is not None and split_by != SPLIT):
         if split_by is None:
             raise UserError(f"{where}: split {split} of a view that has no splits")
-        _expect(known, split_by, ("str",), f"{where}: {called['split_by']}")
+        _expect(facts, split_by, "str", f"{where}: {called['split_by']}")
     if split is not None and split_by == SPLIT and split not in facts["splits"]:
         raise UserError(f"{where}: no split {split}; there are {', '.join(facts['splits'])}")
     for column, policy in (join or {}).items():
@@ -98,7 +98,7 @@ def select(
             raise UserError(f"{where}: {called['join']}.{column}: {policy!r} is none of error, skip, none")
     if buckets is not None:
         for name in (WIDTH, HEIGHT):
-            _expect(known, name, ("int",), f"{where}: {called['buckets']}")
+            _expect(facts, name, "int", f"{where}: {called['buckets']}")
     checked = filters.parse(filter, known, f"{where}: {called['filter']}") if filter else None
     selection = Selection(tuple(fields), split, split_by, checked, dict(join or {}), buckets)
     refuse_behind(facts, selection.columns, where)
@@ -117,11 +117,13 @@ def column_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _expect(known: filters.Scalars, name: str, kinds: tuple[str, ...], where: str) -> None:
+def _expect(facts: Mapping[str, Any], name: str, kind: str, where: str) -> None:
+    """A declared scalar of this type, not one of those that every index has."""
     column, _, scalar = name.partition(".")
-    kind = known.get(column, {}).get(scalar)
-    if kind is None:
-        there = ", ".join(f"{c}.{s}" for c, scalars in known.items() for s, k in scalars.items() if k in kinds)
-        raise UserError(f"{where}: no scalar {name}; of the right type there are {there}")
-    if kind not in kinds:
-        raise UserError(f"{where}: {name} is of type {kind}, not {' or '.join(kinds)}")
+    columns = facts["columns"]
+    found = columns[column]["scalars"].get(scalar) if column in columns else None
+    if found is None:
+        there = [f"{c}.{s}" for c, known in columns.items() for s, k in known["scalars"].items() if k == kind]
+        raise UserError(f"{where}: no scalar {name}; of the right type there are: {', '.join(there) or 'none'}")
+    if found != kind:
+        raise UserError(f"{where}: {name} is of type {found}, not {kind}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -20,7 +21,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from semiocity.config import canonical, fsync_folder, json_bytes, write_atomic
+from semiocity.data import imported_rows
 from semiocity.data.keys import KEY
+from semiocity.data.layout import GALLERY
 from semiocity.data.lease import Owner, lease
 from semiocity.data.listing import id_hash
 from semiocity.data.manifest import BASE, ShardPath, merge, missing, read_manifest, read_receipt, rebuild
@@ -154,6 +157,7 @@ def carry_out(dataset: Path, removed: Iterable[Removed], owner: Owner) -> list[S
     """
     wanted = list(removed)
     remember(dataset, wanted)
+    shutil.rmtree(Path(dataset) / GALLERY, ignore_errors=True)
     revisions, written = Revisions(dataset), list[ShardPath]()
     for revision in revisions.bases:
         places = [p for item in wanted if (p := revisions.find(revision, item.id_sha256)) is not None]
@@ -163,6 +167,7 @@ def carry_out(dataset: Path, removed: Iterable[Removed], owner: Owner) -> list[S
             written += _remove(revisions, path, rows, owner)
     for revision in [path.parent.name for path in sorted((Path(dataset) / "plans").glob("*/plan.json"))]:
         _scrub_plan(Path(dataset), revision, {item.id_sha256 for item in wanted})
+    imported_rows.forget(Path(dataset), {item.id_sha256 for item in wanted})
     # Also when nothing was written: an earlier call may have been cut short before it came here.
     for (column, revision), folder in revisions.folders.items():
         if (folder / "manifest.json").exists():
@@ -195,6 +200,8 @@ def remains(dataset: Path) -> Iterator[tuple[ShardPath | Path, str]]:
     for file in sorted((Path(dataset) / "plans").glob("*/plan.json")) if removed else ():
         if any(id_hash(entry.id) in hashes for _, entry in Plan.open(dataset, file.parent.name).all_rows() if entry):
             yield file, "names a row that was taken down"
+    for file in imported_rows.remembered(Path(dataset), hashes) if removed else ():
+        yield file, "holds a row that was taken down"
 
 
 # ---------------------------------------------------------------- shards

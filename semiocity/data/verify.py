@@ -11,48 +11,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from itertools import accumulate, repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
-from semiocity.data.layout import BASE, FOLDER_SHARDS, SUFFIXES, ShardPath, column_folder, read_receipt, thousand_folder
-from semiocity.data.manifest import behind, named_files, read_column_manifest, read_manifest, shard_entries
-from semiocity.data.receipts import ShardEntries, Thousand
+from semiocity.data.layout import BASE, FOLDER_SHARDS, ShardPath, column_folder
+from semiocity.data.manifest import behind, read_manifest
+from semiocity.data.receipts import ShardEntries
 from semiocity.data.takedown import remains
+from semiocity.data.verify_column import ColumnCheck, Revision, Span
 from semiocity.data.verify_shard import MERGE, Fault, ShardCheck, keys_of
 from semiocity.errors import UserError
 from semiocity.files import read_json
 
 __all__ = ["Fault", "show", "verify"]
 
-KNOWN = re.compile(r"(\d{8})\.(tar|parquet|json|lease)")
 UNIT_SHARDS = 25
 """Shards that a process reads before it fetches more work."""
-
-DEAD = "left by an attempt that died, or of one at work now; the next attempt removes it, or `semiocity gc`"
-
-
-Revision = tuple[str, str]
-"""Column and revision."""
-
-
-class Span(NamedTuple):
-    """First and last key of a shard."""
-
-    shard: int
-    first: str
-    last: str
 
 
 def verify(dataset: Path, quick: bool = False, workers: int = 1, part: tuple[int, int] = (0, 1)) -> list[Fault]:
@@ -68,10 +52,10 @@ def verify(dataset: Path, quick: bool = False, workers: int = 1, part: tuple[int
     if part[0] == 0:
         remedy = f"run `semiocity remove {dataset} --apply`"
         faults += [Fault(str(where), what, remedy) for where, what in remains(dataset)]
-    columns: list[_Column] = []
+    columns: list[ColumnCheck] = []
     for name in sorted(manifest["columns"], key=lambda name: (name != BASE, name)):
         try:
-            columns.append(_Column.open(dataset, name, manifest["columns"]))
+            columns.append(ColumnCheck.open(dataset, name, manifest["columns"]))
         except (UserError, KeyError, TypeError) as error:
             where = str(column_folder(dataset, name, manifest["columns"][name]["revision"]) / "manifest.json")
             faults.append(Fault(where, f"cannot be read ({error})", MERGE, column=name))
@@ -87,7 +71,7 @@ def verify(dataset: Path, quick: bool = False, workers: int = 1, part: tuple[int
     for number in mine:
         for column in columns:
             faults += sums[column.name].add(column, number)
-            if quick:
+            if quick and column.span(number):
                 faults += column.quick(number)
     if part == (0, 1):
         for column in columns:
@@ -149,7 +133,7 @@ class _Sum:
         self.digest = hashlib.sha256()
         self.whole = True
 
-    def add(self, column: _Column, number: int) -> Iterator[Fault]:
+    def add(self, column: ColumnCheck, number: int) -> Iterator[Fault]:
         try:
             thousand = column.entries.thousand(number)
         except UserError as error:
@@ -165,7 +149,7 @@ class _Sum:
         for shard, keys, sha256 in zip(facts["shards"], facts["keys_digest"], facts["sha256"]):
             self.digest.update(f"{shard} {keys} {sha256}\n".encode())
 
-    def compare(self, column: _Column) -> Iterator[Fault]:
+    def compare(self, column: ColumnCheck) -> Iterator[Fault]:
         where = str(column.folder / "manifest.json")
         digest = self.digest.hexdigest()
         if self.whole and {column.manifest["digest"], column.listed["digest"]} != {digest}:
@@ -174,204 +158,7 @@ class _Sum:
             yield Fault(where, "its shards' rows do not add up", MERGE, column=column.name)
 
 
-@dataclass
-class _Column:
-    """The check of one column of the dataset's manifest. Can be sent to another process."""
-
-    dataset: Path
-    name: str
-    folder: Path
-    base: Path
-    """Folder of the base column's revision."""
-    shards: int
-    listed: dict[str, Any]
-    """What the dataset's manifest says of the column."""
-    manifest: dict[str, Any]
-    entries: ShardEntries
-    parents: dict[Revision, ShardEntries | None] = field(default_factory=dict)
-    """Entries of the columns that it was made from, None where they cannot be read; shared by all columns."""
-
-    @classmethod
-    def open(cls, dataset: Path, name: str, columns: dict[str, Any]) -> _Column:
-        revision, shards = columns[name]["revision"], int(columns[name]["shards"])
-        folder = column_folder(dataset, name, revision)
-        base = column_folder(dataset, BASE, columns[BASE]["revision"])
-        manifest = read_column_manifest(dataset, name, revision)
-        return cls(dataset, name, folder, base, shards, columns[name], manifest, ShardEntries(folder, manifest))
-
-    def span(self, number: int) -> range:
-        """The shards of a thousand."""
-        return range(number * FOLDER_SHARDS, min((number + 1) * FOLDER_SHARDS, self.shards))
-
-    # -- sizes and compacted receipts ---------------------------------------------------------------------------------
-
-    def quick(self, number: int) -> Iterator[Fault]:
-        """Sizes and compacted receipts of one thousand."""
-        files = _sizes(thousand_folder(self.folder, number))
-        yield from self.strangers_among(number, files)
-        with suppress(UserError):  # said by _Sum
-            thousand = self.entries.thousand(number)
-            stamp = self.entries.path(number).stat().st_mtime_ns if thousand else 0
-            for shard in self.span(number):
-                yield from self._quick(shard, thousand, stamp, files)
-            if thousand is not None:
-                yield from self._parents_listed(thousand)
-
-    def _quick(
-        self, shard: int, thousand: Thousand | None, stamp: int, files: dict[str, tuple[int, int]]
-    ) -> Iterator[Fault]:
-        stem = f"{shard:08d}"
-        found = [files.get(stem + suffix) for suffix in SUFFIXES]
-        place = None if thousand is None else thousand.places.get(shard)
-        tar, parquet, receipt = found
-        if tar is None or parquet is None or receipt is None or thousand is None or place is None:
-            yield from self._absent_or_unlisted(shard, found)
-            return
-        facts = thousand.facts
-        if receipt[1] > stamp or receipt[0] != facts["receipt_bytes"][place]:
-            yield from ShardCheck(ShardPath(self.folder, shard)).receipt(thousand.entry(place))[1]
-        for suffix, (size, _), expected in (
-            (".tar", tar, facts["bytes"]),
-            (".parquet", parquet, facts["parquet_bytes"]),
-        ):
-            if size != expected[place]:
-                yield self._wrong_size(shard, suffix, size, expected[place])
-
-    def _absent_or_unlisted(self, shard: int, found: Sequence[object]) -> Iterator[Fault]:
-        check = ShardCheck(ShardPath(self.folder, shard))
-        absent = [f"{shard:08d}{suffix}" for suffix, file in zip(SUFFIXES, found) if file is None]
-        if absent:
-            yield check.fault(f"missing: {', '.join(absent)}", "run the job that made it again")
-        else:
-            yield check.fault("not in the column's manifest", MERGE)
-
-    def _wrong_size(self, shard: int, suffix: str, size: int, expected: int) -> Fault:
-        return ShardCheck(ShardPath(self.folder, shard)).fault(
-            f"{shard:08d}{suffix} has {size} bytes, its receipt says {expected}"
-        )
-
-    def _parents_listed(self, thousand: Thousand) -> Iterator[Fault]:
-        """The parents' shards as their manifests list them."""
-        for parent, named in thousand.facts["parents"].items():
-            which = (parent, named["revision"])
-            if which not in self.parents:
-                self.parents[which] = None
-                with suppress(UserError):
-                    self.parents[which] = shard_entries(self.dataset, *which)
-            entries, source = self.parents[which], None
-            if entries is not None:
-                with suppress(UserError):
-                    source = entries.thousand(thousand.number)
-            for shard, sha256 in zip(thousand.shards, named["sha256"]):
-                place = None if source is None else source.places.get(shard)
-                found = None if source is None or place is None else source.facts["sha256"][place]
-                yield from self._parent(shard, parent, named["revision"], sha256, found)
-
-    def _parent(self, shard: int, parent: str, revision: str, expected: str, found: str | None) -> Iterator[Fault]:
-        if found == expected:
-            return
-        check = ShardCheck(ShardPath(self.folder, shard))
-        source = ShardPath(column_folder(self.dataset, parent, revision), shard)
-        if found is None:
-            yield check.fault(f"made from {source}, which has no receipt", "make the parent's shard again first")
-        else:
-            yield check.fault(f"made from other bytes than {source} has now")
-
-    # -- every byte ---------------------------------------------------------------------------------------------------
-
-    def full(self, shards: range) -> tuple[list[Fault], list[Span]]:
-        """Every byte of some shards, all of one thousand; and their first and last keys."""
-        faults: list[Fault] = []
-        spans: list[Span] = []
-        try:
-            thousand, known = self.entries.thousand(shards.start // FOLDER_SHARDS), True
-        except UserError:
-            thousand, known = None, False
-        if shards.start % FOLDER_SHARDS == 0:
-            number = shards.start // FOLDER_SHARDS
-            faults += self.strangers_among(number, _names(thousand_folder(self.folder, number)))
-        for shard in shards:
-            check = ShardCheck(ShardPath(self.folder, shard))
-            path = check.path
-            found = [file if file.exists() else None for file in (path.tar, path.parquet, path.receipt)]
-            if None in found:
-                faults += self._absent_or_unlisted(shard, found)
-                continue
-            place = None if thousand is None else thousand.places.get(shard)
-            receipt, differing = check.receipt(thousand.entry(place) if thousand and place is not None else None)
-            faults += differing if known or receipt is None else []
-            if receipt is None:
-                continue
-            faults += self._receipt(shard, receipt)
-            faults += check.content(receipt, None if self.name == BASE else ShardPath(self.base, shard))
-            if check.keys:
-                spans.append(Span(shard, check.keys[0], max(check.keys)))
-        return faults, spans
-
-    def _receipt(self, shard: int, receipt: dict[str, Any]) -> Iterator[Fault]:
-        """Sizes, and the parents as their own receipts say."""
-        path = ShardPath(self.folder, shard)
-        for suffix, file, expected in (
-            (".tar", path.tar, receipt["bytes"]),
-            (".parquet", path.parquet, receipt["parquet_bytes"]),
-        ):
-            if (size := file.stat().st_size) != expected:
-                yield self._wrong_size(shard, suffix, size, expected)
-        for parent, named in receipt["parents"].items():
-            found = None
-            with suppress(UserError):
-                found = read_receipt(ShardPath(column_folder(self.dataset, parent, named["revision"]), shard))
-            yield from self._parent(
-                shard, parent, named["revision"], named["sha256"], None if found is None else found["sha256"]
-            )
-
-    # -- files that belong to nothing ---------------------------------------------------------------------------------
-
-    def strangers(self) -> Iterator[Fault]:
-        """Files beside and beyond the thousands."""
-        named = {path.name for path in named_files(self.folder)} | {"manifest.json", "rejected.jsonl"}
-        for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
-            if entry.is_dir() and entry.name.isdigit():
-                if not len(self.span(int(entry.name))):
-                    yield from self.strangers_among(int(entry.name), _names(Path(entry.path)))
-            elif entry.name not in named:
-                where = f"{self.name}/{self.folder.name}/{entry.name}"
-                yield Fault(where, "temporary or unknown file, or receipts of another state", DEAD, "note", self.name)
-
-    def strangers_among(self, number: int, names: Iterable[str]) -> Iterator[Fault]:
-        """Files in a thousand that belong to no shard: temporary files, leases of nobody, shards beyond the last."""
-        ours = {f"{shard:08d}{suffix}" for shard in self.span(number) for suffix in SUFFIXES}
-        for name in sorted(set(names) - ours):
-            known = KNOWN.fullmatch(name)
-            where = f"{self.name}/{self.folder.name}/{number:05d}/{name}"
-            if known is None:
-                yield Fault(where, "temporary or unknown file", DEAD, "note", self.name)
-            elif known[2] == "lease":
-                what, remedy = "lease on a finished shard", "harmless: a task is at work, or died here"
-                yield Fault(where, what, remedy, "note", self.name, int(known[1]))
-            else:
-                what = "a shard that the plan does not have"
-                yield Fault(where, what, "remove it", "fault", self.name, int(known[1]))
-
-
-def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
-    """Name → bytes and modification time (ns) of every file in a folder."""
-    try:
-        with os.scandir(folder) as entries:
-            facts = ((entry.name, entry.stat()) for entry in entries)
-            return {name: (found.st_size, found.st_mtime_ns) for name, found in facts}
-    except FileNotFoundError:
-        return {}
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)  # noqa: PTH208
-    except FileNotFoundError:
-        return []
-
-
-def _contents(columns: list[_Column], shards: range, workers: int) -> Iterator[Fault]:
+def _contents(columns: list[ColumnCheck], shards: range, workers: int) -> Iterator[Fault]:
     """Every byte of some shards of all columns, then their keys from shard to shard."""
     units = [range(i, min(i + UNIT_SHARDS, shards.stop)) for i in range(shards.start, shards.stop, UNIT_SHARDS)]
     spans: dict[str, list[Span]] = {column.name: [] for column in columns}
@@ -384,7 +171,7 @@ def _contents(columns: list[_Column], shards: range, workers: int) -> Iterator[F
 
 
 def _run(
-    columns: list[_Column], units: list[range], workers: int
+    columns: list[ColumnCheck], units: list[range], workers: int
 ) -> Iterator[tuple[list[Fault], dict[str, list[Span]]]]:
     if workers <= 1:
         yield from map(partial(_unit, columns), units)
@@ -394,7 +181,7 @@ def _run(
         yield from pool.map(_unit, repeat(columns), units)
 
 
-def _unit(columns: list[_Column], shards: range) -> tuple[list[Fault], dict[str, list[Span]]]:
+def _unit(columns: list[ColumnCheck], shards: range) -> tuple[list[Fault], dict[str, list[Span]]]:
     faults: list[Fault] = []
     spans = {}
     for column in columns:
@@ -403,7 +190,7 @@ def _unit(columns: list[_Column], shards: range) -> tuple[list[Fault], dict[str,
     return faults, spans
 
 
-def _order(column: _Column, spans: list[Span], start: int) -> Iterator[Fault]:
+def _order(column: ColumnCheck, spans: list[Span], start: int) -> Iterator[Fault]:
     """Keys ascend in each part of the plan, and none occurs twice. `spans` are those of the shards from `start`."""
     borders = _borders(column)
     done: list[list[Span]] = []
@@ -432,7 +219,7 @@ def _overlapping(part: list[Span], span: Span) -> Iterator[Span]:
         yield other
 
 
-def _borders(column: _Column) -> list[int]:
+def _borders(column: ColumnCheck) -> list[int]:
     """Numbers of the first shards of the parts of base's plan: rows that were added later begin anew."""
     try:
         parts = read_json(column.dataset / "plans" / column.base.name / "plan.json")["parts"]
@@ -441,7 +228,7 @@ def _borders(column: _Column) -> list[int]:
         return [0]  # said by _counts
 
 
-def _before(column: _Column, start: int) -> list[Span]:
+def _before(column: ColumnCheck, start: int) -> list[Span]:
     """The span of the shard before `start`, when it can be read; its own faults are another part's."""
     with suppress(OSError, ValueError, pa.ArrowException):
         if start and (keys := keys_of(ShardPath(column.folder, start - 1))):

@@ -15,16 +15,8 @@ import pyarrow.parquet as pq
 from semiocity.data.keys import KEY
 from semiocity.data.layout import ShardPath
 from semiocity.data.receipts import Entry, entry_of
-from semiocity.data.shard import (
-    BLOCK,
-    TOMBSTONE,
-    index_schema,
-    keys_digest,
-    read_receipt,
-    sha256_file,
-    tombstone_payload,
-    ustar_header,
-)
+from semiocity.data.shard import TOMBSTONE, index_schema, keys_digest, read_receipt, sha256_file, tombstone_payload
+from semiocity.data.ustar import BLOCK, ustar_header
 from semiocity.errors import UserError
 
 AGAIN = "remove {receipt} and run the job that made it again: only this shard is made anew"

@@ -1,4 +1,4 @@
-"""Deleting what nothing refers to: revisions of columns, plans, leftovers of the dead.
+"""Deleting what nothing refers to: revisions of columns and views, plans, leftovers of the dead.
 
 Kept is what a dataset uses now, what a saved view names, what the newest attempt of a run names and older attempts
 that are still queued or running, what any of these was made from; and whatever is young or somebody works on.
@@ -19,7 +19,7 @@ from semiocity.data.layout import BASE
 from semiocity.data.leftovers import leased, leftovers, old, remove
 from semiocity.data.usage import datasets_at, disk_use
 from semiocity.errors import UserError
-from semiocity.files import read_json
+from semiocity.files import canonical, read_json
 from semiocity.launch import squeue
 from semiocity.launch.runs import Attempt, alive, all_runs, attempts
 
@@ -68,7 +68,9 @@ def collect(dataset: Path, runs: Path, apply: bool = False, grace_s: float = 86_
 
 
 def _candidates(dataset: Path, runs: Path, grace_s: float) -> Iterator[tuple[Path, str]]:
-    kept = _parents(dataset, _now(dataset) | set(_viewed(dataset)) | set(_running(dataset, runs)))
+    wanted = [data | {"made": attempt.file.stat().st_mtime} for attempt, data in _wanting(dataset, runs)]
+    named = {revision for data in wanted for revision in _named(dataset, data)}
+    kept = _parents(dataset, _now(dataset) | set(_viewed(dataset)) | named)
     revisions = [path for path in sorted(dataset.glob("columns/*/*/")) if not path.name.startswith(".")]
     gone = [
         path
@@ -81,9 +83,23 @@ def _candidates(dataset: Path, runs: Path, grace_s: float) -> Iterator[tuple[Pat
     for plan in sorted(dataset.glob("plans/*/")):
         if not plan.name.startswith(".") and plan.name not in bases and _untouched(plan, grace_s):
             yield plan, "plan"
+    for view in sorted(dataset.glob("views/*/*/")):
+        if not view.name.startswith(".") and not _view_wanted(view, wanted) and _untouched(view, grace_s):
+            yield view, "view"
     for path in leftovers(dataset, grace_s):
         if not any(folder in path.parents for folder in gone):
             yield path, "leftover"
+
+
+def _view_wanted(view: Path, wanted: list[dict[str, Any]]) -> bool:
+    """Whether a revision of a view is the one in use, or a run builds or reads it."""
+    try:
+        if read_json(view.parent / "view.json").get("revision") == view.name:
+            return True
+    except FileNotFoundError:
+        pass
+    reference = f'"{view.parent.name}@{view.name}"'
+    return any(reference in canonical(data["job"]) or data["revision"] == view.name for data in wanted)
 
 
 def _untouched(folder: Path, grace_s: float) -> bool:
@@ -108,27 +124,26 @@ def _viewed(dataset: Path) -> Iterator[Revision]:
         yield from read_json(path)["columns"].items()
 
 
-def _running(dataset: Path, runs: Path) -> Iterator[Revision]:
-    """What runs name."""
+def _wanting(dataset: Path, runs: Path) -> Iterator[tuple[Attempt, dict[str, Any]]]:
+    """The attempts at something with the dataset that count."""
     for run in all_runs(runs):
         there = [attempt for attempt in attempts(run) if attempt.file.exists()]
         for attempt in there:
             data = attempt.read()
             same = Path(data["dataset"]).resolve() == dataset.resolve()
             if same and (attempt == there[-1] or _live(data)):
-                yield from _named(dataset, attempt, data)
+                yield attempt, data
 
 
-def _named(dataset: Path, attempt: Attempt, data: dict[str, Any]) -> Iterator[Revision]:
+def _named(dataset: Path, data: dict[str, Any]) -> Iterator[Revision]:
+    """The revisions of columns that an attempt makes or reads."""
     if data["column"]:
         yield data["column"], data["revision"]
-    elif "columns" in data:
-        yield from data["columns"].items()
-    else:
-        # An attempt that does not say what it reads: anything that was there when it was made.
-        made = attempt.file.stat().st_mtime
+    yield from data.get("columns", {}).items()
+    if not data["column"] and "columns" not in data:
+        # It does not say what it reads: anything that was there when it was made.
         for manifest in dataset.glob("columns/*/*/manifest.json"):
-            if manifest.stat().st_mtime <= made:
+            if manifest.stat().st_mtime <= data["made"]:
                 yield manifest.parts[-3], manifest.parts[-2]
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from semiocity.data.imports import Pinned
+from semiocity.data.imported_rows import Pinned
 from semiocity.errors import UserError
 from semiocity.files import canonical
 from semiocity.stages.base import BadRow, DatasetInfo, Made, Row, Stage, StageArgs, Tombstone

@@ -2,14 +2,16 @@
 
 Everything up to the hashes' bits is integer arithmetic, so that they are the same on every machine.
 
-`phash`: signs of the 64 lowest frequencies of the cosine transform. The idea and the 32×32 grey picture are those of
+The picture is shrunk to 32×32 cells, each the mean of its area, and made grey (ITU-R 601 luma).
+
+`phash`: signs of the 64 lowest frequencies of its cosine transform. The idea and the 32×32 grey picture are those of
 Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", section 3.2.1. Two things differ:
 which coefficients (his are the square of frequencies 1 to 8; ours also hold the purely horizontal and vertical ones,
 which say where horizon and kerbs are) and what they are compared with (his is their median; ours is 0, about which they
 are symmetric in photographs, so that no bit depends on another).
 
-`gradients`: whether each cell of a 9×8 grey picture is darker than its right neighbour (Krawetz 2013, "Kind of Like
-That"). It errs on other pairs than `phash` does; both together are what makes two pictures near duplicates.
+`gradients`: whether each cell of the same, shrunk on to 9×8, is darker than its right neighbour (Krawetz 2013, "Kind of
+Like That"). It errs on other pairs than `phash` does; both together are what makes two pictures near duplicates.
 """
 
 from __future__ import annotations
@@ -46,12 +48,13 @@ def describe(data: bytes, image: Image.Image) -> dict[str, Any]:
 
     `phash` and `gradients` are 64 bits, bit 0 the most significant, as the signed integers with those bits.
     """
-    rgb = image.convert("RGB")
-    grey = rgb.convert("L")
-    cells = _cells(grey, SIDE, SIDE)
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    colours = _shrunk(rgb, SIDE, SIDE)
+    grey = colours.convert("L")
+    cells = _numbers(grey)
     waves = (_DCT @ cells @ _DCT.T)[_ROWS, _COLUMNS]
-    steps = _cells(grey, 9, 8)
-    red, green, blue = (float(value) for value in np.asarray(_shrunk(rgb, SIDE, SIDE)).mean(axis=(0, 1)))
+    steps = _numbers(_shrunk(grey, 9, 8))
+    red, green, blue = (float(value) for value in np.asarray(colours).mean(axis=(0, 1)))
     return {
         "bytes_sha256": hashlib.sha256(data).hexdigest(),
         "pixels_sha256": pixels_sha256(rgb),
@@ -80,8 +83,8 @@ def _shrunk(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BOX)
 
 
-def _cells(grey: Image.Image, width: int, height: int) -> np.ndarray:
-    return np.asarray(_shrunk(grey, width, height)).astype(np.int64)
+def _numbers(grey: Image.Image) -> np.ndarray:
+    return np.asarray(grey).astype(np.int64)
 
 
 def _deviation(cells: np.ndarray) -> float:

@@ -1,34 +1,41 @@
-"""Do something again and again, killing the process (SIGKILL) at its 1st, 2nd, 3rd … step until it gets through.
+"""Do something to a dataset under the worst conditions: killed, without room, without the right to write.
+
+Killed (SIGKILL) again and again at its 1st, 2nd, 3rd … step until it gets through.
 
 A step is a write into a shard, or one of the audit events open, rename, remove, mkdir, rmdir. After each kill the
 operation's own check must hold, and doing it again, in a new process, must leave what an undisturbed run leaves.
 
-    python kill_points.py OPERATION FOLDER [MOST]
+    python kill_points.py OPERATION FOLDER [MOST|full|read-only]
 
 With MOST steps are sampled: those at and after every rename and every touch of a receipt, and MOST others, drawn
-by the seed KILL_SEED (environment; printed). Operations: see OPERATIONS, and pack-fresh, pack-replace.
+by the seed KILL_SEED (environment; printed). `full` tries it on a disk that is full sooner or later, `read-only` on
+folders that may not be written. Operations: kill_operations.py.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from kill_operations import OPERATIONS, Operation, undisturbed_tree
+from make_images import tree
 
 from semiocity.data import shard as shard_module
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
 
-def in_child(work: Callable[[], None]) -> int:
+def in_child(work: Callable[[], object]) -> int:
     """Run `work` in a fork; the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
@@ -155,9 +162,95 @@ def try_all(operation: Operation, folder: Path, most: int | None) -> int:
     return kills
 
 
-def main(name: str, folder: str, most: str = "") -> None:
-    kills = try_all(OPERATIONS[name], Path(folder), int(most) if most else None)
-    print(json.dumps({"kills": kills}))
+def try_full(operation: Operation, folder: Path) -> int:
+    """With a little more room each time; returns how often that was not enough."""
+    template, place = folder / "template", folder / "small" / "place"
+    operation.prepare(template)
+    shutil.copytree(template, place)
+    operation.run(place)
+    expected = undisturbed_tree(place)
+    shutil.rmtree(place.parent)
+    refused = 0
+    for pages in (0, 1, 2, 3, 5, 8, 13, 21):
+        place.parent.mkdir(exist_ok=True)
+        mounted = _mount(place.parent, _pages(template) + pages)
+        shutil.copytree(template, place)
+        reading, writing = os.pipe()
+
+        def cramped(limit: int = 0 if mounted else pages * 100 + 1, writing: int = writing) -> None:
+            if limit:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            try:
+                operation.run(place)
+            except OSError as error:
+                assert error.errno in (errno.ENOSPC, errno.EFBIG), error
+                os.write(writing, b"x")
+
+        in_child(cramped)
+        os.close(writing)
+        refused += len(os.read(reading, 1))
+        os.close(reading)
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,size=64m", str(place.parent)], check=True)
+        in_child(lambda: operation.check(place))
+        in_child(lambda: operation.run(place))
+        now = undisturbed_tree(place)
+        differing = sorted(name for name in now.keys() | expected.keys() if now.get(name) != expected.get(name))
+        if mounted:
+            subprocess.run(["umount", str(place.parent)], check=True)
+        else:
+            shutil.rmtree(place)
+        assert not differing, f"{pages} pages of room, then done again: {differing[:5]} differ"
+    return refused
+
+
+def _mount(folder: Path, pages: int) -> bool:
+    """A file system of so many pages of 4 KiB; False where we may not make one."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={pages * 4096}", "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _pages(folder: Path) -> int:
+    return sum(-(-path.stat().st_size // 4096) for path in folder.rglob("*") if path.is_file())
+
+
+def try_read_only(operation: Operation, folder: Path) -> int:
+    """As somebody who may not write: refused, and nothing is changed."""
+    place = folder / "place"
+    operation.prepare(place)
+    before = tree(place)
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        path.chmod(0o755 if os.geteuid() == 0 else 0o555)
+
+    def refused() -> None:
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            operation.run(place)
+        except OSError as error:
+            assert error.errno in (errno.EACCES, errno.EPERM, errno.EROFS), error
+            assert error.filename, "the message names the file"
+        else:
+            raise AssertionError("it was written")
+
+    in_child(refused)
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        path.chmod(0o755)
+    assert tree(place) == before
+    return 1
+
+
+def main(name: str, folder: str, how: str = "") -> None:
+    match how:
+        case "full":
+            count = try_full(OPERATIONS[name], Path(folder))
+        case "read-only":
+            count = try_read_only(OPERATIONS[name], Path(folder))
+        case _:
+            count = try_all(OPERATIONS[name], Path(folder), int(how) if how else None)
+    print(json.dumps({"kills": count}))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import random
+import sys
 import zlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from semiocity.data.pack import pack_shards
 from semiocity.data.plan import Plan, make_plan
 from semiocity.data.recipe import Recipe
 from semiocity.data.shard import Head, ShardPath, ShardWriter
+from semiocity.data.sources.base import Entry
 from semiocity.data.sources.reasons import REASONS
 from semiocity.data.verify import verify
 
@@ -82,6 +86,11 @@ def city_recipe(**changes: Any) -> Recipe:
 def folder_recipe(root: Path, **changes: Any) -> Recipe:
     source = {"kind": "folder", "root": str(root), **changes.pop("source", {})}
     return Recipe.model_validate({"name": "pictures", "source": source, "shard_rows": 6, **changes})
+
+
+def planned(plan: Plan, shard: int) -> list[Entry]:
+    """The entries of a shard in which nothing was taken down."""
+    return [row.entry for row in plan.rows(shard) if row.entry is not None]
 
 
 def packed(recipe: Recipe, dataset: Path) -> tuple[Plan, Dataset]:
@@ -166,3 +175,27 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
 def decoded(data: bytes | None) -> np.ndarray:
     assert data is not None
     return np.asarray(Image.open(io.BytesIO(data)))
+
+
+_OPENED: list[list[str]] = []
+"""Who listens to the files that are opened; filled once an audit hook is there, which stays for good."""
+
+
+@contextmanager
+def opened_files() -> Iterator[list[str]]:
+    """Names of the files that Python opens in the block."""
+
+    def hook(event: str, values: tuple[object, ...]) -> None:
+        if event == "open":
+            for names in _OPENED[1:]:
+                names.append(str(values[0]))
+
+    if not _OPENED:
+        _OPENED.append([])
+        sys.addaudithook(hook)
+    found: list[str] = []
+    _OPENED.append(found)
+    try:
+        yield found
+    finally:
+        _OPENED.pop()

@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import layouts
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -296,6 +297,20 @@ def test_masks_without_label_maps_are_of_one_category(full: Dataset, tmp_path: P
     assert files == {image["file_name"] for image in labels["images"]}
     with pytest.raises(UserError, match="no place for word_text"):
         export(full.path, "coco", tmp_path / "no", ["base.image", "word.text"])
+
+
+def test_boxes_of_the_source_keep_their_names(tmp_path: Path) -> None:
+    rows, _, dataset = layouts.pack_recipe("bdd100k-boxes", layouts.bdd100k(tmp_path / "in"), tmp_path / "bdd")
+    export(dataset.path, "coco", tmp_path / "out")
+    found = {split: COCO(str(tmp_path / "out" / "annotations" / f"boxes_{split}.json")) for split in dataset.splits}
+    expected = {row["meta"]["file"]: json.loads(row["boxes"]) for row in rows.values() if row["boxes"] is not None}
+    assert sum(map(len, expected.values())) == sum(len(labels.anns) for labels in found.values()) > 1
+    for labels in found.values():
+        assert [category["name"] for category in labels.cats.values()] == ["car", "unknown"]
+        for annotation in labels.anns.values():
+            assert annotation["category_id"] == 1
+            assert annotation["bbox"] in [box["bbox"] for found_ in expected.values() for box in found_]
+            assert annotation["attributes"]["occluded"] is False
 
 
 # ---------------------------------------------------------------- folders

@@ -60,8 +60,8 @@ def bases(place: Path) -> tuple[str, str]:
 
 def attempt(place: Path, run: str, **data: Any) -> None:
     made = new_attempt(place / "runs" / run)
-    facts = {"kind": "stage", "dataset": str(place / "data/town"), "column": "", "revision": "", "executor": "local"}
-    made.write({**facts, "host": os.uname().nodename, "tasks": [], "jobs": [], **data})
+    facts = {"kind": "stage", "dataset": str(place / "data/town"), "column": "", "revision": ""}
+    made.write({**facts, "job": {}, "executor": "local", "host": os.uname().nodename, "tasks": [], "jobs": [], **data})
 
 
 def test_what_nothing_refers_to_goes(place: Path) -> None:
@@ -82,11 +82,22 @@ def test_what_a_view_names_stays_with_what_it_was_made_from(place: Path) -> None
     dataset = place / "data/town"
     now, other = bases(place)
     view = {"columns": {"word": "0" * 10, "base": now}}
-    write_json(dataset / "views" / "mine" / "view.json", view)
+    write_json(dataset / "views" / "mine" / "view.json", view | {"revision": "abc"})
     assert going(place) == {f"columns/base/{other}", f"plans/{other}"}
     (dataset / "views" / "mine" / "view.json").unlink()
     write_json(dataset / "views" / "mine" / "abc" / "view.json", {"columns": {"base": other}})
+    attempt(place, "train", kind="train", columns={}, job={"data": {"view": "mine@abc"}})
     assert going(place) == {"columns/word/" + "0" * 10}
+
+
+def test_an_earlier_state_of_a_view_goes_and_the_columns_it_alone_named_go_after_it(place: Path) -> None:
+    dataset = place / "data/town"
+    now, other = bases(place)
+    write_json(dataset / "views" / "mine" / "view.json", {"columns": {"base": now}, "revision": "new"})
+    for revision, base in (("old", other), ("new", now)):
+        write_json(dataset / "views" / "mine" / revision / "view.json", {"columns": {"base": base}})
+    assert going(place, apply=True) == {"views/mine/old", "columns/word/" + "0" * 10}
+    assert going(place) == {f"columns/base/{other}", f"plans/{other}"}
 
 
 def test_what_the_newest_attempt_of_a_run_names_stays(place: Path) -> None:

@@ -18,11 +18,13 @@ from pycocotools import mask as coco
 
 from semiocity.cli import main
 from semiocity.data.columns import Dataset
-from semiocity.data.imports import Pinned, pin, write_job
+from semiocity.data.imported_rows import Pinned, remembered
+from semiocity.data.imports import pin, write_job
 from semiocity.data.keys import key_of
 from semiocity.data.lease import Owner
 from semiocity.data.manifest import merge
 from semiocity.data.sidecars import Columns
+from semiocity.data.takedown import carry_out, remains, request
 from semiocity.data.verify import verify
 from semiocity.errors import UserError
 from semiocity.launch import jobs
@@ -146,6 +148,18 @@ def test_names_that_fit_several_rows_and_rows_with_two_captions(streets: Path, t
         pin(streets, [write_csv(tmp_path / "c.csv", [("a/one.jpg", "x"), (key("a/one.jpg"), "y")])])
 
 
+def test_a_path_is_no_row_of_another_folder(streets: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"c\.csv:2: no row is called d/two\.jpg"):
+        pin(streets, [write_csv(tmp_path / "c.csv", [("d/two.jpg", "not of a/two.jpg")])])
+
+
+def test_a_name_with_a_dot_is_the_row_of_that_name(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "pictures", {"v1.jpg": jpeg(), "v1.2.jpg": jpeg(seed=1)})
+    packed(folder_recipe(root), tmp_path / "streets")
+    path = write_csv(tmp_path / "c.csv", [("v1.2", "two"), ("v1", "one")])
+    assert values(column(tmp_path / "streets", [path], "c"), "c.text") == {"v1.2.jpg": b"two", "v1.jpg": b"one"}
+
+
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     root = write_files(tmp_path / "pictures", {"a.jpg": jpeg()})
     raw = bytes(root) + b"/stra\xdfe.jpg"
@@ -220,6 +234,29 @@ def test_a_damaged_import_is_refused(streets: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"x"', b'"y"'))
     with pytest.raises(UserError, match=r"rows\.jsonl: damaged"):
         Pinned(report.folder).get(key("a/one.jpg"))
+
+
+def test_a_row_that_is_taken_down_leaves_the_imports_too(streets: Path, tmp_path: Path) -> None:
+    rows = [(name, f"caption of {name}") for name in NAMES]
+    wanted = pin(streets, [write_csv(tmp_path / "c.csv", [*rows, ("b/nobody.jpg", "x")])], allow_unmatched=True)
+    gone = request(streets, [key("b/one.jpg")], "asked for it")
+    assert list(remembered(streets, {item.id_sha256 for item in gone})) == [wanted.folder / "rows.jsonl"]
+    carry_out(streets, gone, Owner.here())
+    assert list(remains(streets)) == []
+    assert not [path for path in (streets / "imports").rglob("*") if path.is_file() and b"b/one" in path.read_bytes()]
+    pinned = Pinned(wanted.folder)
+    assert pinned.get(key("b/one.jpg")) == []
+    assert [value["text"] for name in NAMES for value in pinned.get(key(name))] == [
+        t for n, t in rows if n != "b/one.jpg"
+    ]
+    # Its caption, imported again, fits nothing, and its name is not written down again.
+    with pytest.raises(UserError, match=r"c\.csv:4: its row was taken down"):
+        pin(streets, [write_csv(tmp_path / "c.csv", rows)])
+    assert pin(streets, [tmp_path / "c.csv"], allow_unmatched=True).unmatched == 1
+    assert list(remains(streets)) == []
+    assert values(column(streets, [tmp_path / "c.csv"], "human", allow_unmatched=True), "human.text") == {
+        name: text.encode() for name, text in rows if name != "b/one.jpg"
+    }
 
 
 # ---------------------------------------------------------------- masks

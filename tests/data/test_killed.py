@@ -32,6 +32,16 @@ def test_killed_at_some_steps(name: str) -> None:
     assert script(name, 5)["kills"] >= 5
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_without_room(name: str) -> None:
+    assert script(name, "full")["kills"] >= (name != "gc"), "deleting needs no room"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_the_right_to_write(name: str) -> None:
+    script(name, "read-only")
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_at_every_step(name: str) -> None:

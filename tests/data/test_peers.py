@@ -112,7 +112,7 @@ def read_with(tool: str, folder: Path, scratch: Path, split: str = "train", path
     """What a tool of the peers' environment sees in a folder; `path` is searched for modules first."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(scratch), "PYTHONPATH": str(path or "")}
     script = Path(__file__).with_name("read_with_peers.py")
-    command = [peers_python(), script, tool, folder, split]
+    command = [str(part) for part in (peers_python(), script, tool, folder, split)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

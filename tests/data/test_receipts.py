@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from make_images import add_column, dice, tree
+from make_images import add_column, dice, opened_files, tree
 
 from semiocity.data import receipts
 from semiocity.data.columns import Dataset
@@ -21,22 +19,6 @@ from semiocity.data.manifest import merge, read_column_manifest, shard_entries
 from semiocity.data.receipts import ShardEntries, compact, entry_of, latest, receipt_of
 from semiocity.errors import UserError
 from semiocity.files import json_bytes, write_json
-
-OPENED: list[str] = []
-HOOKED = False
-
-
-@contextmanager
-def opened_files() -> Iterator[list[str]]:
-    """Names of the files that are opened in the block."""
-    global HOOKED
-    if not HOOKED:  # a hook stays for good
-        sys.addaudithook(lambda event, values: OPENED.append(str(values[0])) if event == "open" else None)
-        HOOKED = True
-    OPENED.clear()
-    found: list[str] = []
-    yield found
-    found += OPENED
 
 
 def receipt(shard: int, **changes: object) -> dict[str, object]:

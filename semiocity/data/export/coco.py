@@ -4,9 +4,9 @@
     fiftyone  OUT/train/data/00000012/KEY.jpg, OUT/train/labels.json, and further KINDs as OUT/train/KIND.json
 
 KIND is `instances` (of the instance map; the category is the class that most pixels have), `masks` (of the column
-`mask`, likewise where there is a label map), `stuff` (one annotation a class of the label map) and `captions`. Image
-ids are the rows' numbers in the export from 1; annotation ids count from 1 in every file; category ids are class ids
-plus 1.
+`mask`, likewise where there is a label map), `boxes` (the source's own, without masks), `stuff` (one annotation a class
+of the label map) and `captions`. Image ids are the rows' numbers in the export from 1; annotation ids count from 1 in
+every file; category ids are class ids plus 1.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from semiocity.files import canonical, replacing
 SOURCES = {
     "instances": (f"{BASE}.instance",),
     "masks": ("mask.rle",),
+    "boxes": (f"{BASE}.boxes",),
     "stuff": (f"{BASE}.label",),
     "captions": ("caption.text", f"{BASE}.caption"),
 }
 """Kind of annotation → the fields that it comes from."""
 
 IMAGES = "images"
+LABEL = "label"
+"""Key of an annotation's class by name, until all names are known."""
 
 
 class Coco(Exporter):
@@ -67,6 +70,7 @@ class Coco(Exporter):
     def write(self, shard: int, folder: Path) -> Written:
         pieces: dict[tuple[str, str], IO[str]] = {}
         paths: list[str] = []
+        labels: set[str] = set()
 
         def note(split: str, kind: str, line: str) -> None:
             if (split, kind) not in pieces:
@@ -81,6 +85,7 @@ class Coco(Exporter):
                 note(row.split, IMAGES, canonical(self._write_image(row, shard, folder)))
                 for kind in self._kinds:
                     for found in self._annotations(row, kind):
+                        labels.update([found[LABEL]] if LABEL in found else [])
                         # Without its first brace: the id is put before it when all shards are known.
                         note(row.split, kind, canonical({**found, "image_id": row.number + 1})[1:])
         finally:
@@ -88,16 +93,17 @@ class Coco(Exporter):
                 file.close()
         splits = sorted({split for split, _ in pieces})
         paths += [f"{self.images_folder(split)}/{shard:08d}" for split in splits]
-        return Written(paths, {"pieces": sorted([split, kind] for split, kind in pieces)})
+        return Written(paths, {"pieces": sorted([split, kind] for split, kind in pieces), "labels": sorted(labels)})
 
     def finish(self, parts: Parts, out: Path) -> list[str]:
         names = []
+        labels = sorted({label for part in parts for label in part.facts["labels"]})
         for split in parts.splits():
             licenses = self._licenses(parts, out, split)
             for kind in self._kinds:
                 name = self.labels_file(split, kind)
                 with replacing(out / name) as file:
-                    self._write_labels(file, parts, out, split, kind, licenses)
+                    self._write_labels(file, parts, out, split, kind, licenses, labels)
                 names.append(name)
         return names
 
@@ -129,6 +135,8 @@ class Coco(Exporter):
                 return coco_annotations.of_instances(own, label, len(self._classes))
             case "masks":
                 return coco_annotations.of_masks(own, label, len(self._classes))
+            case "boxes":
+                return coco_annotations.of_boxes(own)
             case _:
                 return coco_annotations.of_stuff(own, len(self._classes))
 
@@ -139,15 +147,20 @@ class Coco(Exporter):
         return sorted(found)
 
     def _write_labels(
-        self, file: IO[bytes], parts: Parts, out: Path, split: str, kind: str, licenses: list[str]
+        self, file: IO[bytes], parts: Parts, out: Path, split: str, kind: str, licenses: list[str], labels: list[str]
     ) -> None:
-        """One JSON object, written piece by piece: nobody holds the annotations of a whole dataset."""
+        """One JSON object, written piece by piece: nobody holds the annotations of a whole dataset.
+
+        Categories are the dataset's classes; of boxes, which have names of their own, these.
+        """
+        ids = {label: number for number, label in enumerate(labels, start=1)}
+        categories = coco_annotations.categories(labels if kind == "boxes" else self._classes)
         recipe = self.selection.dataset.recipe
         numbers = {name: number for number, name in enumerate(licenses, start=1)}
         head = {
             "info": {"description": recipe["note"] or recipe["name"], "contributor": recipe["license"]},
             "licenses": [{"id": number, "name": name, "url": ""} for name, number in numbers.items()],
-            **({} if kind == "captions" else {"categories": coco_annotations.categories(self._classes)}),
+            **({} if kind == "captions" else {"categories": categories}),
         }
         file.write(canonical(head)[:-1].encode() + b',"images":[')
         for i, image in enumerate(_images(parts, out, split)):
@@ -156,6 +169,10 @@ class Coco(Exporter):
             file.write((b",\n" if i else b"\n") + canonical(image).encode())
         file.write(b'\n],"annotations":[')
         for number, line in enumerate(_lines(parts, out, split, kind), start=1):
+            if kind == "boxes":
+                found = json.loads(b"{" + line)
+                found["category_id"] = ids[found.pop(LABEL)]
+                line = canonical(found)[1:].encode()
             file.write((b",\n" if number > 1 else b"\n") + b'{"id":%d,' % number + line)
         file.write(b"\n]}\n")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from semiocity.data.images import decode_ids
+from semiocity.data.export.selection import map_ids
 
 UNKNOWN = "unknown"
 """Category of what has no class: its id is the number of classes plus 1."""
@@ -24,7 +24,7 @@ def categories(classes: Sequence[str]) -> list[dict[str, Any]]:
 
 def of_instances(instance: bytes, label: bytes | None, classes: int) -> Iterator[dict[str, Any]]:
     """One annotation an instance id (0 is none), ascending."""
-    ids = decode_ids(instance, "instance", 16)
+    ids = map_ids(instance, 16)
     labels = _labels(label)
     for number in np.unique(ids):
         if number:
@@ -34,10 +34,17 @@ def of_instances(instance: bytes, label: bytes | None, classes: int) -> Iterator
 
 def of_stuff(label: bytes, classes: int) -> Iterator[dict[str, Any]]:
     """One annotation a class that is in the picture, ascending."""
-    ids = decode_ids(label, "label", 8)
+    ids = map_ids(label)
     for number in np.unique(ids):
         if number < classes:
             yield {**_of_mask(ids == number), "category_id": int(number) + 1}
+
+
+def of_boxes(boxes: bytes) -> Iterator[dict[str, Any]]:
+    """The boxes of the source, in their order; the class is a name yet."""
+    for item in json.loads(boxes):
+        width, height = item["bbox"][2:]
+        yield {**item, "area": round(width * height, 2), "iscrowd": 0}
 
 
 def of_masks(rle: bytes, label: bytes | None, classes: int) -> Iterator[dict[str, Any]]:
@@ -66,7 +73,7 @@ def _of_mask(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _labels(label: bytes | None) -> np.ndarray | None:
-    return None if label is None else decode_ids(label, "label", 8)
+    return None if label is None else map_ids(label)
 
 
 def _category(mask: np.ndarray | None, labels: np.ndarray | None, classes: int) -> int:

@@ -16,9 +16,12 @@ import json
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
+import numpy as np
+from PIL import Image
+
 from semiocity.data.columns import Dataset
 from semiocity.data.export.base import Exporter, Options, Parts, Written, part_stem
-from semiocity.data.export.selection import Payload, Selected, Selection
+from semiocity.data.export.selection import Payload, Selected, Selection, map_ids
 from semiocity.data.manifest import BASE
 from semiocity.errors import UserError
 from semiocity.files import canonical, replacing
@@ -118,15 +121,10 @@ class ImageFolder(Exporter):
         """Label maps in the classes' colours, as ControlNets are shown them; other pictures as they are."""
         if picture.ext != "label.png":
             return picture
-        import numpy as np
-        from PIL import Image
-
-        from semiocity.data.images import decode_ids
-
         colors = np.zeros((256, 3), dtype=np.uint8)
         colors[: len(self._palette)] = self._palette
         sink = io.BytesIO()
-        Image.fromarray(colors[decode_ids(picture.data, "label", 8)]).save(sink, "PNG")
+        Image.fromarray(colors[map_ids(picture.data)]).save(sink, "PNG")
         return Payload("png", sink.getvalue())
 
 

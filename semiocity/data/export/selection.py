@@ -9,9 +9,13 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from semiocity.config import digest
 from semiocity.data.columns import Dataset, View
+from semiocity.data.images import decode_ids
 from semiocity.data.manifest import BASE
+from semiocity.data.recipe import LARGEST_IMAGE
 from semiocity.errors import UserError
 
 IMAGES = ("jpg", "png")
@@ -165,6 +169,11 @@ def parse_fields(dataset: Dataset, words: Sequence[str]) -> dict[str, str]:
                 )
             fields[called] = one
     return fields
+
+
+def map_ids(data: bytes, bits: int = 8) -> np.ndarray:
+    """A label (8 bits) or instance map (16) of base as [H, W]; packing has looked at it already."""
+    return decode_ids(data, "label" if bits == 8 else "instance", bits, LARGEST_IMAGE)
 
 
 def default_name(reference: str) -> str:

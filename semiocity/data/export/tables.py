@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from semiocity.data.columns import Dataset
-from semiocity.data.export.selection import Payload, Selected, Selection
-from semiocity.data.images import decode_ids
+from semiocity.data.export.selection import Payload, Selected, Selection, map_ids
 from semiocity.data.manifest import BASE
 from semiocity.errors import UserError
 
@@ -107,10 +107,7 @@ class Table:
     def _present(self, label: Payload | None) -> list[int] | None:
         if label is None:
             return None
-        import numpy as np
-
-        present = np.flatnonzero(np.bincount(decode_ids(label.data, "label", 8).ravel(), minlength=256))
-        return [int(number) for number in present if number < len(self._names)]
+        return [int(number) for number in np.unique(map_ids(label.data)) if number < len(self._names)]
 
 
 def default_fields(dataset: Dataset) -> list[str]:

@@ -20,7 +20,7 @@ from semiocity.data.columns import Dataset
 from semiocity.data.export.base import Exporter, Options, Written
 from semiocity.data.export.selection import Payload, Selected, Selection, default_name
 from semiocity.data.manifest import FOLDER_SHARDS, ShardPath
-from semiocity.data.shard import BLOCK, RECORD, ustar_header
+from semiocity.data.ustar import BLOCK, RECORD, ustar_header
 from semiocity.errors import UserError
 from semiocity.files import canonical
 
