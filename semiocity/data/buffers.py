@@ -171,9 +171,9 @@ class SharedPool:
         self._turn = 0
 
     def piece(self) -> Piece:
-        """Memory that nobody reads any more; new memory when there is none."""
+        """Memory that nobody reads any more; `pack` makes new memory when there is none, or too little."""
         for number, memory in enumerate(self._memories):
-            if memory[0] == 0 and len(memory) >= self._size:
+            if memory[0] == 0:
                 self._turn = number
                 return Piece(memory.numpy(), HEADER)
         self._turn = len(self._memories)
