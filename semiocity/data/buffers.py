@@ -1,8 +1,8 @@
 """Memory for slices, used again and again: on fresh memory the kernel spends a third of the time of decoding.
 
 A piece is used again when nobody refers to it any more. Workers fill shared pieces and say which one they have filled;
-the reading process marks those that it has let go of. So nothing is copied, no handle is passed twice, and a slice stays
-as it is for as long as somebody has it.
+the reading process marks those that it has let go of. So nothing is copied, no handle is passed twice, and a slice
+stays as it is for as long as somebody has it.
 """
 
 from __future__ import annotations
@@ -171,9 +171,9 @@ class SharedPool:
         self._turn = 0
 
     def piece(self) -> Piece:
-        """Memory that nobody reads any more; new memory when there is none."""
+        """Memory that nobody reads any more; `pack` makes new memory when there is none, or too little."""
         for number, memory in enumerate(self._memories):
-            if memory[0] == 0 and len(memory) >= self._size:
+            if memory[0] == 0:
                 self._turn = number
                 return Piece(memory.numpy(), HEADER)
         self._turn = len(self._memories)

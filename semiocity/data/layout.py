@@ -29,6 +29,10 @@ BASE = "base"
 FOLDER_SHARDS = 1000
 """Shards in one folder, so that no directory grows without bound."""
 
+GALLERY = ".browse"
+"""Where a gallery keeps its index in the dataset's folder. It holds keys and captions: it goes when rows
+are taken down."""
+
 SUFFIXES = (".tar", ".parquet", ".json")
 
 

@@ -26,6 +26,7 @@ class Pairs:
 
     def __init__(self, dataset: Dataset, split: str, size: Size, view: str | None = None) -> None:
         self.classes = tuple(spec.name for spec in dataset.classes)
+        self.train_ids = tuple(spec.train_id for spec in dataset.classes)
         self.ignore_id = dataset.ignore_id
         self.size = size
         self._view = dataset.pick([IMAGE, LABEL], split, view)

@@ -79,6 +79,12 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
 
     job = load_toml(job_file, PackJob) if job_file.exists() else PackJob()
     recipe = load_recipe(recipe_file, sets)
+    device = "cpu" if recipe.blur is None else getattr(recipe.blur.detector, "device", "cpu")
+    if device == "cuda" and job.resources.gpus_per_node == 0:
+        raise UserError(
+            f'{recipe_file}: blur.detector.device is "cuda" but {job_file} asks for no GPU (resources.gpus_per_node); '
+            "ask for one, or take cpu"
+        )
     dataset = (data / recipe.name).resolve()
     plan = make_plan(recipe, dataset)
     places = [getattr(recipe.source, "root", None), *getattr(recipe.source, "link_roots", ())]

@@ -127,7 +127,7 @@ def facade_xml(*objects: tuple[str, float, float, float, float]) -> bytes:
 
 def cmp_facade(root: Path) -> Path:
     ids = np.repeat(np.arange(1, 13, dtype=np.uint8), 4)[None].repeat(32, 0)
-    files = {}
+    files: dict[str, bytes] = {}
     # b0004 is in the published val split, x0009 decides nothing.
     for name in ("base/cmp_b0001", "base/cmp_b0004", "extended/cmp_x0009"):
         files[f"{name}.jpg"] = jpeg(seed=len(files))
@@ -163,6 +163,19 @@ def coco_stuff(root: Path) -> Path:
             {"image_id": 9, "id": 661977, "caption": "Another."},
         ],
     }
+    objects = {
+        "images": said["images"],
+        "annotations": [
+            {
+                "segmentation": [[1, 2, 3, 4, 5, 6]],
+                "iscrowd": 0,
+                "image_id": 9,
+                "bbox": [4.5, 2, 10, 8],
+                "category_id": 3,
+            }
+        ],
+        "categories": [{"supercategory": "vehicle", "id": 3, "name": "car"}],
+    }
     files = {
         "train2017/000000000009.jpg": jpeg(seed=1),
         "train2017/000000000025.jpg": jpeg(seed=2),
@@ -171,6 +184,7 @@ def coco_stuff(root: Path) -> Path:
         "stuffthingmaps/train2017/000000000025.png": label_png(ids=(0, 11)),
         "stuffthingmaps/val2017/000000000139.png": label_png(ids=(2, 148)),
         "annotations/captions_train2017.json": json.dumps(said).encode(),
+        "annotations/instances_train2017.json": json.dumps(objects).encode(),
     }
     return write_files(root, files)
 

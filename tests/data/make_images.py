@@ -23,6 +23,7 @@ from semiocity.data.pack import pack_shards
 from semiocity.data.plan import Plan, make_plan
 from semiocity.data.recipe import Recipe
 from semiocity.data.shard import Head, ShardPath, ShardWriter
+from semiocity.data.sources.base import Entry
 from semiocity.data.sources.reasons import REASONS
 from semiocity.data.verify import verify
 
@@ -85,6 +86,11 @@ def city_recipe(**changes: Any) -> Recipe:
 def folder_recipe(root: Path, **changes: Any) -> Recipe:
     source = {"kind": "folder", "root": str(root), **changes.pop("source", {})}
     return Recipe.model_validate({"name": "pictures", "source": source, "shard_rows": 6, **changes})
+
+
+def planned(plan: Plan, shard: int) -> list[Entry]:
+    """The entries of a shard in which nothing was taken down."""
+    return [row.entry for row in plan.rows(shard) if row.entry is not None]
 
 
 def packed(recipe: Recipe, dataset: Path) -> tuple[Plan, Dataset]:

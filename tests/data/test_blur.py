@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from semiocity.data.blurring import blur_boxes
 from semiocity.data.pack import pack_shard
 from semiocity.data.plan import Plan, make_plan
 from semiocity.errors import UserError
+from semiocity.launch.jobs import pack as pack_job
 
 
 def checks(width: int = 96, height: int = 64) -> np.ndarray:
@@ -174,7 +176,32 @@ def test_a_function_of_the_users_own(tmp_path: Path) -> None:
         folder_recipe(root, blur={"detector": {**detector, "function": "no colon"}})
 
 
+def test_a_detector_on_a_gpu_needs_a_job_with_one(tmp_path: Path) -> None:
+    write_files(tmp_path / "in", {"a.jpg": photo()})
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f"""
+        source = {{kind = "folder", root = "{tmp_path / "in"}"}}
+        blur.detector = {{kind = "transformers", path = "{tmp_path}", device = "cuda"}}
+        """
+    )
+    with pytest.raises(UserError, match=r'device is "cuda" but .*pack\.toml asks for no GPU'):
+        pack_job(recipe, [], tmp_path / "pack.toml", data=tmp_path / "data")
+
+
 # ---------------------------------------------------------------- models of transformers
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No network, and one thread: on busy cores small models spend their time waiting for the others."""
+    import torch
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def save_yolos(folder: Path) -> Path:
@@ -220,8 +247,8 @@ def save_owlvit(folder: Path) -> Path:
     return folder
 
 
-def found_by(folder: Path, threshold: float, wanted: str | None) -> int:
-    """Boxes that the library itself finds."""
+def found_by(folder: Path, threshold: float) -> list[str]:
+    """The labels of what the library itself finds."""
     import torch
     from transformers import AutoImageProcessor, YolosForObjectDetection
 
@@ -231,22 +258,21 @@ def found_by(folder: Path, threshold: float, wanted: str | None) -> int:
     with torch.inference_mode():
         output = model(**processor(images=image, return_tensors="pt"))
     found = processor.post_process_object_detection(output, threshold=threshold, target_sizes=[(64, 96)])[0]
-    return sum(wanted in (None, model.config.id2label[int(label)]) for label in found["labels"])
+    return [model.config.id2label[int(label)] for label in found["labels"]]
 
 
-def test_a_detector_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_detector_of_transformers(tmp_path: Path, offline: None) -> None:
     folder = save_yolos(tmp_path / "model")
     root = write_files(tmp_path / "in", {"a.jpg": photo()})
     detector = {"kind": "transformers", "path": str(folder), "threshold": 0.2}
-    counts: dict[tuple[str, ...], int] = {}
-    for labels in ((), ("face",), ("license plate",)):
+    counts: list[int] = []
+    for labels in ((), ("face",)):
         recipe = folder_recipe(root, blur={"detector": {**detector, "labels": labels}, "margin": 0.0})
         _, dataset = packed(recipe, tmp_path / f"out{len(counts)}")
-        counts[labels] = dataset.view(["base.blurred"]).read(0)["base.blurred"]
-    assert counts[()] == counts["face",] + counts["license plate",] > 0
-    assert counts["face",] == found_by(folder, 0.2, "face")
-    assert counts["license plate",] == found_by(folder, 0.2, "license plate")
+        counts.append(dataset.view(["base.blurred"]).read(0)["base.blurred"])
+    found = found_by(folder, 0.2)
+    assert counts == [len(found), found.count("face")]
+    assert counts[0] > 0
     wrong = folder_recipe(root, blur={"detector": {**detector, "labels": ["plate"]}})
     with pytest.raises(UserError, match="finds no 'plate'; it finds face, license plate"):
         packed(wrong, tmp_path / "wrong")
@@ -261,8 +287,7 @@ def test_a_detector_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         make_plan(recipe, tmp_path / "plan")
 
 
-def test_a_detector_that_is_asked_by_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_detector_that_is_asked_by_text(tmp_path: Path, offline: None) -> None:
     root = write_files(tmp_path / "in", {"a.jpg": photo()})
     detector = {
         "kind": "transformers",
@@ -277,8 +302,7 @@ def test_a_detector_that_is_asked_by_text(tmp_path: Path, monkeypatch: pytest.Mo
         folder_recipe(root, blur={"detector": {**detector, "labels": []}})
 
 
-def test_a_folder_that_brings_its_own_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_folder_that_brings_its_own_code_is_not_run(tmp_path: Path, offline: None) -> None:
     folder = save_yolos(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     auto = {"AutoModelForObjectDetection": "evil.Model", "AutoConfig": "evil.Config"}

@@ -22,6 +22,7 @@ from make_images import (
     pack_folder,
     packed,
     pixels,
+    planned,
     png,
     with_alpha,
     write_files,
@@ -241,7 +242,7 @@ def test_ids_whose_hashes_begin_alike_both_get_a_key(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(listing, "key_of", clashing)
     plan = make_plan(folder_recipe(write_files(tmp_path / "in", {"a.jpg": jpeg(), "b.jpg": jpeg()})), tmp_path / "out")
-    keys = {row.entry.id: row.key for row in plan.rows(0)}
+    keys = {entry.id: row.key for entry, row in zip(planned(plan, 0), plan.rows(0))}
     assert keys == {"a": "0123456789-same", "b": key_of("b", 20)}
 
 

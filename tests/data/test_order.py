@@ -46,7 +46,7 @@ def test_resuming_anywhere_gives_the_same_sequence() -> None:
 def test_any_number_of_ranks_reads_the_same_global_batches() -> None:
     chance = dice()
     for _ in range(30):
-        order = replace(random_order(chance), global_batch=4, tail="pad")  # type: ignore[arg-type]
+        order = replace(random_order(chance), global_batch=4, tail="pad")
         for step in range(order.steps_per_epoch):
             whole = order.batch(step)
             for world in (1, 2, 4):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from make_images import add_column, city_recipe, dice, folder_recipe, jpeg, packed, png, tree
+from make_images import add_column, city_recipe, dice, folder_recipe, jpeg, packed, planned, png, tree
 
 from semiocity.data import manifest as manifest_module
 from semiocity.data.columns import Dataset
@@ -108,13 +108,13 @@ def test_shards_are_cut_by_bytes_too(tmp_path: Path) -> None:
     root = pictures(tmp_path / "in")
     most = max(path.stat().st_size for path in root.rglob("*.*")) * 2
     plan = make_plan(folder_recipe(root, shard_mb=most / 1e6), tmp_path / "out")
-    sizes = [sum(sum(row.entry.sizes.values()) for row in plan.rows(shard)) for shard in range(plan.shards)]
+    sizes = [sum(sum(entry.sizes.values()) for entry in planned(plan, shard)) for shard in range(plan.shards)]
     assert max(sizes) <= most
     assert all(a + next_row > most for a, next_row in zip(sizes, first_rows(plan)[1:])), "a shard is left early"
 
 
 def first_rows(plan: Plan) -> list[int]:
-    return [sum(plan.rows(shard)[0].entry.sizes.values()) for shard in range(plan.shards)]
+    return [sum(planned(plan, shard)[0].sizes.values()) for shard in range(plan.shards)]
 
 
 def test_packing_again_makes_only_what_is_missing(own_town: Path) -> None:
@@ -175,7 +175,7 @@ def test_full_disk_loses_nothing(tmp_path: Path) -> None:
 def test_a_source_that_changed_is_refused(tmp_path: Path) -> None:
     root = pictures(tmp_path / "in")
     plan = make_plan(folder_recipe(root), tmp_path / "out")
-    victim = root / plan.rows(0)[0].entry.files["image"]
+    victim = root / planned(plan, 0)[0].files["image"]
     whole = victim.read_bytes()
     victim.write_bytes(whole + b"\0")
     with pytest.raises(UserError, match="no longer has") as error:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from make_images import jpeg, pack_folder, write_files
+from make_images import jpeg, pack_folder, planned, write_files
 
 from semiocity.data.plan import Plan, make_plan
 from semiocity.data.recipe import load_recipe
@@ -22,7 +22,7 @@ def recipe_file(folder: Path, root: Path, text: str = "") -> Path:
 
 
 def splits_of(plan: Plan) -> dict[str, str]:
-    return {row.entry.id: row.entry.split for shard in range(plan.shards) for row in plan.rows(shard)}
+    return {entry.id: entry.split for shard in range(plan.shards) for entry in planned(plan, shard)}
 
 
 def pictures(root: Path, count: int = 6) -> Path:

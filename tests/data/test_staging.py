@@ -165,8 +165,13 @@ def test_a_folder_that_cannot_be_made_is_a_warning(town: Path, tmp_path: Path, w
     assert "reading from the shared files instead" in warnings[0]
 
 
+def asleep() -> bool:
+    time.sleep(60)
+    return False
+
+
 def slow_copy(source: Path, target: Path, sha256: str) -> None:
-    copy_checked(source, target, sha256, stop=lambda: bool(time.sleep(60)))
+    copy_checked(source, target, sha256, stop=asleep)
 
 
 def test_killed_while_copying(town: Path, stage: Stage) -> None:

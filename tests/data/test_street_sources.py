@@ -199,9 +199,11 @@ def test_coco_stuff(tmp_path: Path) -> None:
     assert row["caption"] == b"A street in the rain."
     assert row["meta"]["license"] == "http://creativecommons.org/licenses/by/2.0/"
     assert row["meta"]["origin"] == "http://images.cocodataset.org/9"
+    assert boxes(row) == [{"label": "car", "bbox": [4.5, 2, 10, 8], "attributes": {"crowd": False}}]
     other = rows["val2017/000000000139.jpg"]
     assert meanings(dataset, other) == {"car", "road"}
-    assert other["caption"] is None and "own licence" in other["meta"]["license"]
+    assert other["caption"] is None and other["boxes"] is None
+    assert "own licence" in other["meta"]["license"]
 
 
 def test_coco_stuff_as_its_authors_unpack_it(tmp_path: Path) -> None:
@@ -302,3 +304,30 @@ def test_planning_streets_needs_neither_numpy_nor_pillow(tmp_path: Path) -> None
     )
     run = [sys.executable, "-c", code, str(SHARDS / "cityscapes.toml"), str(root), str(tmp_path / "out")]
     assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_text_that_is_none_is_marked_in_the_index_and_rejected_as_a_caption(tmp_path: Path) -> None:
+    """Half of a surrogate pair in a caption, bytes that are no UTF-8 in the name of a city."""
+    root = layouts.coco_stuff(tmp_path / "coco")
+    path = root / "annotations/captions_train2017.json"
+    path.write_text(path.read_text().replace("A street in the rain. ", "A street \\ud83d"))
+    _, rejected, _ = pack_recipe("coco_stuff", root, tmp_path / "one")
+    assert rejected["train2017/000000000009.jpg"][0] == "caption_encoding"
+    root = layouts.cityscapes(tmp_path / "cityscapes")
+    odd = "z\udcfcrich"
+    for top in ("leftImg8bit", "gtFine"):
+        (root / top / "train/zurich").rename(root / top / "train" / odd)
+    rows, _, _ = pack_recipe("cityscapes", root, tmp_path / "two")
+    cities = {row["meta"]["city"] for row in rows.values() if row["meta"]["split"] == "train"}
+    assert cities == {"aachen", "z\ufffdrich"}
+
+
+@pytest.mark.parametrize("path", sorted(SHARDS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_that_comes_along_loads_and_says_what_it_is(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path, [] if path.stem == "city" else [f"source.root={tmp_path}"])
+    resolved = recipe.resolved()
+    assert recipe.name == path.stem and recipe.note
+    assert str(tmp_path) not in str(resolved) and "folder" not in resolved
+    assert len({c.color for c in recipe.classes or ()}) == len(recipe.classes or ())
+    for file in recipe.splits.files.values():
+        assert (path.parent / file).is_file()

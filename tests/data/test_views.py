@@ -6,7 +6,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -150,7 +150,8 @@ def test_another_scalar_may_say_the_split(shared: Path) -> None:
 def test_random_views_agree_with_the_slow_way(shared: Path) -> None:
     r, data, rows = dice(), Dataset.open(shared), facts(shared)
     for _ in range(25):
-        low, split, policy = r.random(), r.choice([None, "train", "val"]), r.choice([None, "skip", "none"])
+        low, split = r.random(), r.choice([None, "train", "val"])
+        policy: Literal["skip", "none"] | None = r.choice([None, "skip", "none"])
         text = r.choice([None, f"notes.score >= {low}", f"not notes.score >= {low}"])
         view = data.view(FIELDS, split, text, join={"notes": policy} if policy else None)
 
@@ -190,7 +191,7 @@ def test_a_saved_view_has_the_rows_of_the_same_view_on_the_fly(
     town: Path, thousand: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_thousands(monkeypatch, thousand)
-    rule = {"filter": "notes.score > 0.2", "join": {"notes": "skip"}}
+    rule: dict[str, Any] = {"filter": "notes.score > 0.2", "join": {"notes": "skip"}}
     plan = made(town, **rule)
     data = Dataset.open(town)
     facts = read_view(town, "some")
@@ -337,7 +338,7 @@ def test_what_a_view_does_not_have_is_named(town: Path) -> None:
         (("some", None, ["base.label"]), "view some has no field base.label"),
     ):
         with pytest.raises(UserError, match=message):
-            data.saved_view(*arguments)  # type: ignore[arg-type]
+            data.saved_view(*arguments)
     part = data.saved_view("some", fields=["base.image"])
     assert list(part.read(0)) == ["base.image"]
     assert keys(part) == keys(data.saved_view("some")) and part.digest != data.saved_view("some").digest

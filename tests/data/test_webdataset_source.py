@@ -160,7 +160,8 @@ def test_every_cut_is_found(tmp_path: Path) -> None:
     for _ in range(60):
         flipped = bytearray(whole)
         header = 512 * random.choice([0, _second_header(whole)])
-        flipped[header + random.randrange(500)] ^= 1 << random.randrange(8)
+        # Not in the checksum: a space for a zero there means the same.
+        flipped[header + random.choice([*range(148), *range(156, 500)])] ^= 1 << random.randrange(8)
         path.write_bytes(flipped)
         assert isinstance(list(_members(tmp_path))[-1], Damage)
 

@@ -102,7 +102,12 @@ def test_tasks_that_are_done_are_not_opened_again(tmp_path: Path, monkeypatch: p
     assert [state["state"] for state in status.task_states(attempt, live)] == expected
     opened: list[Path] = []
     read = status.read_json
-    monkeypatch.setattr(status, "read_json", lambda path: (opened.append(path), read(path))[1])
+
+    def noted(path: Path) -> object:
+        opened.append(path)
+        return read(path)
+
+    monkeypatch.setattr(status, "read_json", noted)
     assert [state["state"] for state in status.task_states(attempt, live)] == expected
     assert opened == [attempt.gathered, attempt.task_file(7)], "one that failed may be brought back"
     attempt.write(attempt.read() | {"jobs": ["6_0", *jobs[1:]]})

@@ -159,6 +159,26 @@ def test_search_filters_and_sort_narrow_the_gallery(page: Page, keys: list[str])
     page.total("40 rows")
 
 
+def test_expressions_narrow_the_gallery_and_mistakes_are_shown(page: Page, keys: list[str]) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.open()
+    page.one("#where").send_keys("seen.score >= 0.9", Keys.ENTER)
+    page.until(lambda: page.keys() == keys[36:], "the last four")
+    page.one("#where").clear()
+    page.one("#where").send_keys("seen.scor >= 0.9", Keys.ENTER)
+    page.until(lambda: "where: " in page.text(".wrong"), "what is wrong")
+    page.driver.get_log("browser")  # the refusal is told there
+
+
+def test_about_names_columns_and_classes(page: Page) -> None:
+    page.open()
+    page.click("#open-about")
+    told = page.text("#about")
+    assert "train 30, val 10" in told and "1 row failed for good, 1 for now" in told and "crossing" in told
+    assert "null" not in told and "undefined" not in told
+
+
 def test_classes_are_with_then_without_then_either(page: Page, town: Any) -> None:
     dataset = Dataset.open(town)
     car = [spec.name for spec in dataset.classes].index("car")

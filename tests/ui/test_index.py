@@ -11,12 +11,16 @@ from gallery_town import FAILED_FOR_GOOD, FAILED_FOR_NOW, add_column
 from PIL import Image
 
 from semiocity.data.columns import Dataset
+from semiocity.data.lease import Owner
 from semiocity.data.manifest import ShardPath
 from semiocity.data.shard import ShardError
+from semiocity.data.takedown import carry_out, request
 from semiocity.errors import UserError
+from semiocity.stages.caption import share_names
 from semiocity.ui.browse import building
 from semiocity.ui.browse import index as indexing
 from semiocity.ui.browse import library as libraries
+from semiocity.ui.browse.facts import row_facts
 from semiocity.ui.browse.index import Index, Options
 from semiocity.ui.browse.library import Library
 
@@ -104,6 +108,54 @@ def test_kept_beside_the_dataset_and_made_anew_when_it_changes(own_town: Path) -
     assert shelf.index.read(9, ["rank.rank"]) == {"rank.rank": 9}
     [now] = (own_town / ".browse").iterdir()
     assert now != folder, "the index of the former state is gone"
+
+
+def test_rows_taken_down_are_in_no_index(own_town: Path) -> None:
+    shelf = Library(own_town).wait()
+    key = shelf.index.read(7, ["key"])["key"]
+    assert carry_out(own_town, request(own_town, [key], "asked for"), Owner.here())
+    for file in own_town.rglob("*.arrow"):
+        assert key.encode() not in file.read_bytes()
+    index = Library(own_town).wait().index
+    assert index.find(key) is None
+    found = index.read(7, ["base.tombstone", "seen.tombstone", "seen.short"])
+    assert found == {"base.tombstone": "removed", "seen.tombstone": "removed", "seen.short": None}
+    assert "removed" in index.choices["base.tombstone"]
+    for file in own_town.rglob("*.arrow"):
+        assert key.encode() not in file.read_bytes()
+
+
+def test_rows_that_a_column_lacks_are_rows_all_the_same(own_town: Path) -> None:
+    manifest = own_town / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    facts["columns"]["seen"]["shards"] = 3
+    manifest.write_text(json.dumps(facts))
+    shelf = Library(own_town).wait()
+    assert len(shelf.index) == 40
+    assert shelf.index.read(35, ["seen.short", "seen.tombstone"]) == {"seen.short": None, "seen.tombstone": None}
+    told = row_facts(shelf, 35)["columns"]["seen"]
+    assert "lacks 1 of 4 shards" in told["error"] and told["fields"] == {}
+
+
+def test_shares_that_a_stage_measured_need_no_tar(own_town: Path) -> None:
+    dataset = Dataset.open(own_town)
+    names = share_names([spec.name for spec in dataset.classes])
+    add_column(
+        own_town,
+        "told",
+        {"text": "txt"},
+        {"short": "str", "text": "str", **dict.fromkeys(names, "float")},
+        lambda n, key: (
+            {"text": ("txt", b"x")},
+            {"short": "begins", "text": "begins and goes on", **dict.fromkeys(names, n / 100)},
+        ),
+    )
+    index = Library(own_town, contents=False).wait().index
+    assert index.classes[3] == f"told.{names[3]}"
+    assert index.has(3).tolist() == [n > 0 for n in range(40)]
+    assert not any(name.startswith("~share") for name in index.table.column_names)
+    assert not set(index.ranges) & set(index.classes.values())
+    assert index.read(0, ["~search"])["~search"].count("begins") == 1, "a caption's beginning is not kept twice"
 
 
 def test_some_shards(town: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import random
 import re
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import pytest
 from gallery_town import MOODS
@@ -49,7 +49,8 @@ def test_random_queries_against_a_plain_loop(library: Library) -> None:
         return value is not None and value == value
 
     for _ in range(150):
-        parts, tests = [], []
+        parts: list[tuple[str, str]] = []
+        tests: list[Any] = []
         if dice.random() < 0.4:
             moods = dice.sample(MOODS, dice.randint(1, 2))
             parts += [("in.seen.mood", mood or "") for mood in moods]
@@ -128,6 +129,19 @@ def _names(parts: list[tuple[str, str]]) -> list[str]:
 def test_what_cannot_be_is_refused(library: Library, text: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         find(library, text)
+
+
+def test_expressions_are_those_of_views(library: Library) -> None:
+    rows = rows_of(library)
+    wide = "seen.score > 0.5 and base.width == 64 and not split == 'val'"
+    expected = [i for i, r in enumerate(rows) if (r["seen.score"] or 0) > 0.5 and r["base.split"] != "val"]
+    assert find(library, f"where={quote(wide)}") == expected != []
+    assert find(library, f"where={quote('base.image.length > 0 and seen.tombstone is not None')}") == [5, 17]
+    both = find(library, f"q=river&where={quote(wide)}")
+    assert both == [i for i in expected if "river" in rows[i]["~search"]]
+    for wrong in ("seen.scor > 1", "__import__('os')", "score >", "split", "1 == 1"):
+        with pytest.raises(UserError, match="where: "):
+            find(library, f"where={quote(wrong)}")
 
 
 def test_integers_beyond_floats_are_exact(library: Library) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semiocity.config import Strict
+from semiocity.config import Strict, canonical
 
 
 class FileSource(Strict):
@@ -51,6 +51,11 @@ def name_list(text: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in text.split(","))
 
 
+def caption_bytes(text: str) -> bytes:
+    """A caption as a file would hold it; what is no text stays none, and is rejected when it is packed."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 class Entry(NamedTuple):
     """One row as a source lists it. Names are text from `keys.to_text`, relative to the source's root."""
 
@@ -72,6 +77,16 @@ class Entry(NamedTuple):
     def name(self) -> str:
         """What rejections call this row: the picture's file where there is one."""
         return self.files.get("image", self.id)
+
+    def with_caption(self, text: str) -> Entry:
+        """The same row with a caption that the loader of plain files gives."""
+        size = len(caption_bytes(text))
+        return self._replace(extra={**self.extra, "caption": text}, sizes={**self.sizes, "caption": size})
+
+    def with_boxes(self, boxes: list[dict[str, Any]], relative: bool = False) -> Entry:
+        """The same row with boxes, as Raw has them, that the loader of plain files gives."""
+        extra = {**self.extra, "boxes": boxes, **({"relative_boxes": True} if relative else {})}
+        return self._replace(extra=extra, sizes={**self.sizes, "boxes": len(canonical(boxes))})
 
 
 class Rejection(NamedTuple):

@@ -73,12 +73,13 @@ def entries(source: Bdd100kSource) -> Iterator[Entry | Rejection]:
         found = list(paired(source, folder, split, label))
         frames = _frames(source, {_file_name(item) for item in found if isinstance(item, Entry)})
         for item in found:
-            text = frames.get(_file_name(item)) if isinstance(item, Entry) else None
-            yield item if text is None else _described(item, json.loads(text))
+            if isinstance(item, Entry) and (text := frames.get(_file_name(item))):
+                item = _described(item, json.loads(text))
+            yield item
 
 
-def _file_name(item: Entry | Rejection) -> str:
-    return item.name.rpartition("/")[2] if isinstance(item, Entry) else ""
+def _file_name(item: Entry) -> str:
+    return item.name.rpartition("/")[2]
 
 
 def _frames(source: Bdd100kSource, wanted: set[str]) -> dict[str, str]:
@@ -108,7 +109,6 @@ def _box(item: dict[str, Any]) -> dict[str, Any]:
     return {"label": item["category"], "bbox": bbox, "attributes": item.get("attributes") or {}}
 
 
-def _described(item: Any, frame: dict[str, Any]) -> Entry:
+def _described(item: Entry, frame: dict[str, Any]) -> Entry:
     scalars = {name: frame["attributes"].get(name) for name in SCALARS}
-    sizes = {**item.sizes, "boxes": len(json.dumps(frame["boxes"]))}
-    return item._replace(extra={"boxes": frame["boxes"]}, scalars=scalars, sizes=sizes)
+    return item.with_boxes(frame["boxes"])._replace(scalars=scalars)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from semiocity.data.keys import printable, to_bytes
+from semiocity.data.keys import printable
 from semiocity.data.sources.base import Entry, FileSource, Rejection
 from semiocity.data.sources.files import check_root, split_name
 from semiocity.data.sources.json_stream import elements
@@ -103,8 +103,7 @@ def entries(source: ImaginaryCitiesSource) -> Iterator[Entry | Rejection]:
             continue
         scalars = dict(facts)
         prompt = scalars.pop("prompt")
-        sizes = {**item.sizes, "caption": len(to_bytes(prompt))}
-        yield item._replace(extra={"caption": prompt}, sizes=sizes, scalars=scalars)
+        yield item.with_caption(prompt)._replace(scalars=scalars)
 
 
 def _table(source: ImaginaryCitiesSource, root: Path) -> dict[str, dict[str, Any]]:
@@ -145,14 +144,17 @@ def _find(root: Path) -> Path:
 def _lines(path: Path) -> Iterator[Any]:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield from csv.DictReader(file)
+            try:
+                yield from csv.DictReader(file)
+            except csv.Error as error:
+                raise UserError(f"{path}: no CSV: {error}") from None
     elif path.suffix == ".jsonl":
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     if line.strip():
-                        yield json.loads(line)
-                except ValueError as error:
+                        yield json.loads(line.decode("utf-8-sig"))
+                except ValueError as error:  # UnicodeDecodeError is one
                     raise UserError(f"{path}: line {number}: damaged JSON: {error}") from None
     else:
         for key, item in elements(path):

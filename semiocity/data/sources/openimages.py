@@ -96,9 +96,9 @@ def entries(source: OpenImagesSource) -> Iterator[Entry | Rejection]:
                 there.add(id)
                 buckets.add(id, "pictures", [found.stem, found.name, found.size])
         for kind, read in (("images", _image), ("boxes", _box), ("labels", _label)):
-            for table in tables[kind]:
-                for line in read_table(root / table, there):
-                    buckets.add(line["ImageID"], kind, _fact(read, line, root / table))
+            for path in [root / table for table in tables[kind]]:
+                for line in read_table(path, there):
+                    buckets.add(line["ImageID"], kind, _fact(read, line, path))
         for _, facts in buckets.images():
             for stem, name, size in facts.get("pictures", ()):
                 yield _row(source, Entry(stem, {"image": name}, {"image": size}, "train"), facts, names, wanted)
@@ -176,18 +176,15 @@ def _row(
     if wanted is not None and source.only_matching:
         boxes = [box for box in boxes if box[0] in wanted]
         shown &= wanted
-    extra: dict[str, Any] = {}
-    sizes = dict(entry.sizes)
     if "boxes" in facts:  # of pictures without any, nobody has said what they show
-        extra["boxes"] = [{"label": names.get(b[0], b[0]), "bbox": b[2], "attributes": b[3]} for b in boxes]
-        extra["relative_boxes"] = True
-        sizes["boxes"] = 150 * len(boxes)
+        named = [{"label": names.get(b[0], b[0]), "bbox": b[2], "attributes": b[3]} for b in boxes]
+        entry = entry.with_boxes(named, relative=True)
     if source.rotate and turn:
-        extra["rotation"] = turn
+        entry = entry._replace(extra={**entry.extra, "rotation": turn})
     scalars = {
         "author": author,
         "title": title,
         "labels": "; ".join(sorted(names.get(label, label) for label in shown)) or None,
         **{name: value for name, value in (("license", license), ("origin", url)) if value is not None},
     }
-    return entry._replace(split=split, sizes=sizes, extra=extra, scalars=scalars)
+    return entry._replace(split=split, scalars=scalars)

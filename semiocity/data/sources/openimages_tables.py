@@ -96,8 +96,8 @@ class Sieve:
         place = self._place(id)
         self._bits[place >> 3] |= 1 << (place & 7)
 
-    def __contains__(self, id: str) -> bool:
-        place = self._place(id)
+    def __contains__(self, id: object) -> bool:
+        place = self._place(str(id))
         return bool(self._bits[place >> 3] >> (place & 7) & 1)
 
     @staticmethod

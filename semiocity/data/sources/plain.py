@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from semiocity.data.images import Rejected
-from semiocity.data.keys import printable, to_bytes
-from semiocity.data.sources.base import Entry, FileSource, Raw
+from semiocity.data.keys import printable
+from semiocity.data.sources.base import Entry, FileSource, Raw, caption_bytes
 from semiocity.data.sources.files import NotAllowed, open_below
 from semiocity.errors import UserError
 
@@ -22,7 +22,7 @@ def load(source: FileSource, entry: Entry) -> Raw:
     payloads: dict[str, Any] = {field: read_field(source, entry, field) for field in entry.files}
     given: dict[str, Any] = {name: entry.extra[name] for name in GIVEN if name in entry.extra}
     if "caption" in entry.extra:
-        given["caption"] = to_bytes(entry.extra["caption"])
+        given["caption"] = caption_bytes(entry.extra["caption"])
     return Raw(**payloads, **given)
 
 

@@ -61,7 +61,7 @@ function picks() {
   $("sort").replaceChildren(option("", "by key"), ...both("name", "name"),
     ...Object.entries(facts.ranges).filter(([, range]) => range.bins).flatMap(([name]) => both(name, title(name))),
     ...Object.keys(facts.choices).filter((name) => !name.endsWith(".tombstone")).flatMap((name) => both(name, title(name))),
-    h("optgroup", { label: "share of a class" }, Object.entries(facts.shares).map(([id, name]) => option(`-${name}`, facts.classes[id].name))));
+    h("optgroup", { label: "share of a class" }, Object.entries(facts.shares).map(([id, name]) => option(`-${name}`, `share of ${facts.classes[id].name} ↓`))));
   $("layer").replaceChildren(...facts.layers.map((layer) => option(layer.name, title(layer.title))));
 }
 
@@ -102,7 +102,7 @@ async function about() {
     column.tombstones.permanent || column.tombstones.retry ? h("div", {}, `${plural(column.tombstones.permanent, "row")} failed for good, ${count(column.tombstones.retry)} for now`) : null));
   const stale = Object.entries(facts.stale).map(([name, revision]) => row(name, h("code", {}, revision), " out of date: its parents have changed; run its job again"));
   const lost = h("div");
-  $("about").replaceChildren(
+  $("about").replaceChildren(h("div", {},
     h("h2", {}, facts.name), facts.note ? h("p", {}, facts.note) : null,
     h("table", {}, h("tbody", {},
       row("rows", `${count(facts.of)}: `, Object.entries(facts.splits).map(([name, rows]) => `${name} ${count(rows)}`).join(", ")),
@@ -113,7 +113,7 @@ async function about() {
     facts.rejected.length ? h("h3", {}, "Not packed") : null,
     facts.rejected.length ? h("table", {}, h("tbody", {}, facts.rejected.map((item) => row(item.reason, count(item.rows), h("span", { class: "soft" }, ` ${item.means}`))))) : null,
     lost,
-    h("form", { method: "dialog" }, h("button", {}, "Close")));
+    h("form", { method: "dialog" }, h("button", {}, "Close"))));
   $("about").showModal();
   if (!facts.rejected.length) return;
   const { files } = await fetchJson("api/rejected");
@@ -139,5 +139,7 @@ addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+// The server shows another state of the dataset than this page knows.
+addEventListener("changed", start);
 state.onChange(draw);
 start();

@@ -22,6 +22,7 @@ export async function draw(facts, { force = false } = {}) {
   try {
     const page = await fetchJson(address);
     if (mine !== asked) return;
+    if (page.version !== facts.version) return dispatchEvent(new Event("changed"));
     showing = look;
     filters.draw(facts, page.counts);
     $("main").replaceChildren(head(facts, page), grid(facts, page), pager(page));

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from semiocity.data.columns import Dataset
+from semiocity.data.layout import GALLERY
 from semiocity.data.manifest import ShardPath
 from semiocity.data.shard import ShardError, ShardReader
 from semiocity.errors import UserError
@@ -202,7 +203,7 @@ class Library:
         if self._cache is not None:
             return [self._cache]
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return [self.path / ".browse", home / "semiocity" / "browse" / f"{self.path.name}-{digest(str(self.path))}"]
+        return [self.path / GALLERY, home / "semiocity" / "browse" / f"{self.path.name}-{digest(str(self.path))}"]
 
     def _writable_root(self) -> Path:
         for root in self._roots():

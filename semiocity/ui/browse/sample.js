@@ -24,7 +24,9 @@ export async function draw(facts) {
   const mine = (asked += 1);
   try {
     const row = await fetchJson(`api/row/${encodeURIComponent(key)}?${query}`);
-    if (mine === asked) build(facts, row, wanted);
+    if (mine !== asked) return;
+    if (row.version !== facts.version) return dispatchEvent(new Event("changed"));
+    build(facts, row, wanted);
   } catch (error) {
     if (mine !== asked) return;
     current = null;
@@ -275,16 +277,24 @@ const table = (id, heading, lines) => (lines.length ? h("section", { id }, h("h2
 const line = (name, ...values) => h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, ...values));
 
 function scalars(row, facts) {
-  const lines = [];
+  const lines = [], measured = [];
+  const shares = new Set(Object.values(facts.shares));
   for (const [column, found] of Object.entries(row.columns)) {
     for (const [name, value] of Object.entries(found.scalars)) {
       if (value === null || value === undefined) continue;
       const scalar = `${column}.${name}`;
+      if (found.fields[name] && found.fields[name].kind === "text") continue; // its whole text stands above
+      if (shares.has(scalar)) {
+        measured.push([value, line(name.replace("share.", ""), `${(value * 100).toFixed(2)} %`)]);
+        continue;
+      }
       const like = facts.choices[scalar] ? h("a", { href: state.address({ key: null, page: null, [`in.${scalar}`]: String(value) }), title: "rows like this", class: "like", onclick: inside }, String(value)) : typeof value === "number" ? short(value) : String(value);
       lines.push(line(title(scalar), like));
     }
   }
-  return table("scalars", "Scalars", lines);
+  measured.sort((a, b) => b[0] - a[0]);
+  const more = measured.length ? h("details", {}, h("summary", {}, "Shares of classes"), h("table", {}, h("tbody", {}, measured.map((one) => one[1])))) : null;
+  return [table("scalars", "Scalars", lines), more];
 }
 
 function inside(event) {

@@ -270,7 +270,13 @@ def _row(shelf: Shelf, key: str, parameters: dict[str, list[str]]) -> dict[str, 
         return {"row": near, **shelf.index.read(near, ["key"])}
 
     found = facts.row_facts(shelf, row)
-    return found | {"position": place, "total": len(rows), "previous": neighbour(-1), "next": neighbour(1)}
+    return found | {
+        "version": shelf.version,
+        "position": place,
+        "total": len(rows),
+        "previous": neighbour(-1),
+        "next": neighbour(1),
+    }
 
 
 def _thumb(gallery: Gallery, shelf: Shelf, layer: str, size: int, row: int) -> Reply:
