@@ -41,12 +41,11 @@ def first_shards(dataset: Path, shards: int) -> dict[str, Any]:
     Columns that have fewer are left out. Raises UserError when base has fewer: then it is another dataset.
     """
     facts = read_manifest(dataset)
-    if facts["columns"][BASE]["shards"] == shards:
+    now = facts["columns"][BASE]["shards"]
+    if now == shards:
         return facts
-    if facts["columns"][BASE]["shards"] < shards:
-        raise UserError(
-            f"{dataset}: has {facts['columns'][BASE]['shards']} shards, fewer than the {shards} it once had"
-        )
+    if now < shards:
+        raise UserError(f"{dataset}: has {now} shards, fewer than the {shards} it once had")
     columns = {
         name: _shortened(dataset, name, column, shards)
         for name, column in facts["columns"].items()

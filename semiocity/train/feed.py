@@ -128,6 +128,7 @@ class Feed:
             "ranks": self.world.size,
             "steps": self.job.steps,
             "dataset": str(self.data.path),
+            "shards": self._opened.shards,
             "fields": list(self.view.fields),
             "split": self.view.split,
             "saved_view": self.job.data.view,
