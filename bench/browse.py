@@ -127,6 +127,7 @@ def make(folder: Path, rows: int) -> None:
     for shard in range(plan.shards):
         with ShardWriter(plan.path(shard), make_head(plan, shard)) as writer:
             for row in plan.rows(shard):
+                assert row.entry is not None
                 scalars = {"split": row.entry.split, "width": 512, "height": 512, "license": "CC0-1.0", "time": "day"}
                 writer.add(row.key, {"image": ("png", b""), "meta": ("json", b"{}")}, scalars)
             writer.publish()

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, quote
 
@@ -49,7 +50,8 @@ def test_random_queries_against_a_plain_loop(library: Library) -> None:
         return value is not None and value == value
 
     for _ in range(150):
-        parts, tests = [], []
+        parts: list[tuple[str, str]] = []
+        tests: list[Callable[..., bool]] = []
         if dice.random() < 0.4:
             moods = dice.sample(MOODS, dice.randint(1, 2))
             parts += [("in.seen.mood", mood or "") for mood in moods]
@@ -61,7 +63,8 @@ def test_random_queries_against_a_plain_loop(library: Library) -> None:
         if dice.random() < 0.5:
             low, high = sorted(round(dice.uniform(-0.1, 1.1), 2) for _ in range(2))
             parts += [("min.seen.score", str(low)), ("max.seen.score", str(high))]
-            tests.append(lambda row, a=low, b=high: number(row["seen.score"]) and a <= row["seen.score"] <= b)
+            ends = (low, high)
+            tests.append(lambda row, e=ends: number(row["seen.score"]) and e[0] <= row["seen.score"] <= e[1])
         if dice.random() < 0.3:
             least = 2**53 + dice.randrange(40)
             parts.append(("min.seen.views", str(least)))
@@ -69,7 +72,8 @@ def test_random_queries_against_a_plain_loop(library: Library) -> None:
         if dice.random() < 0.4:
             wanted, share = dice.randrange(12), dice.choice([0, 0.02, 0.2])
             parts += [("with", str(wanted)), ("share", str(share))]
-            tests.append(lambda row, c=wanted, s=share: row[f"~share.{c}"] > 0 and row[f"~share.{c}"] >= s)
+            most = (f"~share.{wanted}", share)
+            tests.append(lambda row, m=most: row[m[0]] > 0 and row[m[0]] >= m[1])
         if dice.random() < 0.3:
             unwanted = dice.randrange(12)
             parts.append(("without", str(unwanted)))
@@ -82,9 +86,8 @@ def test_random_queries_against_a_plain_loop(library: Library) -> None:
             expected.sort(key=lambda i: rows[i]["key"].partition("-")[2])
         elif field:
             have = [i for i in expected if number(rows[i][field])]
+            # Python keeps the order of equal ones when it sorts backwards; so do we.
             have.sort(key=lambda i: rows[i][field], reverse=sort.startswith("-"))
-            if sort.startswith("-"):  # Python keeps the order of equal ones when it sorts backwards; so do we
-                pass
             nan = [i for i in expected if rows[i][field] is not None and not number(rows[i][field])]
             expected = have + nan + [i for i in expected if rows[i][field] is None]
         shelf = library.wait()

@@ -239,13 +239,13 @@ class Searcher:
                 mask = np.concatenate([_bools(part) for part in found] or [np.zeros(0, bool)])
                 return mask if wanted else ~mask
             case Choice(name, values):
-                wanted = np.zeros(256, bool)
+                chosen = np.zeros(256, bool)
                 known = [str(v).lower() if isinstance(v, bool) else v for v in index.choices[name]]
                 for value in values:
                     if value and value not in known:
                         raise UserError(f"{name}: no value {value!r}; there are {', '.join(known)}")
-                    wanted[known.index(value) if value else 255] = True
-                return wanted[index.codes(name).view(np.uint8)]
+                    chosen[known.index(value) if value else 255] = True
+                return chosen[index.codes(name).view(np.uint8)]
             case Where(text):
                 return _bools(index.filter(text).mask(index.tables))
             case Range(name, low, high):
