@@ -12,8 +12,8 @@ SEMIOCITY = $(VENV)/bin/semiocity
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env login demo test soak lint bench lock image shards verify caption segment train generate evaluate \
-        report status tensorboard
+.PHONY: help env login peers demo test soak lint bench lock image shards verify caption segment duplicates view browse \
+        train generate evaluate report status tensorboard
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,14 @@ $(VENV)/.login: $(UV) requirements.lock pyproject.toml
 # Any environment will do for the verbs of a login node; an existing one is left as it is.
 $(SEMIOCITY):
 	$(MAKE) $(VENV)/.everything
+
+# Tools that we are compared with, in environments of their own: some of them pin what ours must not.
+PEERS = .peers
+peers: $(UV)  ## other tools, for tests and benchmarks: export SEMIOCITY_PEERS=$(PEERS)/bin/python
+	$(PYTHON) -m venv $(PEERS)
+	$(UV) pip install --quiet --python $(PEERS)/bin/python --require-hashes -r bench/peers.lock
+	$(UV) pip install --quiet --python $(PEERS)/bin/python --require-hashes --target $(PEERS)/webdataset-0.2 \
+	  -r bench/peers-webdataset-0.2.lock
 
 lock:  ## write requirements.lock and containers/requirements.lock anew
 	$(UV) pip compile pyproject.toml --all-extras $(LOCK_FLAGS) -o requirements.lock
@@ -88,6 +96,16 @@ caption: $(SEMIOCITY)  ## add the column `caption` (JOB=jobs/caption.toml)
 
 segment: $(SEMIOCITY)  ## add the column `mask` (JOB=jobs/segment.toml)
 	$(SEMIOCITY) segment $(or $(JOB),jobs/segment.toml) $(ARGS)
+
+duplicates: $(SEMIOCITY)  ## equal and near-equal pictures of DATASET, and splits that keep them together
+	$(SEMIOCITY) hash jobs/hash.toml --wait $(if $(DATASET),--set dataset=$(DATASET)) $(ARGS)
+	$(SEMIOCITY) duplicates jobs/duplicates.toml --wait $(if $(DATASET),--set dataset=$(DATASET)) $(ARGS)
+
+view: $(SEMIOCITY)  ## choose rows by a filter, for trainings to name (VIEW=views/night.toml)
+	$(SEMIOCITY) view $(or $(VIEW),views/night.toml) $(ARGS)
+
+browse: $(SEMIOCITY)  ## a gallery of DATASET on loopback, with the ssh line that reaches it
+	@$(SEMIOCITY) browse $(or $(DATASET),data/city) $(ARGS)
 
 train: $(SEMIOCITY)  ## train, or go on training (JOB=jobs/train-sdm.toml)
 	$(SEMIOCITY) train $(or $(JOB),jobs/train-sdm.toml) $(ARGS)

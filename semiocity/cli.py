@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -14,20 +15,28 @@ VERBS: dict[str, tuple[str, str]] = {
     "pack": ("pack", "pack a source into tar shards: column `base`"),
     "caption": ("stage", "add the column that a caption job makes"),
     "segment": ("stage", "add the column that a segment job makes"),
+    "hash": ("stage", "add the column `hash`: what equal and similar pictures are found by"),
+    "duplicates": ("duplicates", "find equal and near-equal pictures, and the splits that keep them together"),
     "view": ("view", "choose rows by a filter and pin them, for trainings to name"),
-    "columns": ("columns", "a dataset's columns: revisions, what made them, what is out of date"),
-    "show": ("show", "one row: every value, and what made it"),
-    "search": ("search", "keys of the rows that a filter expression selects"),
     "train": ("train", "train, or go on training"),
     "generate": ("generate", "images for held-out layouts from a trained model"),
     "evaluate": ("evaluate", "scores of the generated images"),
     "report": ("report", "one self-contained page about a run"),
+    "columns": ("columns", "a dataset's columns: revisions, what made them, what is out of date"),
+    "show": ("show", "one row: every value, and what made it"),
+    "search": ("search", "keys of the rows that a filter expression selects"),
+    "browse": ("browse", "a gallery of a dataset on loopback: search, filter, look at rows with their layers"),
     "verify": ("verify", "re-read a dataset and name every fault"),
+    "repair": ("repair", "mend a dataset, and say what to compute again"),
+    "upgrade": ("upgrade", "bring a dataset of an older format to the present one"),
     "edit": ("edit", "correct captions by hand: a new revision of their column"),
     "remove": ("remove", "take rows down for good, out of every column"),
+    "import": ("import_", "add a column of captions or masks that were made elsewhere"),
+    "export": ("export", "a copy of a dataset in the format of another tool"),
+    "du": ("du", "what datasets take: bytes and inodes by column and revision"),
+    "gc": ("gc", "delete revisions and leftovers that nothing refers to"),
     "ledger": ("ledger", "check which samples went into each batch of a training"),
     "status": ("status", "what is done, running, failed and missing"),
-    "browse": ("browse", "a gallery of a dataset on loopback: search, filter, look at rows with their layers"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),
     "image": ("image", "build the Apptainer image that jobs run in, unless it is there already"),
 }
@@ -35,6 +44,10 @@ VERBS: dict[str, tuple[str, str]] = {
 
 Such a module has `arguments(parser)` and `run(arguments)`, the exit status, and imports what is heavy in `run` only.
 """
+
+
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+"""No room or no right to write: said in one line, since it is no fault of the program."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,6 +66,11 @@ def main(argv: list[str] | None = None) -> int:
         # `semiocity status | head`: the reader has seen enough.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        print(f"semiocity: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def parser(verb: str) -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ __all__ = [
     "Cluster",
     "Container",
     "Job",
+    "ReduceJob",
     "Resources",
     "StageJob",
     "Strict",
@@ -189,6 +190,17 @@ class StageJob(Job):
     """The new column's name; the stage's own by default."""
     args: dict[str, Any] = {}
     """Arguments of the stage, checked against its own model."""
+
+
+class ReduceJob(Job):
+    """A reduce stage: adds a column that needs to see every shard of its parents first (`jobs/duplicates.toml`)."""
+
+    reduce: str
+    """Name of the reduce stage, a key of semiocity.stages.reduce.REDUCES."""
+    column: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]*$")
+    """The new column's name; the stage's own by default."""
+    args: dict[str, Any] = {}
+    """Arguments of the reduce stage, checked against its own model."""
 
 
 class Container(Strict):

@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The message says what is wrong, where (file, dotted key, row key), and what would be right.
     """
+
+
+class Stopped(Exception):
+    """Work was told to end early, amid something that leaves nothing behind: the next attempt does that anew."""

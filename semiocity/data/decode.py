@@ -32,37 +32,33 @@ class DecodeError(ValueError):
     """A payload is damaged or no picture. The message is the same every time and says nothing of where it lay."""
 
 
-def decode_rgb(data: bytes, at_least: tuple[int, int] | None = None) -> Pixels:
-    """A picture as uint8 [H, W, 3], the caller's own.
+def decode_rgb(data: bytes, at_least: tuple[int, int] | None = None, out: Pixels | None = None) -> Pixels:
+    """A picture as uint8 [H, W, 3], the caller's own; in `out` (contiguous) if that has its shape.
 
     `at_least` (width, height): a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, the smallest that is not below;
     H and W are then rounded up. Raises DecodeError.
     """
-    if _is_plain_jpeg(data):
-        width, height = at_least or (0, 0)
-        try:
-            return simplejpeg.decode_jpeg(data, min_width=width, min_height=height, min_factor=2 if at_least else 1)
-        except ValueError:
-            pass  # Pillow forgives more (and so does `pack`), or says what is wrong
-    return np.array(_open(data).convert("RGB"))
+    return _decode(data, _jpeg_header(data), at_least, out)
 
 
-def decode_cropped(data: bytes, size: tuple[int, int]) -> Pixels:
+def decode_cropped(data: bytes, size: tuple[int, int], out: Pixels | None = None) -> Pixels:
     """A picture brought to `size` (width, height): the largest box of that shape, out of the middle, Lanczos.
 
-    uint8 [height, width, 3]. A JPEG much larger than that is decoded reduced, see `GAP`. Raises DecodeError.
+    uint8 [height, width, 3], in `out` (contiguous) if that has this shape. A JPEG much larger than that is decoded
+    reduced, see `GAP`. Raises DecodeError.
     """
-    full = picture_size(data)
+    header = _jpeg_header(data)
+    full = header[0] if header else _open(data, load=False).size
     geometry = crop_of(full, size)
     if geometry is None:
-        return decode_rgb(data)
+        return _decode(data, header, None, out)
     left, top, right, bottom = geometry.box
     # All of the picture at the scale at which its box is GAP times as large as wanted.
     wanted = (-(-GAP * size[0] * full[0] // (right - left)), -(-GAP * size[1] * full[1] // (bottom - top)))
-    pixels = decode_rgb(data, wanted)
+    pixels = _decode(data, header, wanted, None)
     shrunk = next(n for n in REDUCTIONS if pixels.shape[1::-1] == (-(-full[0] // n), -(-full[1] // n)))
     box = (left / shrunk, top / shrunk, right / shrunk, bottom / shrunk)
-    return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, box=box))
+    return _into(out, Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, box=box))
 
 
 def crop_of(full: tuple[int, int], size: tuple[int, int]) -> Geometry | None:
@@ -73,13 +69,8 @@ def crop_of(full: tuple[int, int], size: tuple[int, int]) -> Geometry | None:
 
 def picture_size(data: bytes) -> tuple[int, int]:
     """Width and height as the header says. Raises DecodeError."""
-    if data[:2] == b"\xff\xd8":
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            return width, height
-        except ValueError:
-            pass
-    return _open(data, load=False).size
+    header = _jpeg_header(data)
+    return header[0] if header else _open(data, load=False).size
 
 
 def decode_ids(data: bytes) -> NDArray[Any]:
@@ -90,14 +81,38 @@ def decode_ids(data: bytes) -> NDArray[Any]:
     return ids
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether simplejpeg gives this picture the pixels that Pillow gives it: all JPEGs but those in four colours."""
+def _into(out: Pixels | None, image: Image.Image) -> Pixels:
+    if out is None or out.shape != (image.height, image.width, 3):
+        return np.array(image)
+    out[...] = np.asarray(image)
+    return out
+
+
+def _jpeg_header(data: bytes) -> tuple[tuple[int, int], bool] | None:
+    """(width, height) of a JPEG, and whether simplejpeg gives it the pixels that Pillow does: all but those in four
+    colours. None when it is none, or no header that libjpeg-turbo reads."""
     if data[:2] != b"\xff\xd8":
-        return False
+        return None
     try:
-        return simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK")
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return False
+        return None
+    return (width, height), colours not in ("CMYK", "YCCK")
+
+
+def _decode(
+    data: bytes, header: tuple[tuple[int, int], bool] | None, at_least: tuple[int, int] | None, out: Pixels | None
+) -> Pixels:
+    if header and header[1]:
+        width, height = at_least or (0, 0)
+        try:
+            if out is not None and out.shape == (*header[0][::-1], 3):
+                simplejpeg.decode_jpeg(data, buffer=out)
+                return out
+            return simplejpeg.decode_jpeg(data, min_width=width, min_height=height, min_factor=2 if at_least else 1)
+        except ValueError:
+            pass  # Pillow forgives more (and so does `pack`), or says what is wrong
+    return _into(out, _open(data).convert("RGB"))
 
 
 def _open(data: bytes, load: bool = True) -> Image.Image:

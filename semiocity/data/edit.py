@@ -10,6 +10,7 @@ from typing import Any
 
 from semiocity.config import digest
 from semiocity.data.columns import Dataset
+from semiocity.data.filter import LONGEST_TEXT
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import BASE, ShardPath, column_folder, complete, merge, read_receipt
 from semiocity.data.relink import link_shard
@@ -101,7 +102,8 @@ def _write(path: ShardPath, source: ShardPath, revision: str, stage: dict[str, A
             scalars = reader.scalars(row)
             dead = reader.tombstoned(row)
             if key in edits:
-                mine = {"short": edits[key].splitlines()[0], "captioner": HAND}
+                text = edits[key]
+                mine = {"text": text[:LONGEST_TEXT], "short": text.splitlines()[0], "captioner": HAND}
                 scalars |= {name: value for name, value in mine.items() if name in scalars}
                 writer.add(key, {"text": ("txt", edits[key].encode())}, scalars)
             elif dead is not None:

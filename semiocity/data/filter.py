@@ -25,6 +25,9 @@ __all__ = ["VERSION", "Filter", "FilterError", "Name", "Op", "Scalars", "Value",
 VERSION = 1
 """Raised whenever the same expression would select other rows of the same tables."""
 
+LONGEST_TEXT = 1000
+"""Characters of a caption that are kept as a scalar, where filters and searches find them."""
+
 LONGEST = 10_000
 """Characters of an expression."""
 

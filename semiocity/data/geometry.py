@@ -8,6 +8,7 @@ either side) takes the most frequent id of each cell, since picking one pixel of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -61,6 +62,19 @@ def _inside(width: int, height: int, wide: int, high: int) -> tuple[int, int]:
     if width * high >= height * wide:
         return wide, max(1, round(height * wide / width))
     return max(1, round(width * high / height)), high
+
+
+def turn_image(image: Image.Image, degrees: int) -> Image.Image:
+    """Turn counterclockwise by 0, 90, 180 or 270 degrees, losing nothing."""
+    return image.transpose(_TURNS[degrees]) if degrees else image
+
+
+def turn_ids(ids: np.ndarray, degrees: int) -> np.ndarray:
+    """Turn a map of ids [H, W] as `turn_image` does."""
+    return np.rot90(ids, degrees // 90)
+
+
+_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 
 def resize_image(image: Image.Image, geometry: Geometry) -> Image.Image:
@@ -137,3 +151,24 @@ def scale_ids(ids: np.ndarray, size: tuple[int, int], within: np.ndarray | None 
             votes[(values >> 16) != within[first:last, :, None]] = -1
         result[first:last] = values[votes.argmax(axis=2)]
     return result
+
+
+def mark_edges(ids: Any, edge: Any) -> None:
+    """Set `edge` where an id differs from one of its four neighbours: both sides of every border.
+
+    Both are arrays or both are tensors, [..., H, W]; `edge` is bool and all False. This is the edge map of Wang et al.
+    2018 (pix2pixHD, arXiv 1711.11585, section 3.3).
+    """
+    across = ids[..., 1:] != ids[..., :-1]
+    down = ids[..., 1:, :] != ids[..., :-1, :]
+    edge[..., 1:] |= across
+    edge[..., :-1] |= across
+    edge[..., 1:, :] |= down
+    edge[..., :-1, :] |= down
+
+
+def edge_map(ids: np.ndarray) -> np.ndarray:
+    """The edges of a map of ids [H, W]: uint8 [H, W], 255 on an edge and 0 elsewhere."""
+    edge = np.zeros(ids.shape, dtype=bool)
+    mark_edges(ids, edge)
+    return edge.astype(np.uint8) * 255

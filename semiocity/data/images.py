@@ -15,13 +15,18 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, features
 
-from semiocity.data.recipe import ImagePolicy
+from semiocity.data.profiles import BrokenProfile, to_srgb
+from semiocity.data.recipe import LARGEST_IMAGE, ImagePolicy
 from semiocity.data.sources.reasons import REASONS
 from semiocity.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 WHITE = (255, 255, 255, 255)
+TILE_WIDTH, TILE_LENGTH = 322, 323
+"""Tags of TIFF 6.0, section 15."""
+TOO_LONG = ("MAX_TEXT_CHUNK", "MAX_TEXT_MEMORY")
+"""What Pillow names where a PNG's texts or profile would unpack to more than it allows: 1 MiB each, 64 together."""
 
 
 class Rejected(Exception):
@@ -56,6 +61,8 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
     if width * height > max_pixels:
         raise Rejected("image_too_large", f"{width}x{height} is more than max_pixels = {max_pixels}")
     kind = image.format
+    if kind == "TIFF":
+        _check_tiles(image, max_pixels)
     jpeg = kind in ("JPEG", "MPO")  # MPO: a JPEG followed by others, as stereo cameras write; the first counts
     changes: list[str] = []
     depth = _png_depth(data) if kind == "PNG" else 8
@@ -68,17 +75,31 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever their parsers ran into
+        if any(name in str(error) for name in TOO_LONG):
+            raise Rejected("image_too_large", str(error)) from None
         raise Rejected("image_damaged", f"{type(error).__name__}: {error}") from None
     if depth == 16:
         changes.append("16 bits to 8")
-    pixels = _to_rgb(image, changes)
+    notes: list[str] = []
+    try:
+        pixels = _to_rgb(image, changes, notes)
+    except ValueError as error:  # a mode that Pillow reads and cannot convert
+        raise Rejected("image_damaged", f"{image.mode}: {error}") from None
     if orientation in _TURNS:
         pixels = pixels.transpose(_TURNS[orientation])
         changes.append("orientation")
     untouched = not changes and (
         (jpeg and _plain_jpeg(data)) or (kind == "PNG" and depth == 8 and mode in ("RGB", "L"))
     )
-    return Picture(pixels, "jpg" if jpeg else "png", data if untouched else None, changes)
+    # What is only noted changed no pixel, and is no reason to encode again.
+    return Picture(pixels, "jpg" if jpeg else "png", data if untouched else None, [*changes, *notes])
+
+
+def _check_tiles(image: Any, max_pixels: int) -> None:
+    """A TIFF's tiles are decoded whole, whatever the size of the picture."""
+    wide, high = image.tag_v2.get(TILE_WIDTH, 1), image.tag_v2.get(TILE_LENGTH, 1)
+    if not (isinstance(wide, int) and isinstance(high, int)) or wide * high > max_pixels:
+        raise Rejected("image_too_large", f"tiles of {wide}x{high} are more than max_pixels = {max_pixels}")
 
 
 @cache
@@ -105,6 +126,8 @@ def _open(data: bytes, formats: tuple[str, ...], unknown: str, damaged: str, too
         except MemoryError:
             raise
         except Exception as error:
+            if any(name in str(error) for name in TOO_LONG):
+                raise Rejected(too_large, str(error)) from None
             raise Rejected(damaged, f"{type(error).__name__}: {error}") from None
 
 
@@ -120,25 +143,49 @@ _TURNS = {
 """EXIF orientation → what brings the picture upright (Exif 2.3, tag 0x0112)."""
 
 
-def _to_rgb(image: Image.Image, changes: list[str]) -> Image.Image:
-    """RGB or L, whatever came: the high byte of 16 bits, alpha over white, palette and CMYK by Pillow's conversion."""
+def _to_rgb(image: Image.Image, changes: list[str], notes: list[str]) -> Image.Image:
+    """RGB or L in sRGB, whatever came: the high byte of 16 bits, colours by their profile, alpha over white."""
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if "16 bits to 8" not in changes:
             changes.append("16 bits to 8")
-        if values.dtype == np.uint16:
-            return Image.fromarray((values >> 8).astype(np.uint8))
-        return Image.fromarray((np.clip(values, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
+        if values.dtype != np.uint16:
+            values = np.clip(values, 0, 65535).astype(np.uint16)
+        return _by_profile(Image.fromarray((values >> 8).astype(np.uint8)), profile, changes, notes)
     if image.has_transparency_data:
         changes.append("alpha over white")
+        rgba = image.convert("RGBA")
+        grey = image.mode in ("L", "LA", "La")
+        seen = _by_profile(rgba.convert("L" if grey else "RGB"), profile, changes, notes).convert("RGB")
+        seen.putalpha(rgba.getchannel("A"))
         over = Image.new("RGBA", image.size, WHITE)
-        over.alpha_composite(image.convert("RGBA"))
+        over.alpha_composite(seen)
         return over.convert("RGB")
-    if image.mode in ("RGB", "L"):
+    if image.mode not in ("RGB", "L", "CMYK"):
+        wanted = "L" if image.mode == "1" else "RGB"
+        changes.append(f"{image.mode} to {wanted}")
+        image = image.convert(wanted)
+    plain = _by_profile(image, profile, changes, notes)
+    if plain.mode == "CMYK":
+        changes.append("CMYK to RGB")
+        return plain.convert("RGB")
+    return plain
+
+
+def _by_profile(image: Image.Image, profile: bytes | None, changes: list[str], notes: list[str]) -> Image.Image:
+    """The picture (RGB, L or CMYK) in sRGB, if it has a profile that is any good; a broken one is only noted."""
+    if not profile:
         return image
-    wanted = "L" if image.mode == "1" else "RGB"
-    changes.append(f"{image.mode} to {wanted}")
-    return image.convert(wanted)
+    try:
+        made = to_srgb(image, profile)
+    except BrokenProfile as error:
+        notes.append(str(error))
+        return image
+    if made is None:
+        return image
+    changes.append("CMYK to sRGB by its profile" if image.mode == "CMYK" else "colour profile to sRGB")
+    return made
 
 
 def _png_depth(data: bytes) -> int:
@@ -163,9 +210,9 @@ def _plain_jpeg(data: bytes) -> bool:
 # ---------------------------------------------------------------- label and instance maps
 
 
-def decode_ids(data: bytes, field: str, bits: int) -> np.ndarray:
+def decode_ids(data: bytes, field: str, bits: int, max_pixels: int = LARGEST_IMAGE) -> np.ndarray:
     """A map of ids as the PNG holds them: [H, W], uint8 (`bits` 8) or uint16 (16). Palettes are read by index."""
-    image = _open_map(data, field)
+    image = _open_map(data, field, max_pixels)
     depth, colour = data[24], data[25]
     if colour not in (0, 3) or (colour == 0 and depth not in (8, bits)):
         name = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}.get(colour, str(colour))
@@ -174,9 +221,11 @@ def decode_ids(data: bytes, field: str, bits: int) -> np.ndarray:
     return np.asarray(_loaded(image, field)).astype(np.uint8 if bits == 8 else np.uint16)
 
 
-def decode_colors(data: bytes, colors: list[tuple[int, int, int]], ignore_id: int | None) -> np.ndarray:
+def decode_colors(
+    data: bytes, colors: list[tuple[int, int, int]], ignore_id: int | None, max_pixels: int
+) -> np.ndarray:
     """A colour-coded label map as ids, uint8 [H, W]. Black is the ignore id unless a class is black."""
-    rgb = np.asarray(_loaded(_open_map(data, "label"), "label").convert("RGB"), dtype=np.uint32)
+    rgb = np.asarray(_loaded(_open_map(data, "label", max_pixels), "label").convert("RGB"), dtype=np.uint32)
     code = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
     table = {r << 16 | g << 8 | b: i for i, (r, g, b) in enumerate(colors)}
     if ignore_id is not None:
@@ -209,10 +258,13 @@ def _ranges(ids: Collection[int]) -> str:
     return ", ".join([f"0 to {len(whole) - 1}" if whole else "", *(str(i) for i in ordered[len(whole) :])]).strip(", ")
 
 
-def _open_map(data: bytes, field: str) -> Image.Image:
+def _open_map(data: bytes, field: str, max_pixels: int) -> Image.Image:
     if not data.startswith(PNG_SIGNATURE):
         raise Rejected(f"{field}_format", "no PNG" if data else "zero bytes")
-    return _open(data, ("PNG",), f"{field}_format", f"{field}_damaged", f"{field}_format")
+    image = _open(data, ("PNG",), f"{field}_format", f"{field}_damaged", f"{field}_too_large")
+    if image.width * image.height > max_pixels:
+        raise Rejected(f"{field}_too_large", f"{image.width}x{image.height} is more than max_pixels = {max_pixels}")
+    return image
 
 
 def _loaded(image: Image.Image, field: str) -> Image.Image:

@@ -36,6 +36,11 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def storable(text: str) -> str:
+    """Text that UTF-8 can hold, as the index needs it: a byte that was no UTF-8, or half of a pair, is U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
 def slug(name: str) -> str:
     """The readable part of a key: [a-z0-9_-], 1 to 48 characters. No dot: readers of tar samples split at the first."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()

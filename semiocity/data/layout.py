@@ -3,7 +3,7 @@
     plans/REVISION/plan.json                         what `pack` is to do
     columns/COLUMN/current.json                      which revision of the column the dataset uses
     columns/COLUMN/REVISION/manifest.json            totals of the column, one line for each thousand shards
-    columns/COLUMN/REVISION/00000.HASH.receipts.json the receipts of shards 0 to 999 in one file
+    columns/COLUMN/REVISION/receipts.00000.HASH.json the receipts of shards 0 to 999 in one file
     columns/COLUMN/REVISION/00000/00000012.json      a shard's receipt, beside its .tar and .parquet
     manifest.json                                    the dataset: recipe, digest, columns, counts
 

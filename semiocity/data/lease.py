@@ -119,10 +119,15 @@ def _alive(pid: int) -> bool:
 
 def _create(path: Path, content: str) -> bool:
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(content)
+        file = path.open("x", encoding="utf-8")
     except FileExistsError:
         return False
+    try:
+        with file:
+            file.write(content)
+    except OSError:  # no room: an empty lease would be somebody's for ten minutes
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

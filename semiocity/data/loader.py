@@ -6,7 +6,7 @@ cached. `collate` makes the tensors of a rank's slice at a step and draws what i
 
 from __future__ import annotations
 
-import math
+import itertools
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +17,28 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from semiocity.data.buffers import Arrays, Decoded, Packed, Pool, Room, SharedPool, Unpacker, empty, own_room, stack
 from semiocity.data.order import Batch, Order
 from semiocity.errors import UserError
 
-Arrays = dict[str, NDArray[Any]]
+__all__ = [
+    "Arrays",
+    "Collate",
+    "Decode",
+    "Room",
+    "Rows",
+    "Size",
+    "Slice",
+    "empty",
+    "own_room",
+    "slices",
+    "stack",
+    "to_bytes",
+    "to_unit",
+]
+
 Size = tuple[int, int]
 """Height and width in pixels."""
-ALIGN = 64
-"""Bytes: where tensors begin in a worker's buffer."""
 
 
 class View(Protocol):
@@ -36,9 +50,9 @@ class View(Protocol):
     def read(self, i: int) -> Mapping[str, bytes | None]: ...
 
 
-Decode = Callable[[Mapping[str, bytes | None], Size], Arrays]
-"""(fields of one row by name, height and width to bring it to) -> arrays. A ValueError or OSError means that the row is
-damaged, and is reported with its key and shard."""
+Decode = Callable[[Mapping[str, bytes | None], Size, Room], Arrays]
+"""(fields of one row by name, height and width to bring it to, room for its arrays) -> arrays. A ValueError or OSError
+means that the row is damaged, and is reported with its key and shard."""
 
 Collate = Callable[[Batch, Sequence[Arrays]], dict[str, torch.Tensor]]
 """(a rank's slice, its decoded rows) -> tensors whose first dimension is the slice's length."""
@@ -88,16 +102,18 @@ class Rows:
 
     def __init__(self, view: View, decode: Decode, cache_mb: int = 0) -> None:
         self.view, self._decode = view, decode
-        self._room = cache_mb * 2**20
+        self._space = cache_mb * 2**20
         self._cache: dict[tuple[int, Size], Row] = {}
 
-    def row(self, number: int, size: Size) -> Row:
-        """A row by number, brought to a size. UserError naming its key and shard when it cannot be read or decoded."""
+    def row(self, number: int, size: Size, room: Room = own_room) -> Row:
+        """A row by number, brought to a size; its arrays may lie in `room`. UserError naming its key and shard when it
+        cannot be read or decoded."""
         if (found := self._cache.get((number, size))) is not None:
             return found
         key = self.view.key(number)
         try:
-            row = Row(key, self._decode(self.view.read(number), size))
+            # What is kept must not lie where the next slice will.
+            row = Row(key, self._decode(self.view.read(number), size, own_room if self._space else room))
         except UserError as error:
             raise UserError(f"row {key} of {self.view.where(number)}: {error}") from error
         except (ValueError, OSError) as error:
@@ -106,30 +122,30 @@ class Rows:
                 "damaged rows"
             ) from error
         # What is in stays in: with a random order, replacing would only cost time.
-        if self._room and (bytes_ := sum(array.nbytes for array in row.arrays.values())) <= self._room:
-            self._room -= bytes_
+        if self._space and (bytes_ := sum(array.nbytes for array in row.arrays.values())) <= self._space:
+            self._space -= bytes_
             self._cache[number, size] = row
         return row
 
 
-class _Packed(NamedTuple):
-    """A slice on its way from a worker: all tensors in one piece of shared memory, so that one handle is passed."""
+class _Sent(NamedTuple):
+    """A slice on its way from a worker, its tensors apart. Pinned by DataLoader's own thread where that is wanted."""
 
+    loader: int
     made: Slice
-    """Without its tensors."""
-    buffer: torch.Tensor
-    """[bytes] uint8"""
-    layout: list[tuple[str, torch.dtype, tuple[int, ...], int]]
-    """Name, type, shape and first byte of each tensor."""
+    packed: Packed
 
-    def unpack(self) -> Slice:
-        for name, dtype, shape, start in self.layout:
-            stop = start + math.prod(shape) * dtype.itemsize
-            self.made.tensors[name] = self.buffer[start:stop].view(dtype).view(shape)
+    def pin_memory(self) -> Slice:
+        return self.unpack(pin=True)
+
+    def unpack(self, pin: bool = False) -> Slice:
+        self.made.tensors = _UNPACKERS[self.loader].unpack(self.packed, pin)
         return self.made
 
-    def pin_memory(self) -> _Packed:
-        return self._replace(buffer=self.buffer.pin_memory())
+
+_UNPACKERS: dict[int, Unpacker] = {}
+"""By loader. The thread that pins is handed nothing but what the workers sent, so what it needs is found here."""
+_NUMBERS = itertools.count()
 
 
 class _Steps(Dataset[Any]):
@@ -147,18 +163,34 @@ class _Steps(Dataset[Any]):
     ) -> None:
         self.rows, self.order, self.rank, self.world, self.collate = rows, order, rank, world, collate
         self.sizes, self.with_keys = sizes, with_keys
+        self.number = next(_NUMBERS)
+        self.memory: Pool | SharedPool = Pool()
 
-    def __getitem__(self, step: int) -> Slice | _Packed | UserError:
+    def start_worker(self, number: int) -> None:
+        """In a worker, before anything else."""
+        # Ctrl-C reaches every process of a terminal; the training stops its workers itself.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.memory = SharedPool(number)
+
+    def __getitem__(self, step: int) -> Slice | _Sent | UserError:
         try:
             batch = self.order.slice_of(step, self.rank, self.world)
-            size = self.sizes[batch.bucket]
-            found = [self.rows.row(int(number), size) for number in batch.rows]
-            tensors = self.collate(batch, [row.arrays for row in found])
+            size, names = self.sizes[batch.bucket], []
+            piece = self.memory.piece()
+            decoded = Decoded(piece, len(batch.rows))
+            for number in batch.rows.tolist():
+                row = self.rows.row(number, size, decoded.room)
+                decoded.append(row.arrays)
+                names.append(row.key)
+            tensors = self.collate(batch, decoded)
         except UserError as error:
             return error
-        names = [row.key for row in found] if self.with_keys else None
-        made = Slice(step, batch.rows, batch.weights, batch.bucket, tensors, names)
-        return _pack(made) if get_worker_info() else made
+        made = Slice(step, batch.rows, batch.weights, batch.bucket, {}, names if self.with_keys else None)
+        if isinstance(self.memory, SharedPool):
+            return _Sent(self.number, made, self.memory.pack(piece, tensors))
+        self.memory.done(piece)
+        made.tensors = tensors
+        return made
 
 
 def slices(
@@ -181,28 +213,29 @@ def slices(
     else each of them reads up to `prefetch` slices ahead. `with_keys` brings the keys along, as the process that read
     the rows knows them. Raises UserError naming the row when one cannot be read or decoded.
     """
+    source = _Steps(rows, order, rank, world, collate, sizes, with_keys)
     loader: DataLoader[Any] = DataLoader(
-        _Steps(rows, order, rank, world, collate, sizes, with_keys),
+        source,
         batch_size=None,
         sampler=steps,
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=prefetch if workers else None,
+        collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
         # Nothing random is left to workers; what DataLoader draws for them must not come from the global generator.
         generator=torch.Generator().manual_seed(order.seed % 2**63),
     )
-    for item in loader:
-        if isinstance(item, UserError):
-            raise item
-        part: Slice = item.unpack() if isinstance(item, _Packed) else item
-        part.view = rows.view
-        yield part
-
-
-def stack(arrays: Sequence[Arrays], name: str) -> torch.Tensor:
-    """The arrays called `name` of several rows as one tensor, first dimension len(arrays)."""
-    return torch.from_numpy(np.stack([each[name] for each in arrays]))
+    _UNPACKERS[source.number] = Unpacker()
+    try:
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
+            part = item.unpack() if isinstance(item, _Sent) else item
+            part.view = rows.view
+            yield part
+    finally:
+        del _UNPACKERS[source.number]
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
@@ -215,20 +248,13 @@ def to_bytes(images: torch.Tensor) -> torch.Tensor:
     return images.float().add(1.0).mul(127.5).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def _pack(made: Slice) -> _Packed:
-    layout, end = [], 0
-    for name, tensor in made.tensors.items():
-        start = -(-end // ALIGN) * ALIGN
-        layout.append((name, tensor.dtype, tuple(tensor.shape), start))
-        end = start + tensor.nbytes
-    buffer = torch.empty(0, dtype=torch.uint8)
-    buffer.set_(torch.UntypedStorage._new_shared(max(end, 1)), 0, (max(end, 1),))  # type: ignore[call-overload]
-    for (_, dtype, shape, start), tensor in zip(layout, made.tensors.values(), strict=True):
-        buffer[start : start + tensor.nbytes].view(dtype).view(shape).copy_(tensor)
-    made.tensors = {}
-    return _Packed(made, buffer, layout)
+def _start_worker(number: int) -> None:
+    info = get_worker_info()
+    assert info is not None
+    steps = info.dataset
+    assert isinstance(steps, _Steps)
+    steps.start_worker(number)
 
 
-def _start_worker(_number: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the training stops its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _as_it_is(item: Any) -> Any:
+    return item  # DataLoader's own conversion takes tuples and arrays apart

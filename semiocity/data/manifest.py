@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -154,32 +156,62 @@ def merge(
         raise UserError(
             f"{folder}: {len(gone)} of {expected} shards are missing ({names}). Run the job again: only they are made"
         )
-    totals = _Totals(folder)
-    parents = None if column == BASE else _Parents(dataset, column, revision, None if aside else read_manifest(dataset))
-    for thousand in _compacted(folder, expected, set(gone), reread):
-        if parents is not None:
-            parents.check(thousand)
-        totals.add(thousand)
-    manifest = totals.manifest()
+    parents = None if column == BASE else Parents(dataset, column, revision, None if aside else read_manifest(dataset))
+    summary = summarize(dataset, folder, expected, set(gone), reread, parents)
     if column == BASE:
-        planned = dataset / "plans" / revision / "rejected.jsonl"
-        with planned.open(encoding="ascii") as lines:
-            reasons = Counter(json.loads(line)["reason"] for line in lines)
-        manifest["rejected"] = dict(sorted((reasons + Counter(manifest["rejected"])).items()))
-        _check_counts(dataset, revision, manifest, partial)
-        totals.details.insert(0, planned)
-    _publish(folder, manifest, totals.details)
+        _check_counts(dataset, revision, summary.manifest, partial)
+    summary.publish()
     if not partial and not aside:
         write_json(folder.parent / "current.json", {"format": FORMAT, "revision": revision})
         rebuild(dataset)
-    return manifest
+    return summary.manifest
 
 
-def _compacted(folder: Path, shards: int, gone: set[int], reread: bool) -> Iterator[Thousand]:
+@dataclass(frozen=True)
+class Summary:
+    """A column's manifest that is not yet written."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    details: list[Path]
+    """Files of rejected source files, in order."""
+
+    def publish(self) -> None:
+        """Write the manifest, then remove the compacted receipts that only the one before it named."""
+        before = named_files(self.folder)
+        with replacing(self.folder / "rejected.jsonl") as file:
+            for path in self.details:
+                with path.open("rb") as lines:
+                    shutil.copyfileobj(lines, file, 1 << 20)
+        write_json(self.folder / "manifest.json", self.manifest)
+        # Read again: another merge may have been faster, and its files must stay.
+        for path in before - named_files(self.folder):
+            path.unlink(missing_ok=True)
+
+
+def summarize(
+    dataset: Path, folder: Path, shards: int, gone: set[int], reread: bool, parents: Parents | None
+) -> Summary:
+    """Add up the receipts of a column's first `shards` shards but for those in `gone`, compacting them on the way.
+
+    Raises UserError for receipts that are at odds with each other or, where `parents` are given, with their shards.
+    """
+    totals = _Totals(folder)
     for first in range(0, shards, FOLDER_SHARDS):
         there = [shard for shard in range(first, min(first + FOLDER_SHARDS, shards)) if shard not in gone]
         if there:
-            yield compact(folder, first // FOLDER_SHARDS, there, reread)
+            thousand = compact(folder, first // FOLDER_SHARDS, there, reread)
+            if parents is not None:
+                parents.check(thousand)
+            totals.add(thousand)
+    manifest = totals.manifest()
+    if folder.parent.name == BASE:
+        planned = dataset / "plans" / folder.name / "rejected.jsonl"
+        with planned.open(encoding="ascii") as lines:
+            reasons = Counter(json.loads(line)["reason"] for line in lines)
+        manifest["rejected"] = dict(sorted((reasons + Counter(manifest["rejected"])).items()))
+        totals.details.insert(0, planned)
+    return Summary(folder, manifest, totals.details)
 
 
 class _Totals:
@@ -210,7 +242,8 @@ class _Totals:
         self._executions |= {canonical(item): item for item in facts["executions"]}
         for shard, keys, sha256 in zip(facts["shards"], facts["keys_digest"], facts["sha256"]):
             self._digest.update(f"{shard} {keys} {sha256}\n".encode())
-        if (details := rejected_file(self.folder, thousand)) is not None:
+        details = rejected_file(self.folder, thousand.number, facts["rejected_sha256"])
+        if details is not None:
             self.details.append(details)
         self._lines.append(thousand.line())
 
@@ -239,30 +272,15 @@ class _Totals:
         }
 
 
-def _publish(folder: Path, manifest: dict[str, Any], details: list[Path]) -> None:
-    """Write a column's manifest, then remove the compacted receipts that only the one before it named."""
-    before = _named(folder)
-    with replacing(folder / "rejected.jsonl") as file:
-        for path in details:
-            with path.open("rb") as lines:
-                while chunk := lines.read(1 << 20):
-                    file.write(chunk)
-    write_json(folder / "manifest.json", manifest)
-    # Read again: another merge may have been faster, and its files must stay.
-    for path in before - _named(folder):
-        path.unlink(missing_ok=True)
-        for listed in folder.glob(f"{path.name[:5]}.*.rejected.jsonl"):
-            if listed not in details:
-                listed.unlink(missing_ok=True)
-
-
-def _named(folder: Path) -> set[Path]:
-    """The compacted receipts that the column's manifest names."""
+def named_files(folder: Path) -> set[Path]:
+    """The compacted receipts, and their rejected source files, that the column's manifest names."""
     try:
         lines = read_json(folder / "manifest.json").get("thousands", [])
     except (FileNotFoundError, UserError):
         return set()
-    return {receipts_file(folder, line["thousand"], line["sha256"]) for line in lines}
+    files = {receipts_file(folder, line["thousand"], line["sha256"]) for line in lines}
+    rejected = {rejected_file(folder, line["thousand"], line["rejected_sha256"]) for line in lines}
+    return files | {path for path in rejected if path is not None}
 
 
 def _expected_shards(dataset: Path, column: str, revision: str) -> int:
@@ -290,7 +308,7 @@ def _check_counts(dataset: Path, revision: str, manifest: dict[str, Any], partia
         )
 
 
-class _Parents:
+class Parents:
     """A column must be made from what its parents are now, shard by shard."""
 
     def __init__(self, dataset: Path, column: str, revision: str, facts: Mapping[str, Any] | None) -> None:

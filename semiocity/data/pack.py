@@ -12,13 +12,16 @@ from PIL import features
 from semiocity.config import canonical
 from semiocity.data import geometry as geo
 from semiocity.data import images
+from semiocity.data.blurring import Blurrer, make_blurrer
+from semiocity.data.boxes import encode_boxes, place_boxes
 from semiocity.data.images import Picture, Rejected
+from semiocity.data.keys import storable
 from semiocity.data.lease import Owner, lease
-from semiocity.data.manifest import BASE, complete, missing
+from semiocity.data.manifest import BASE, complete
 from semiocity.data.plan import PACKER_VERSION, Plan
 from semiocity.data.recipe import FIELDS, Recipe
 from semiocity.data.shard import Head, Scalar, ShardPath, ShardWriter
-from semiocity.data.sources import loader_of, scalars_of
+from semiocity.data.sources import loading, scalars_of
 from semiocity.data.sources.base import Entry, Raw
 
 
@@ -30,7 +33,9 @@ def pack_shards(
     report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> bool:
     """Pack those of `shards` that are missing and that nobody else works on. False when `stop` said to leave early."""
-    absent = set(missing(plan.folder, plan.shards))
+    # Looked at one by one: ten thousand tasks must not list the folders of all shards.
+    absent = {shard for shard in shards if not complete(plan.path(shard))}
+    blurrer = make_blurrer(plan.recipe.blur, plan.detector) if absent else None
     for done, shard in enumerate(shards):
         if stop():
             return False
@@ -41,27 +46,31 @@ def pack_shards(
                 if not held:
                     report({"leased": shard})  # somebody alive packs it
                 elif not complete(path):  # complete: another task has packed it since
-                    receipt = pack_shard(plan, shard, path)
+                    receipt = pack_shard(plan, shard, path, blurrer)
                     report({"rows": receipt["rows"], "rejected": len(receipt["rejected"])})
         report({"done_shards": done + 1})
     return True
 
 
-def pack_shard(plan: Plan, shard: int, path: ShardPath) -> dict[str, Any]:
-    """Pack one shard and return its receipt. The caller holds the shard's lease.
+def pack_shard(plan: Plan, shard: int, path: ShardPath, blurrer: Blurrer | None = None) -> dict[str, Any]:
+    """Pack one shard and return its receipt. The caller holds the shard's lease. `blurrer` is loaded unless given.
 
     Bad input is rejected with a reason, row by row. Raises UserError when a source file is gone or has another size
     than when the plan was made, and OSError when reading fails otherwise: both may be mended and tried again.
     """
     recipe = plan.recipe
-    load = loader_of(recipe.source.kind)
-    with ShardWriter(path, make_head(plan, shard)) as writer:
-        for key, entry in plan.rows(shard):
+    rows = plan.rows(shard)
+    blurrer = blurrer or make_blurrer(recipe.blur, plan.detector)
+    entries = [row.entry for row in rows if row.entry is not None]
+    with loading(recipe.source, entries) as load, ShardWriter(path, make_head(plan, shard)) as writer:
+        for key, entry in rows:
             if entry is None:
                 writer.tombstone(key, "removed", "taken down")
                 continue
             try:
-                fields, scalars = _pack_row(recipe, entry, load(recipe.source, entry))
+                raw = load(entry)
+                _keep_promises(recipe, raw)
+                fields, scalars = _pack_row(recipe, entry, raw, blurrer)
             except Rejected as rejected:
                 writer.reject(entry.name, rejected.reason, rejected.detail)
             else:
@@ -72,6 +81,9 @@ def pack_shard(plan: Plan, shard: int, path: ShardPath) -> dict[str, Any]:
 def make_head(plan: Plan, shard: int) -> Head:
     """The head of a base shard."""
     scalars: dict[str, Scalar] = {"split": "str", "width": "int", "height": "int"}
+    blur = plan.recipe.blur
+    if blur is not None:
+        scalars["blurred"] = "int"
     codecs = {
         "pillow": PIL.__version__,
         "jpeg": features.version("libjpeg_turbo"),
@@ -85,21 +97,38 @@ def make_head(plan: Plan, shard: int) -> Head:
         stage={"name": "pack", "version": PACKER_VERSION, "args": {"plan": plan.revision}},
         model=None,
         # Pictures encoded again depend on the encoders; the others on nothing but their files.
-        execution={"device": "cpu", "dtype": "uint8", "batch": 1, **codecs},
+        execution={"device": getattr(blur and blur.detector, "device", "cpu"), "dtype": "uint8", "batch": 1, **codecs},
         fields={name: FIELDS[name] for name in (*plan.fields, "meta")},
-        scalars=scalars | scalars_of(plan.recipe.source.kind),
+        scalars=scalars | scalars_of(plan.recipe.source),
     )
 
 
-def _pack_row(recipe: Recipe, entry: Entry, raw: Raw) -> tuple[dict[str, tuple[str, bytes]], dict[str, Any]]:
+def _keep_promises(recipe: Recipe, raw: Raw) -> None:
+    """Raises Rejected for a field that is promised and, as only loading could tell, is not there."""
+    for name in recipe.fields or ():
+        if getattr(raw, name) is None:
+            raise Rejected(f"{name}_missing", "promised by the recipe")
+
+
+def _pack_row(
+    recipe: Recipe, entry: Entry, raw: Raw, blurrer: Blurrer | None = None
+) -> tuple[dict[str, tuple[str, bytes]], dict[str, Any]]:
     """Fields and scalars of a row. Raises Rejected."""
     if isinstance(raw.image, bytes):
         picture = images.decode_image(raw.image, recipe.image.max_pixels)
     else:
         picture = images.picture_from_array(raw.image)
     original = {"width": picture.pixels.width, "height": picture.pixels.height}
+    blurred = {}
+    if blurrer is not None:
+        picture, blurred["blurred"] = blurrer(entry, picture)
     label = _label(recipe, raw.label, picture.pixels.size)
-    instance = _instance(recipe, raw.instance, picture.pixels.size)
+    instance = _instance(recipe, raw, picture.pixels.size)
+    if raw.rotation:
+        turned = [*picture.changes, f"rotation {raw.rotation}"]
+        picture = Picture(geo.turn_image(picture.pixels, raw.rotation), picture.ext, None, turned)
+        label = None if label is None else geo.turn_ids(label, raw.rotation)
+        instance = None if instance is None else geo.turn_ids(instance, raw.rotation)
     geometry = geo.plan_geometry(recipe.image, *picture.pixels.size)
     changes = picture.changes
     if geometry is not None:
@@ -116,16 +145,30 @@ def _pack_row(recipe: Recipe, entry: Entry, raw: Raw) -> tuple[dict[str, tuple[s
         "height": height,
         "license": recipe.license or None,
         "origin": None,
-        **entry.scalars,
-        **raw.scalars,
+        **blurred,
+        **{name: value for name, value in {**entry.scalars, **raw.scalars}.items() if value is not None},
     }
+    scalars = {name: storable(value) if isinstance(value, str) else value for name, value in scalars.items()}
     fields = {"image": images.encode_image(picture, recipe.image)}
     if label is not None:
         fields["label"] = ("label.png", images.encode_ids(label))
     if instance is not None:
         fields["instance"] = ("instance.png", images.encode_ids(instance))
+    ids = label if instance is None else instance
+    if recipe.edges and ids is not None:
+        fields["edge"] = ("edge.png", images.encode_ids(geo.edge_map(ids)))
     if raw.caption is not None:
         fields["caption"] = ("txt", _caption(raw.caption))
+    if raw.boxes is not None:
+        boxes = place_boxes(
+            raw.boxes,
+            (original["width"], original["height"]),
+            geometry,
+            relative=raw.relative_boxes,
+            rotation=raw.rotation,
+            min_visible=recipe.boxes.min_visible,
+        )
+        fields["boxes"] = ("boxes.json", encode_boxes(boxes))
     meta = {"id": entry.id, "file": entry.files.get("image"), "source": recipe.source.kind, "original": original}
     fields["meta"] = ("json", canonical({**meta, **scalars, "changes": changes}).encode())
     return fields, scalars
@@ -139,20 +182,26 @@ def _label(recipe: Recipe, raw: Any, size: tuple[int, int]) -> np.ndarray | None
     if not isinstance(raw, bytes):
         ids = raw
     elif recipe.label.encoding == "colors":
-        ids = images.decode_colors(raw, [c.color for c in recipe.classes or ()], recipe.ignore_id)
+        ids = images.decode_colors(
+            raw, [c.color for c in recipe.classes or ()], recipe.ignore_id, recipe.image.max_pixels
+        )
         table = {own: own for own in table.values()}
     else:
-        ids = images.decode_ids(raw, "label", 8)
+        ids = images.decode_ids(raw, "label", 8, recipe.image.max_pixels)
     images.check_ids(ids, table)
     if any(raw_id != own for raw_id, own in table.items()):
         ids = images.id_table(table)[ids]
     return _at_size(recipe, ids, "label", size)
 
 
-def _instance(recipe: Recipe, raw: Any, size: tuple[int, int]) -> np.ndarray | None:
-    if raw is None:
+def _instance(recipe: Recipe, raw: Raw, size: tuple[int, int]) -> np.ndarray | None:
+    ids = raw.instance
+    if ids is None:
         return None
-    ids = images.decode_ids(raw, "instance", 16) if isinstance(raw, bytes) else raw
+    if isinstance(ids, bytes):
+        ids = images.decode_ids(ids, "instance", 16, recipe.image.max_pixels)
+    if raw.first_instance > 1:
+        ids = np.where(ids < raw.first_instance, 0, ids).astype(np.uint16)
     return _at_size(recipe, ids, "instance", size)
 
 

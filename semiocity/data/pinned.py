@@ -55,5 +55,5 @@ def _column(facts: Mapping[str, Any], dataset: Path, name: str, revision: str) -
     if not (column_folder(dataset, name, revision) / "manifest.json").exists():
         raise UserError(f"{dataset}: column {name}: revision {revision} is no longer on disk")
     made = read_column_manifest(dataset, name, revision)
-    kept = ("revision", "digest", "rows", "tombstones", "fields", "scalars")
-    return {**{key: made[key] for key in kept}, "shards": facts["columns"][BASE]["shards"]}
+    kept = ("revision", "digest", "rows", "shards", "tombstones", "fields", "scalars")
+    return {key: made[key] for key in kept}

@@ -26,17 +26,18 @@ from typing import Any
 from semiocity.config import canonical, check, fsync_folder, json_bytes, read_json, write_atomic
 from semiocity.data.listing import Listing, PlanRow
 from semiocity.data.manifest import BASE, FORMAT, ShardPath, check_format, column_folder, current
-from semiocity.data.recipe import FIELDS, Recipe
+from semiocity.data.recipe import Recipe
 from semiocity.data.removed import read_removed
 from semiocity.data.sources import entries_of, version_of
 from semiocity.data.sources.base import Entry
+from semiocity.data.splits import Splitter
 from semiocity.errors import UserError
 
-PACKER_VERSION = 1
+PACKER_VERSION = 2
 """Raised whenever packing the same plan would give other bytes."""
 
 ABANDONED_S = 86_400
-SETTINGS = ("recipe", "source_version", "packer_version", "fields")
+SETTINGS = ("recipe", "source_version", "packer_version", "fields", "detector")
 
 
 class Plan:
@@ -56,6 +57,11 @@ class Plan:
         recipe, root = content["recipe"], content["root"]
         if root is not None:
             recipe = {**recipe, "source": {**recipe["source"], "root": root, "link_roots": content["link_roots"]}}
+        self.detector: str | None = content.get("detector")
+        """Digest of what finds the places to blur."""
+        if recipe.get("blur") and content.get("detector_path"):
+            detector = {**recipe["blur"]["detector"], "path": content["detector_path"]}
+            recipe = {**recipe, "blur": {**recipe["blur"], "detector": detector}}
         self.recipe: Recipe = check(recipe, Recipe, where=str(plan_folder(dataset, self.revision) / "plan.json"))
         self._ends = list(accumulate(len(part["offsets"]) for part in content["parts"]))
 
@@ -109,18 +115,21 @@ def make_plan(recipe: Recipe, dataset: Path) -> Plan:
     removed = frozenset(item.id_sha256 for item in read_removed(dataset))
     with tempfile.TemporaryDirectory(prefix=".making.", dir=plans) as scratch:
         listing = Listing(recipe, Path(scratch), removed)
-        listing.fill(entries_of(recipe.source))
+        splitter = Splitter(recipe)
+        listing.fill(splitter.assign(entries_of(recipe.source)))
         settings = {
             "recipe": recipe.resolved(),
             "source_version": version_of(recipe.source.kind),
             "packer_version": PACKER_VERSION,
-            "fields": [name for name in FIELDS if name in listing.fields | set(recipe.fields or ())],
+            "fields": recipe.packed_fields(listing.fields),
+            "detector": None if recipe.blur is None else recipe.blur.detector.digest(),
         }
         content = _grown(recipe, dataset, settings, listing, Path(scratch))
         content = content or _fresh(recipe, dataset, settings, listing, Path(scratch))
         folder = plan_folder(dataset, content["revision"])
         lines = "".join(listing.rejected()).encode("ascii")
-    content |= _place(recipe)
+    # What split files say is in the rows; that they exist is no setting, so that they may grow with the source.
+    content |= _place(recipe) | {"split_files": splitter.files, "split_rows": splitter.rows}
     for path, data in ((folder / "rejected.jsonl", lines), (folder / "plan.json", json_bytes(content))):
         if not path.exists() or path.read_bytes() != data:
             write_atomic(path, data)
@@ -139,7 +148,9 @@ def _parse(line: bytes) -> list[PlanRow]:
 def _place(recipe: Recipe) -> dict[str, Any]:
     """Where the source lies now: kept for packing, no property of the dataset."""
     root = getattr(recipe.source, "root", None)
+    detector = None if recipe.blur is None else recipe.blur.detector.path
     return {
+        "detector_path": None if detector is None else str(Path(detector).resolve()),
         "root": None if root is None else str(Path(root).resolve()),
         "link_roots": [str(Path(folder).resolve()) for folder in getattr(recipe.source, "link_roots", ())],
     }
@@ -171,7 +182,7 @@ def _earlier(dataset: Path, settings: dict[str, Any]) -> Iterator[Plan]:
         with suppress(UserError):  # damaged, or of another format: planned anew
             content = read_json(path)
             check_format(content, path)
-            if all(content[name] == settings[name] for name in SETTINGS):
+            if all(content.get(name) == settings[name] for name in SETTINGS):
                 yield Plan(dataset, content)
 
 

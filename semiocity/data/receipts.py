@@ -1,7 +1,7 @@
 """Receipts compacted by the thousand, so that a column of 100,000 shards is a hundred files to read.
 
-    columns/COLUMN/REVISION/00000.HASH.receipts.json    what readers need of the receipts in the folder 00000/
-    columns/COLUMN/REVISION/00000.HASH.rejected.jsonl   source files that these shards rejected, if there are any
+    columns/COLUMN/REVISION/receipts.00000.HASH.json     what readers need of the receipts in the folder 00000/
+    columns/COLUMN/REVISION/rejected.00000.HASH.jsonl   source files that these shards rejected, if there are any
 
 HASH is that of the content: a new state is another file, and the column's manifest names the files that belong
 together. So a merge that is cut off leaves the old state readable, and two merges at once do not mix.
@@ -100,18 +100,18 @@ class Thousand:
             "splits": {name: sum(counts) for name, counts in facts["splits"].items()},
             "tombstones": {kind: sum(counts) for kind, counts in facts["tombstones"].items()},
             "rejected": facts["rejected"],
+            "rejected_sha256": facts["rejected_sha256"],
         }
 
 
 def receipts_file(folder: Path, thousand: int, sha256: str) -> Path:
     """The compacted receipts of a thousand, in the folder of a column's revision."""
-    return folder / f"{thousand:05d}.{sha256[:10]}.receipts.json"
+    return folder / f"receipts.{thousand:05d}.{sha256[:10]}.json"
 
 
-def rejected_file(folder: Path, thousand: Thousand) -> Path | None:
+def rejected_file(folder: Path, thousand: int, sha256: str | None) -> Path | None:
     """The rejected source files of a thousand, a line each; None when there are none."""
-    sha256 = thousand.facts["rejected_sha256"]
-    return None if sha256 is None else folder / f"{thousand.number:05d}.{sha256[:10]}.rejected.jsonl"
+    return None if sha256 is None else folder / f"rejected.{thousand:05d}.{sha256[:10]}.jsonl"
 
 
 # ---------------------------------------------------------------- writing
@@ -138,7 +138,7 @@ def compact(folder: Path, thousand: int, shards: Sequence[int], reread: bool = F
     facts["rejected"] = dict(sorted(Counter(item["reason"] for item in rejected).items()))
     facts["rejected_sha256"] = hashlib.sha256(lines).hexdigest() if rejected else None
     made = Thousand(facts)
-    if (details := rejected_file(folder, made)) is not None and not details.exists():
+    if (details := rejected_file(folder, thousand, facts["rejected_sha256"])) is not None and not details.exists():
         write_atomic(details, lines)
     data = _bytes(facts)
     with replacing(receipts_file(folder, thousand, hashlib.sha256(data).hexdigest())) as file:
@@ -151,7 +151,7 @@ def compact(folder: Path, thousand: int, shards: Sequence[int], reread: bool = F
 
 def latest(folder: Path, thousand: int) -> tuple[Thousand | None, int]:
     """The newest compacted receipts of a thousand that can be read, and the folder time they were made at (ns)."""
-    found = [(path.stat().st_mtime_ns, path) for path in folder.glob(f"{thousand:05d}.*.receipts.json")]
+    found = [(path.stat().st_mtime_ns, path) for path in folder.glob(f"receipts.{thousand:05d}.*.json")]
     for stamp, path in sorted(found, reverse=True):
         if stamp:
             try:
@@ -192,6 +192,13 @@ def _entries(
 def entry_of(receipt: dict[str, Any]) -> Entry:
     """What is kept of a receipt. Raises KeyError when something is missing."""
     return {name: receipt[name] for name in ("shard", *PLAIN, "splits", "tombstones", "parents", "execution")}
+
+
+def receipt_of(thousand: Thousand, i: int) -> dict[str, Any]:
+    """The receipt at place i, which rejected no source file."""
+    facts = thousand.facts
+    head = {"format": FORMAT, "column": facts["column"], "revision": facts["revision"], "rejected": []}
+    return head | thousand.entry(i) | {name: facts[name] for name in SHARED}
 
 
 def _identity(receipt: dict[str, Any]) -> tuple[Any, ...]:
@@ -316,6 +323,10 @@ class ShardEntries(Sequence[Entry]):
             if self._lines[index]["thousand"] == number:
                 return self._thousand(index)
         return None
+
+    def path(self, number: int) -> Path:
+        """The file of folder `number`'s receipts."""
+        return next(self._file(i)[0] for i, line in enumerate(self._lines) if line["thousand"] == number)
 
     def _index(self, place: int) -> int:
         # Full thousands are the rule; a manifest of what is there so far may have gaps.

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from semiocity.config import Strict, load_toml
+from semiocity.data.blur import Blur
 from semiocity.data.sources import Source, defaults_of, reads_files
 
 FIELDS = {
     "image": "jpg|png",
     "label": "label.png",
     "instance": "instance.png",
+    "edge": "edge.png",
     "caption": "txt",
+    "boxes": "boxes.json",
     "meta": "json",
 }
 """Logical fields of the base column → member extensions."""
@@ -25,6 +28,8 @@ LARGEST_IMAGE = 178_000_000
 
 Extent = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Byte = Annotated[int, Field(ge=0, le=255)]
+Share = Annotated[float, Field(gt=0, le=1)]
+SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class ClassSpec(Strict):
@@ -71,10 +76,36 @@ class LabelPolicy(Strict):
 
     encoding: Literal["ids", "colors"] = "ids"
     """ids: 8-bit single-channel or palette PNG that holds class ids. colors: RGB PNG in the classes' colours."""
-    ignore_ids: tuple[Byte, ...] = ()
-    """Further ids in the source's label maps that mean unlabelled; they become `ignore_id`."""
+    ignore_ids: tuple[Byte, ...] | Literal["others"] = ()
+    """Further ids in the source's label maps that mean unlabelled; they become `ignore_id`. others: all ids that are no
+    class's, so that `classes` may be a few of a dataset's. By default the source's own."""
     other_size: Literal["reject", "resize"] = "reject"
     """A map of another size than its picture: rejected, or resized to the picture's (nearest neighbour)."""
+
+
+class BoxPolicy(Strict):
+    """What is done to boxes; they follow the picture's geometry and are clipped to what is left of it."""
+
+    min_visible: float = Field(0.25, ge=0, le=1)
+    """A box is dropped when less of its area than this is left."""
+
+
+class SplitPolicy(Strict):
+    """Which row belongs to which split, where the recipe says so rather than the source."""
+
+    files: dict[SplitName, str] = Field(default_factory=dict)
+    """Split → text file with one row a line, by its id or its picture's file name. Relative to the recipe."""
+    fractions: dict[SplitName, Share] = Field(default_factory=dict)
+    """Split → share of the rows that no file names, cut by a hash of their ids in this order: no row moves when others
+    are added."""
+    rest: SplitName | None = None
+    """The split of all other rows; by default what the source says."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> SplitPolicy:
+        if sum(self.fractions.values()) > 1 + 1e-9:
+            raise ValueError("splits.fractions are more than 1 together")
+        return self
 
 
 class Recipe(Strict):
@@ -84,8 +115,10 @@ class Recipe(Strict):
     note: str = ""
     """What the data is, for people."""
     license: str = ""
+    folder: Path = Field(Path(), exclude=True)
+    """Where the recipe lies; its split files are relative to it. No property of the dataset."""
     source: Source
-    fields: tuple[Literal["image", "label", "instance", "caption"], ...] | None = None
+    fields: tuple[Literal["image", "label", "instance", "caption", "boxes"], ...] | None = None
     """Fields that every row has; a row that lacks one is rejected. By default what the source promises."""
     classes: tuple[ClassSpec, ...] | None = None
     """By default the source's own."""
@@ -93,6 +126,13 @@ class Recipe(Strict):
     """Label id that means unlabelled. By default the source's own."""
     image: ImagePolicy = ImagePolicy()
     label: LabelPolicy = LabelPolicy()
+    edges: bool = False
+    """Add the field `edge` to every row that has an instance map, or else a label map: 255 where a pixel's id differs
+    from one of its four neighbours', 0 elsewhere."""
+    blur: Blur | None = None
+    """Faces and number plates are blurred before anything is stored; None: nothing is."""
+    boxes: BoxPolicy = BoxPolicy()
+    splits: SplitPolicy = SplitPolicy()
     shard_rows: int = Field(2000, ge=1)
     """Most rows in a shard."""
     shard_mb: float = Field(512, gt=0)
@@ -107,7 +147,10 @@ class Recipe(Strict):
             known = defaults_of(kind)
             if reads_files(kind) and not data["source"].get("root"):
                 raise ValueError("source.root is missing; say where the pictures are: --set source.root=DIR")
-            return {**known, **{name: value for name, value in data.items() if value is not None}}
+            given = {name: value for name, value in data.items() if value is not None}
+            if isinstance(given.get("label"), dict):
+                given["label"] = {**known.get("label", {}), **given["label"]}
+            return {**known, **given}
         return data
 
     @model_validator(mode="after")
@@ -139,7 +182,9 @@ class Recipe(Strict):
             return known
         # A class may claim the ignore id's number in the files, where classes name theirs.
         taken = {raw for raw, _ in known}
-        ignored = {self.ignore_id} - taken | {*self.label.ignore_ids}
+        others = range(256) if self.label.ignore_ids == "others" else ()
+        named = () if self.label.ignore_ids == "others" else self.label.ignore_ids
+        ignored = {self.ignore_id, *others} - taken | {*named}
         return known + [(raw, self.ignore_id) for raw in sorted(ignored)]
 
     def label_table(self) -> dict[int, int]:
@@ -153,14 +198,25 @@ class Recipe(Strict):
             return self.image.size
         return getattr(self.source, "size", None) if self.image.resize == "none" else None
 
+    def packed_fields(self, found: Collection[str]) -> list[str]:
+        """Logical fields of rows from a source that gives the fields `found`, in their order; without meta."""
+        given = {*found, *(self.fields or ())}
+        if self.edges and given & {"instance", "label"}:
+            given.add("edge")
+        return [name for name in FIELDS if name in given]
+
     def resolved(self) -> dict[str, Any]:
         """The whole recipe as JSON, but for the folder it reads from: that is no property of the dataset."""
         data = self.model_dump(mode="json")
         for place in ("root", "link_roots"):
             data["source"].pop(place, None)
+        if self.blur is not None:
+            data["blur"]["detector"].pop("path", None)
+        # Where split files lie is no property of the dataset; what they say is in the plan.
+        data["splits"]["files"] = {split: Path(file).name for split, file in self.splits.files.items()}
         return data
 
 
 def load_recipe(path: Path, sets: Iterable[str] = ()) -> Recipe:
     """Read `shards/NAME.toml`; the name is the file's unless it says otherwise. Raises UserError."""
-    return load_toml(path, Recipe, sets, name=Path(path).stem)
+    return load_toml(path, Recipe, sets, name=Path(path).stem, folder=Path(path).parent)

@@ -31,7 +31,9 @@ def link_shard(source: ShardPath, target: ShardPath, changes: dict[str, Any]) ->
     try:
         for temporary, (old, _) in pairs.items():
             _link(old, temporary)
-        target.receipt.unlink(missing_ok=True)
+        if target.receipt.exists():  # an old receipt must not vouch for new bytes, not even for a moment
+            target.receipt.unlink()
+            fsync_folder(target.parent)
         for temporary, (_, new) in pairs.items():
             temporary.replace(new)
     finally:

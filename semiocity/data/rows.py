@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -51,6 +51,19 @@ class Index:
             self._tables[column] = read
         return self._tables[column]
 
+    def load_all(self, selection: Selection, policies: Mapping[str, Sequence[str]], with_split: bool) -> None:
+        """Read what `choose` needs, each index once."""
+        wanted = {column: list(names) for column, names in policies.items()}
+        if selection.filter is not None:
+            for column, names in selection.filter.reads.items():
+                wanted[column] += names
+        dotted = [selection.split_by] if with_split else []
+        for name in dotted + ([WIDTH, HEIGHT] if selection.buckets else []):
+            wanted[column_of(name)].append(name.partition(".")[2])  # type: ignore[arg-type,union-attr]
+        for column, names in wanted.items():
+            if names:
+                self.load(column, names)
+
     def array(self, dotted: str) -> pa.ChunkedArray:
         """COLUMN.SCALAR of every row."""
         column, _, name = dotted.partition(".")
@@ -78,23 +91,23 @@ def choose(dataset: Dataset, selection: Selection, shard: int, by_split: bool = 
     Raises UserError when a row breaks the policy `error`, or has no size and buckets are wanted.
     """
     index = Index(dataset, shard)
-    rows = dataset.shard_entries(BASE)[shard]["rows"]
-    mask = np.ones(rows, dtype=bool)
-    splits = None
-    if selection.split_by is not None and (by_split or selection.split is not None):
-        splits = index.array(selection.split_by)
+    with_split = selection.split_by is not None and (by_split or selection.split is not None)
+    policies = {column: _policy_names(dataset, selection, shard, column) for column in selection.columns}
+    index.load_all(selection, policies, with_split)
+    mask = np.ones(dataset.shard_entries(BASE)[shard]["rows"], dtype=bool)
+    if _failed(dataset, BASE, shard):  # a row that was taken down is no row, whatever the join says
+        mask &= np.asarray(index.array(f"{BASE}.tombstone").is_null())
+    splits = index.array(selection.split_by) if with_split else None  # type: ignore[arg-type]
     if selection.split is not None:
         mask &= np.asarray(pc.fill_null(pc.equal(splits, selection.split), False))
     if selection.filter is not None:
         tables = {column: index.load(column, names) for column, names in selection.filter.reads.items()}
         mask &= np.asarray(selection.filter.mask(tables))
-    faults = [
-        (column, bad) for column in selection.columns if (bad := _bad(dataset, selection, index, column)) is not None
-    ]
-    for column, bad in faults:
+    faults = {column: _bad(index, column, names) for column, names in policies.items() if names}
+    for column, bad in faults.items():
         if selection.join.get(column) != "error":
             mask &= ~bad
-    for column, bad in faults:
+    for column, bad in faults.items():
         if (mask & bad).any():
             _refuse(dataset, index, column, np.flatnonzero(mask & bad))
     if selection.buckets is None:
@@ -108,7 +121,7 @@ def opens_nothing(dataset: Dataset, selection: Selection, shard: int) -> bool:
         selection.filter is None
         and not set(selection.join.values()) - {"none"}
         and selection.split_by in (SPLIT, None)
-        and not any(_failed(dataset, c, shard) for c in selection.joined if selection.join.get(c) != "none")
+        and not any(_failed(dataset, c, shard) for c in selection.joined if c == BASE or c not in selection.join)
     )
 
 
@@ -116,18 +129,21 @@ def _failed(dataset: Dataset, column: str, shard: int) -> bool:
     return any(dataset.shard_entries(column)[shard]["tombstones"].values())
 
 
-def _bad(dataset: Dataset, selection: Selection, index: Index, column: str) -> np.ndarray | None:
-    """bool [rows]: rows that the column's policy is about; None when there are none."""
+def _policy_names(dataset: Dataset, selection: Selection, shard: int, column: str) -> list[str]:
+    """The columns of an index that tell which rows a column's policy is about; empty when there can be none."""
     policy = selection.join.get(column)
     if policy == "none" or (policy is None and column not in selection.joined):
-        return None
-    names = ["tombstone"] if _failed(dataset, column, index.shard) else []
+        return []
+    names = ["tombstone"] if _failed(dataset, column, shard) else []
     if policy is not None:
         known = dataset.columns[column]
         wanted = [name.partition(".")[2] for name in selection.fields if column_of(name) == column]
         names += [f"{name}.offset" if name in known.fields else name for name in wanted]
-    if not names:
-        return None
+    return names
+
+
+def _bad(index: Index, column: str, names: Sequence[str]) -> np.ndarray:
+    """bool [rows]: rows that failed or lack something."""
     table = index.load(column, names)
     bad = np.zeros(len(table), dtype=bool)
     for name in names:

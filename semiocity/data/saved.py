@@ -36,7 +36,10 @@ def open_view(dataset: Path, name: str, split: str | None = None, fields: Sequen
     """See `Dataset.saved_view`."""
     facts = read_view(dataset, name)
     check_reading(facts, fields or (), [] if split is None else [split], dataset)
-    data = Dataset(Path(dataset), pinned(Path(dataset), facts["columns"]))
+    manifest = pinned(Path(dataset), facts["columns"])
+    # Shards that columns have been given since are none of the view's.
+    manifest["columns"] = {name: {**column, "shards": facts["shards"]} for name, column in manifest["columns"].items()}
+    data = Dataset(Path(dataset), manifest)
     _check_columns(data, facts)
     buckets = check(facts["buckets"], BucketOptions, where=f"view {name}") if facts["buckets"] else None
     whole = select(data.facts, dataset, facts["fields"], None, facts["split"], facts["filter"], facts["join"], buckets)

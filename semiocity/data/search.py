@@ -15,6 +15,7 @@ from semiocity.data import filter as filters
 from semiocity.data.columns import Dataset
 from semiocity.data.manifest import BASE
 from semiocity.data.rows import Index
+from semiocity.data.selection import refuse_behind
 from semiocity.errors import UserError
 
 READERS = 8
@@ -41,6 +42,7 @@ def search(path: Path, expression: str, show: Sequence[str] = (), where: str = "
     known = filters.scalars_of(dataset.facts["columns"])
     checked = filters.parse(expression, known, where)
     shown = {name: _named(name, known) for name in show}
+    refuse_behind(dataset.facts, {*checked.reads, *(column for column, _ in shown.values())}, path)
 
     def look(shard: int) -> list[Hit]:
         index = Index(dataset, shard)
@@ -76,5 +78,5 @@ def _in_order(look: Any, shards: int) -> Iterator[Hit]:
 def _named(name: str, known: filters.Scalars) -> tuple[str, str]:
     found = filters.resolve(name, known)
     if found is None:
-        raise UserError(f"--columns {name}: no such scalar; there are columns {', '.join(known)}")
+        raise UserError(f"--columns: no scalar {name}; there are columns {', '.join(known)}")
     return found

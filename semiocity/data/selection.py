@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from semiocity.config import digest
 from semiocity.data import filter as filters
 from semiocity.data.buckets import BucketOptions
 from semiocity.data.filter import Filter
-from semiocity.data.manifest import BASE, require
+from semiocity.data.manifest import BASE, behind, require
 from semiocity.errors import UserError
 
 Policy = Literal["error", "skip", "none"]
@@ -88,7 +88,7 @@ def select(
     if split is not None or (split_by is not None and split_by != SPLIT):
         if split_by is None:
             raise UserError(f"{where}: split {split} of a view that has no splits")
-        _expect(known, split_by, ("str",), f"{where}: {called['split_by']}")
+        _expect(facts, split_by, "str", f"{where}: {called['split_by']}")
     if split is not None and split_by == SPLIT and split not in facts["splits"]:
         raise UserError(f"{where}: no split {split}; there are {', '.join(facts['splits'])}")
     for column, policy in (join or {}).items():
@@ -98,9 +98,18 @@ def select(
             raise UserError(f"{where}: {called['join']}.{column}: {policy!r} is none of error, skip, none")
     if buckets is not None:
         for name in (WIDTH, HEIGHT):
-            _expect(known, name, ("int",), f"{where}: {called['buckets']}")
+            _expect(facts, name, "int", f"{where}: {called['buckets']}")
     checked = filters.parse(filter, known, f"{where}: {called['filter']}") if filter else None
-    return Selection(tuple(fields), split, split_by, checked, dict(join or {}), buckets)
+    selection = Selection(tuple(fields), split, split_by, checked, dict(join or {}), buckets)
+    refuse_behind(facts, selection.columns, where)
+    return selection
+
+
+def refuse_behind(facts: Mapping[str, Any], columns: Iterable[str], where: Any) -> None:
+    """Refuse columns that lack the shards of rows that were added since. Raises UserError."""
+    for column in columns:
+        if late := behind(facts, column):
+            raise UserError(f"{where}: {late}")
 
 
 def column_of(name: str) -> str:
@@ -108,11 +117,13 @@ def column_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _expect(known: filters.Scalars, name: str, kinds: tuple[str, ...], where: str) -> None:
+def _expect(facts: Mapping[str, Any], name: str, kind: str, where: str) -> None:
+    """A declared scalar of this type, not one of those that every index has."""
     column, _, scalar = name.partition(".")
-    kind = known.get(column, {}).get(scalar)
-    if kind is None:
-        there = ", ".join(f"{c}.{s}" for c, scalars in known.items() for s, k in scalars.items() if k in kinds)
-        raise UserError(f"{where}: no scalar {name}; of the right type there are {there}")
-    if kind not in kinds:
-        raise UserError(f"{where}: {name} is of type {kind}, not {' or '.join(kinds)}")
+    columns = facts["columns"]
+    found = columns[column]["scalars"].get(scalar) if column in columns else None
+    if found is None:
+        there = [f"{c}.{s}" for c, known in columns.items() for s, k in known["scalars"].items() if k == kind]
+        raise UserError(f"{where}: no scalar {name}; of the right type there are: {', '.join(there) or 'none'}")
+    if found != kind:
+        raise UserError(f"{where}: {name} is of type {found}, not {kind}")

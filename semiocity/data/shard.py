@@ -21,15 +21,11 @@ import pyarrow.parquet as pq
 from semiocity.config import canonical, fsync_folder, write_json
 from semiocity.data.keys import KEY
 from semiocity.data.manifest import FORMAT, ShardPath, read_receipt
+from semiocity.data.ustar import BLOCK, RECORD, BackgroundDigest, ustar_header
 from semiocity.errors import UserError
 
 __all__ = ["FORMAT", "Head", "ShardError", "ShardPath", "ShardReader", "ShardWriter", "read_receipt"]
 
-BLOCK = 512
-RECORD = 10240
-"""A tar is padded to whole records, as GNU tar does."""
-LARGEST = 8**11 - 1
-"""Bytes: the largest size that a USTAR header can name."""
 TOMBSTONE = "tombstone.json"
 KINDS = ("permanent", "retry", "removed")
 """Of tombstones: bad input; may succeed another time; taken down for good."""
@@ -73,17 +69,6 @@ class Head:
                 raise ValueError(f"column {self.column}: {name!r} cannot be the name of a field or scalar")
 
 
-def ustar_header(name: str, size: int) -> bytes:
-    """The 512 bytes before a member: USTAR, mode 0644, uid, gid and time 0, no user names."""
-    raw = name.encode("ascii")
-    if len(raw) > 100 or not 0 <= size <= LARGEST:
-        raise ValueError(f"tar member {name!r}, {size} bytes: at most 100 characters and {LARGEST} bytes")
-    head = raw.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"%011o\0" % 0
-    tail = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + bytes(167)
-    total = sum(head) + sum(b" " * 8) + sum(tail)
-    return head + b"%06o\0 " % total + tail
-
-
 class ShardWriter:
     """Writes one shard. The caller holds the shard's lease.
 
@@ -103,7 +88,7 @@ class ShardWriter:
         self._splits: Counter[str] = Counter()
         self._tombstones: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
         self._last = ""
-        self._hash = hashlib.sha256()
+        self._hash = BackgroundDigest()
         self._offset = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
@@ -118,6 +103,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._hash.close()
         try:
             self._file.close()
         except OSError:
@@ -134,20 +120,21 @@ class ShardWriter:
         """
         if not fields:
             raise ValueError(f"{self.path}: {key}: a row needs at least one field, or a tombstone")
+        headers: dict[str, bytes] = {}
         # Everything is checked before anything is written: after an error the caller may give the key a tombstone.
         for name, (ext, payload) in fields.items():
             if name not in self.head.fields:
                 raise ValueError(f"{self.path}: {key}: field {name} is not among {list(self.head.fields)}")
             if ext not in self.head.fields[name].split("|"):
                 raise ValueError(f"{self.path}: {key}: field {name} has extension {ext}, not {self.head.fields[name]}")
-            ustar_header(f"{key}.{ext}", len(payload))
+            headers[name] = ustar_header(f"{key}.{ext}", len(payload))
         row = self._row(key, scalars)
         for name in self.head.fields:
             if name not in fields:
                 continue
             ext, payload = fields[name]
             row[f"{name}.ext"] = ext
-            row[f"{name}.offset"] = self._member(f"{key}.{ext}", payload)
+            row[f"{name}.offset"] = self._member(headers[name], payload)
             row[f"{name}.length"] = len(payload)
             row[f"{name}.crc32"] = zlib.crc32(payload)
         self._append(row)
@@ -158,7 +145,8 @@ class ShardWriter:
             raise ValueError(f"{self.path}: {key}: tombstone of kind {kind!r}, not one of {KINDS}")
         row = self._row(key, scalars)
         row["tombstone"], row["reason"] = kind, reason
-        self._member(f"{key}.{TOMBSTONE}", tombstone_payload(kind, reason))
+        payload = tombstone_payload(kind, reason)
+        self._member(ustar_header(f"{key}.{TOMBSTONE}", len(payload)), payload)
         self._tombstones[kind] += 1
         self._append(row)
 
@@ -225,12 +213,13 @@ class ShardWriter:
             self._splits[row["split"]] += 1
         self._rows.append(row)
 
-    def _member(self, name: str, payload: bytes) -> int:
+    def _member(self, header: bytes, payload: bytes) -> int:
         """Write one tar member; returns the offset of its payload."""
-        self._write(ustar_header(name, len(payload)))
-        start = self._offset
+        start = self._offset + BLOCK
+        self._write(header)
         self._write(payload)
-        self._write(bytes(-len(payload) % BLOCK))
+        if rest := -len(payload) % BLOCK:
+            self._write(bytes(rest))
         return start
 
     def _write(self, data: bytes) -> None:
@@ -239,15 +228,22 @@ class ShardWriter:
         self._offset += len(data)
 
     def _write_parquet(self) -> tuple[int, str]:
-        table = pa.Table.from_pylist(self._rows, schema=index_schema(self.head.fields, self.head.scalars))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=3)
-        data = sink.getvalue().to_pybytes()
+        """Bytes and sha256."""
+        data = index_bytes(self._rows, self.head.fields, self.head.scalars)
         with self._parquet.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         return len(data), hashlib.sha256(data).hexdigest()
+
+
+def index_bytes(rows: list[dict[str, Any]], fields: Mapping[str, str], scalars: Mapping[str, Scalar]) -> bytes:
+    """The parquet of a shard with these rows."""
+    table = pa.Table.from_pylist(rows, schema=index_schema(fields, scalars))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=3)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def tombstone_payload(kind: str, reason: str) -> bytes:

@@ -10,10 +10,10 @@ that is evicted stays readable for whoever has it open.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from semiocity.errors import UserError
 
 BLOCK = 1 << 22
 """Bytes copied and hashed at a time."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NAME = re.compile(r"[0-9a-f]{64}\.(tar|parquet)")
 
 
 class Damaged(Exception):
@@ -221,7 +221,7 @@ def copy_checked(source: Path, target: Path, sha256: str, stop: Callable[[], boo
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes that are gone were copying."""
-    for path in folder.glob("*/.*.tmp"):
+    for path in folder.glob("??/.*.tmp"):
         pid = path.name.rsplit(".", 2)[-2]
         if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
             path.unlink(missing_ok=True)
@@ -240,9 +240,9 @@ def files_of(columns: Sequence[tuple[Path, Sequence[Mapping[str, Any]]]], shards
 
 def _copies(folder: Path) -> Iterator[tuple[Path, float, int]]:
     """(file, time of last use, bytes) of every copy."""
-    for path in folder.glob("*/*"):
+    for path in folder.glob("??/*"):
         with suppress(OSError):
-            if path.suffix in (".tar", ".parquet"):
+            if NAME.fullmatch(path.name):  # whatever else lies in the user's folder is not ours to evict
                 status = path.stat()
                 yield path, status.st_mtime, status.st_size
 

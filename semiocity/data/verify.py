@@ -1,89 +1,88 @@
 """Reading a dataset again from the first byte to the last, and naming every fault.
 
-Nothing is trusted twice: tar headers are parsed here (not through the index), payloads are compared with the index and
-the receipt, receipts with the manifests, columns with the base column, counts with the plan.
+Nothing is trusted twice: tar headers are parsed (not through the index), payloads are compared with the index and the
+receipt, receipts with the manifests, columns with the base column, counts with the plan.
+
+The quick way looks at sizes and compacted receipts: it lists each folder and opens one file a thousand shards of a
+column, and the receipts that are younger than that file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import zlib
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
+from itertools import accumulate, repeat
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from semiocity.config import read_json
-from semiocity.data.keys import KEY
-from semiocity.data.manifest import (
-    BASE,
-    FOLDER_SHARDS,
-    SUFFIXES,
-    ShardPath,
-    column_folder,
-    read_column_manifest,
-    read_manifest,
-    read_receipt,
-)
+from semiocity.data.layout import BASE, FOLDER_SHARDS, ShardPath, column_folder
+from semiocity.data.manifest import behind, read_manifest
 from semiocity.data.receipts import ShardEntries
-from semiocity.data.shard import (
-    BLOCK,
-    TOMBSTONE,
-    index_schema,
-    keys_digest,
-    sha256_file,
-    tombstone_payload,
-    ustar_header,
-)
 from semiocity.data.takedown import remains
+from semiocity.data.verify_column import ColumnCheck, Revision, Span
+from semiocity.data.verify_shard import MERGE, Fault, ShardCheck, keys_of
 from semiocity.errors import UserError
+from semiocity.files import read_json
 
-AGAIN = "remove {receipt} and run the job that made it again: only this shard is made anew"
-MERGE = "run the job that made the column again: it merges the receipts anew"
-KNOWN = re.compile(r"(\d{8})\.(tar|parquet|json|lease)")
+__all__ = ["Fault", "show", "verify"]
 
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong, or, as a note, untidy without harm."""
-
-    where: str
-    """COLUMN/REVISION/SHARD, with the key where one is known."""
-    what: str
-    remedy: str
-    level: Literal["fault", "note"] = "fault"
-    column: str | None = None
-    shard: int | None = None
-    key: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.remedy}"
+UNIT_SHARDS = 25
+"""Shards that a process reads before it fetches more work."""
 
 
-def verify(dataset: Path, quick: bool = False) -> list[Fault]:
+def verify(dataset: Path, quick: bool = False, workers: int = 1, part: tuple[int, int] = (0, 1)) -> list[Fault]:
     """Every fault of a dataset; an empty list when all is well. `quick` compares sizes and receipts, reads no payload.
 
-    Raises UserError when there is no dataset to verify.
+    `workers` processes read at the same time. `part` (i, n) checks the i-th of n parts, counted from 0: array tasks
+    share the thousands. Raises UserError when there is no dataset to verify.
     """
     dataset = Path(dataset)
     manifest = read_manifest(dataset)
-    faults = list(_counts(dataset, manifest))
-    faults += [Fault(str(where), what, f"run `semiocity remove {dataset} --apply`") for where, what in remains(dataset)]
+    shards = int(manifest["columns"][BASE]["shards"])
+    faults = list(_counts(dataset, manifest)) if part[0] == 0 else []
+    faults += _remains(dataset) if part[0] == 0 else []
+    columns: list[ColumnCheck] = []
     for name in sorted(manifest["columns"], key=lambda name: (name != BASE, name)):
-        faults += _Column(dataset, name, manifest["columns"], quick).check()
-    return faults
+        try:
+            columns.append(ColumnCheck.open(dataset, name, manifest["columns"]))
+        except (UserError, KeyError, TypeError) as error:
+            where = str(column_folder(dataset, name, manifest["columns"][name]["revision"]) / "manifest.json")
+            faults.append(Fault(where, f"cannot be read ({error})", MERGE, column=name))
+    shared: dict[Revision, ShardEntries | None] = {(c.name, c.folder.name): c.entries for c in columns}
+    for column in columns:
+        column.parents = shared
+    for column in columns if part[0] == 0 else ():
+        faults += column.strangers()
+        if late := behind(manifest, column.name):
+            faults.append(Fault(str(column.folder), late, "run its job again", column=column.name))
+    mine = _part(range(-(-shards // FOLDER_SHARDS)), part)
+    sums = {column.name: _Sum() for column in columns}
+    for number in mine:
+        for column in columns:
+            faults += sums[column.name].add(column, number)
+            if quick and column.span(number):
+                faults += column.quick(number)
+    if part == (0, 1):
+        for column in columns:
+            faults += sums[column.name].compare(column)
+    if not quick:
+        faults += _contents(columns, range(mine.start * FOLDER_SHARDS, min(mine.stop * FOLDER_SHARDS, shards)), workers)
+    order = {column.name: i for i, column in enumerate(columns)}
+    return sorted(faults, key=lambda f: (order.get(f.column or "", -1), -1 if f.shard is None else f.shard))
 
 
-def show(dataset: Path, quick: bool, as_json: bool) -> int:
+def show(dataset: Path, quick: bool, as_json: bool, workers: int = 1, part: tuple[int, int] = (0, 1)) -> int:
     """Verify and print; the exit status is 0 only when there is no fault. Notes are printed and do no harm."""
-    found = verify(dataset, quick)
+    found = verify(dataset, quick, workers, part)
     faults = [item for item in found if item.level == "fault"]
     if as_json:
         print(json.dumps([asdict(item) for item in found], indent=1, sort_keys=True))
@@ -93,9 +92,27 @@ def show(dataset: Path, quick: bool, as_json: bool) -> int:
     columns = read_manifest(dataset)["columns"]
     shards = sum(column["shards"] for column in columns.values())
     what = "receipts and sizes of" if quick else "every byte of"
+    which = "" if part[1] == 1 else f"part {part[0]} of {part[1]} of "
     verdict = f"{len(faults)} faults" if faults else "all is well"
-    print(f"{dataset}: {what} {shards} shards in {len(columns)} columns read again: {verdict}")
+    print(f"{dataset}: {what} {which}{shards} shards in {len(columns)} columns read again: {verdict}")
     return 1 if faults else 0
+
+
+def _remains(dataset: Path) -> Iterator[Fault]:
+    """What is left of rows that were taken down."""
+    remedy = f"run `semiocity remove {dataset} --apply`"
+    try:
+        for where, what in remains(dataset):
+            yield Fault(str(where), what, remedy)
+    except (UserError, OSError, ValueError, pa.ArrowException) as error:
+        yield Fault(str(dataset), f"cannot tell whether rows that were taken down are gone ({error})", remedy)
+
+
+def _part(thousands: range, part: tuple[int, int]) -> range:
+    i, n = part
+    if not 0 <= i < n:
+        raise UserError(f"part {i}/{n}: there are the parts 0/{n} to {n - 1}/{n}")
+    return range(len(thousands) * i // n, len(thousands) * (i + 1) // n)
 
 
 def _counts(dataset: Path, manifest: dict[str, Any]) -> Iterator[Fault]:
@@ -116,227 +133,112 @@ def _counts(dataset: Path, manifest: dict[str, Any]) -> Iterator[Fault]:
             yield Fault(str(plan), f"plans {planned} shards, the manifest has {base['shards']}", MERGE, column=BASE)
 
 
-class _Column:
-    """The check of one column of the dataset's manifest."""
+class _Sum:
+    """What a column's manifest says of the whole, added up again from the compacted receipts."""
 
-    def __init__(self, dataset: Path, name: str, columns: dict[str, Any], quick: bool) -> None:
-        self.dataset = dataset
-        self.name = name
-        self.entry = columns[name]
-        self.shards = int(columns[BASE]["shards"])
-        self.base = column_folder(dataset, BASE, columns[BASE]["revision"])
-        self.quick = quick
-        self.folder = column_folder(dataset, name, self.entry["revision"])
-        self.last_key = ""
-        self.last_shard = -1
-
-    def check(self) -> list[Fault]:
-        where = str(self.folder / "manifest.json")
-        try:
-            manifest = read_column_manifest(self.dataset, self.name, self.entry["revision"])
-            listed = {item["shard"]: item for item in ShardEntries(self.folder, manifest)}
-            digest = shards_digest(listed.values())
-        except (UserError, KeyError, TypeError) as error:
-            return [Fault(where, f"cannot be read ({error})", MERGE, column=self.name)]
-        faults: list[Fault] = []
-        if digest != manifest["digest"] or digest != self.entry["digest"]:
-            faults.append(Fault(where, "its digest is not that of its shards", MERGE, column=self.name))
-        if sum(item["rows"] for item in listed.values()) != self.entry["rows"]:
-            faults.append(Fault(where, "its shards' rows do not add up", MERGE, column=self.name))
-        for shard in range(self.shards):
-            faults += self._shard(ShardPath(self.folder, shard), listed.get(shard))
-        return faults + list(self._strangers())
-
-    def _shard(self, path: ShardPath, listed: dict[str, Any] | None) -> Iterator[Fault]:
-        files = {".tar": path.tar, ".parquet": path.parquet, ".json": path.receipt}
-        absent = [files[suffix].name for suffix in SUFFIXES if not files[suffix].exists()]
-        if absent:
-            yield self._fault(path, f"missing: {', '.join(absent)}", "run the job that made it again")
-            return
-        try:
-            receipt = read_receipt(path)
-        except UserError as error:
-            yield self._fault(path, str(error))
-            return
-        assert receipt is not None
-        if listed is None:
-            yield self._fault(path, "not in the column's manifest", MERGE)
-        else:
-            differing = [name for name in listed if receipt.get(name) != listed[name]]
-            if differing:
-                yield self._fault(path, f"receipt and manifest differ in {', '.join(differing)}", MERGE)
-        yield from self._parents(path, receipt)
-        size = path.tar.stat().st_size
-        if size != receipt["bytes"]:
-            yield self._fault(path, f"{path.tar.name} has {size} bytes, its receipt says {receipt['bytes']}")
-        if not self.quick:
-            yield from self._content(path, receipt)
-
-    def _parents(self, path: ShardPath, receipt: dict[str, Any]) -> Iterator[Fault]:
-        for parent, named in receipt["parents"].items():
-            source = ShardPath(column_folder(self.dataset, parent, named["revision"]), path.shard)
-            found = None
-            with suppress(UserError):
-                found = read_receipt(source)
-            if found is None:
-                yield self._fault(
-                    path, f"made from {source}, which has no receipt", "make the parent's shard again first"
-                )
-            elif found["sha256"] != named["sha256"]:
-                yield self._fault(path, f"made from other bytes than {source} has now")
-
-    def _content(self, path: ShardPath, receipt: dict[str, Any]) -> Iterator[Fault]:
-        if sha256_file(path.parquet) != receipt["parquet_sha256"]:
-            yield self._fault(path, f"{path.parquet.name} is damaged: sha256 is not the receipt's")
-        try:
-            table = pq.read_table(path.parquet)
-            announced = index_schema(receipt["fields"], receipt["scalars"])
-            if {(c.name, c.type) for c in table.schema} != {(c.name, c.type) for c in announced}:
-                yield self._fault(path, f"{path.parquet.name}: its columns are not those that the receipt announces")
-                return
-            rows = table.to_pylist()
-        except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a name that is no UTF-8 any more
-            yield self._fault(path, f"{path.parquet.name} cannot be read ({error})")
-            return
-        yield from self._keys(path, receipt, [row["key"] for row in rows])
-        yield from self._tar(path, receipt, rows)
-
-    def _keys(self, path: ShardPath, receipt: dict[str, Any], keys: list[str]) -> Iterator[Fault]:
-        """Keys ascend through the whole column, so that none can occur twice; and they are those of base."""
-        for key in keys:
-            if key == self.last_key:
-                yield self._fault(path, f"the same key as in shard {self.last_shard:08d}", key=key)
-            elif key < self.last_key:
-                yield self._fault(
-                    path, f"key out of order after {self.last_key} in shard {self.last_shard:08d}", key=key
-                )
-            elif not KEY.fullmatch(key):
-                yield self._fault(path, "no key", key=key)
-            self.last_key, self.last_shard = max(key, self.last_key), path.shard
-        if len(keys) != receipt["rows"]:
-            yield self._fault(path, f"{len(keys)} rows, the receipt says {receipt['rows']}")
-        if keys_digest(keys) != receipt["keys_digest"]:
-            yield self._fault(path, "keys_digest of the receipt is not that of the keys")
-        if self.name != BASE:
-            yield from self._against_base(path, keys)
-
-    def _against_base(self, path: ShardPath, keys: list[str]) -> Iterator[Fault]:
-        source = ShardPath(self.base, path.shard)
-        try:
-            base: list[str] = pq.read_table(source.parquet, columns=["key"]).column("key").to_pylist()
-        except (OSError, ValueError, pa.ArrowException):
-            return  # reported with the base column
-        for key in sorted(set(base) - set(keys)):
-            yield self._fault(path, "key of base that this column lacks", key=key)
-        for key in sorted(set(keys) - set(base)):
-            yield self._fault(path, "key that base does not have", key=key)
-
-    def _tar(self, path: ShardPath, receipt: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Fault]:
-        """Walk the tar beside the index: each member's header and payload must be the one expected next."""
-        with _Hashing(path.tar) as file:
-            yield from self._members(path, file, rows)
-            file.take_rest()
-            if file.digest.hexdigest() != receipt["sha256"]:
-                yield self._fault(path, f"{path.tar.name} is damaged: sha256 is not the receipt's")
-
-    def _members(self, path: ShardPath, file: _Hashing, rows: list[dict[str, Any]]) -> Iterator[Fault]:
-        tar = path.tar.name
-        for key, name, size, offset, crc in _expected(rows):
-            start = file.position
-            header = file.take(BLOCK)
-            if header != ustar_header(name, size):
-                # What follows cannot be told apart any more.
-                what = "is cut off" if len(header) < BLOCK else "has a damaged or unexpected header"
-                yield self._fault(path, f"{tar}: member {name} {what} at byte {start}", key=key)
-                return
-            start = file.position
-            payload = file.take(size)
-            padding = file.take(-size % BLOCK)
-            if len(payload) < size:
-                yield self._fault(path, f"{tar}: ends inside member {name}", key=key)
-                return
-            if (start, zlib.crc32(payload)) != (offset if offset is not None else start, crc):
-                yield self._fault(path, f"{tar}: member {name} is damaged (crc32 or offset)", key=key)
-            if padding.strip(b"\0"):
-                yield self._fault(path, f"{tar}: bytes that are not zero after member {name}", key=key)
-        if not file.only_zeros_follow():
-            yield self._fault(path, f"{tar}: no clean end after the last member")
-
-    def _strangers(self) -> Iterator[Fault]:
-        """Files that belong to no shard: temporary files, leases of nobody, shards beyond the last."""
-        for folder in sorted(self.folder.glob("[0-9]" * 5)):
-            with os.scandir(folder) as entries:
-                names = sorted(entry.name for entry in entries)
-            for name in names:
-                where = f"{self.name}/{self.entry['revision']}/{folder.name}/{name}"
-                known = KNOWN.fullmatch(name)
-                if known is None:
-                    remedy = "left by an attempt that died, or of one at work now; the next attempt removes it"
-                    yield Fault(where, "temporary or unknown file", remedy, "note", self.name)
-                elif known[2] == "lease":
-                    remedy = "harmless: a task is at work, or died here"
-                    yield Fault(where, "lease on a finished shard", remedy, "note", self.name, int(known[1]))
-                elif int(known[1]) >= self.shards or int(known[1]) // FOLDER_SHARDS != int(folder.name):
-                    yield Fault(
-                        where, "a shard that the plan does not have", "remove it", "fault", self.name, int(known[1])
-                    )
-
-    def _fault(self, path: ShardPath, what: str, remedy: str | None = None, key: str | None = None) -> Fault:
-        where = f"{path} {key}" if key else str(path)
-        remedy = remedy or AGAIN.format(receipt=path.receipt)
-        return Fault(where, what, remedy, "fault", self.name, path.shard, key)
-
-
-def shards_digest(shards: Iterable[dict[str, Any]]) -> str:
-    """One sha256 over the ordered keys and the bytes of a column's shards."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(f"{shard['shard']} {shard['keys_digest']} {shard['sha256']}\n".encode())
-    return digest.hexdigest()
-
-
-class _Hashing:
-    """A file read once from front to back, with the sha256 of what was read."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
+    def __init__(self) -> None:
+        self.rows = 0
         self.digest = hashlib.sha256()
-        self.position = 0
+        self.whole = True
 
-    def __enter__(self) -> _Hashing:
-        return self
+    def add(self, column: ColumnCheck, number: int) -> Iterator[Fault]:
+        try:
+            thousand = column.entries.thousand(number)
+        except UserError as error:
+            self.whole = False
+            where = f"{column.folder}/{number:05d}"
+            remedy = f"run `semiocity repair {column.dataset} --apply`"
+            yield Fault(where, f"compacted receipts cannot be read ({error})", remedy, column=column.name)
+            return
+        if thousand is None:
+            return
+        facts = thousand.facts
+        self.rows += sum(facts["rows"])
+        for shard, keys, sha256 in zip(facts["shards"], facts["keys_digest"], facts["sha256"]):
+            self.digest.update(f"{shard} {keys} {sha256}\n".encode())
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def take(self, count: int) -> bytes:
-        data = self._file.read(count)
-        self.digest.update(data)
-        self.position += len(data)
-        return data
-
-    def take_rest(self) -> None:
-        while self.take(1 << 20):
-            pass
-
-    def only_zeros_follow(self) -> bool:
-        """Read to the end; whether at least the two closing blocks are there, and nothing else."""
-        start, clean = self.position, True
-        while chunk := self.take(1 << 20):
-            clean = clean and not chunk.strip(b"\0")
-        return clean and self.position - start >= 2 * BLOCK
+    def compare(self, column: ColumnCheck) -> Iterator[Fault]:
+        where = str(column.folder / "manifest.json")
+        digest = self.digest.hexdigest()
+        if self.whole and {column.manifest["digest"], column.listed["digest"]} != {digest}:
+            yield Fault(where, "its digest is not that of its shards", MERGE, column=column.name)
+        if self.whole and self.rows != column.listed["rows"]:
+            yield Fault(where, "its shards' rows do not add up", MERGE, column=column.name)
 
 
-def _expected(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, int, int | None, int]]:
-    """(key, member, size, offset, crc32) of every member in order. A tombstone's payload follows from the index."""
-    fields = [name.removesuffix(".offset") for name in (rows[0] if rows else {}) if name.endswith(".offset")]
-    for row in rows:
-        key = row["key"]
-        if row["tombstone"] is not None:
-            payload = tombstone_payload(row["tombstone"], row["reason"])
-            yield key, f"{key}.{TOMBSTONE}", len(payload), None, zlib.crc32(payload)
-            continue
-        for field in fields:
-            ext, size, offset, crc = (row[f"{field}.{part}"] for part in ("ext", "length", "offset", "crc32"))
-            if ext is not None:
-                yield key, f"{key}.{ext}", size, offset, crc
+def _contents(columns: list[ColumnCheck], shards: range, workers: int) -> Iterator[Fault]:
+    """Every byte of some shards of all columns, then their keys from shard to shard."""
+    units = [range(i, min(i + UNIT_SHARDS, shards.stop)) for i in range(shards.start, shards.stop, UNIT_SHARDS)]
+    spans: dict[str, list[Span]] = {column.name: [] for column in columns}
+    for faults, found in _run(columns, units, min(workers, len(units))):
+        yield from faults
+        for name in found:
+            spans[name] += found[name]
+    for column in columns:
+        yield from _order(column, spans[column.name], shards.start)
+
+
+def _run(
+    columns: list[ColumnCheck], units: list[range], workers: int
+) -> Iterator[tuple[list[Fault], dict[str, list[Span]]]]:
+    if workers <= 1:
+        yield from map(partial(_unit, columns), units)
+        return
+    # Not forked: pyarrow has threads.
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        yield from pool.map(_unit, repeat(columns), units)
+
+
+def _unit(columns: list[ColumnCheck], shards: range) -> tuple[list[Fault], dict[str, list[Span]]]:
+    faults: list[Fault] = []
+    spans = {}
+    for column in columns:
+        found, spans[column.name] = column.full(shards)
+        faults += found
+    return faults, spans
+
+
+def _order(column: ColumnCheck, spans: list[Span], start: int) -> Iterator[Fault]:
+    """Keys ascend in each part of the plan, and none occurs twice. `spans` are those of the shards from `start`."""
+    borders = _borders(column)
+    done: list[list[Span]] = []
+    now = _before(column, start)
+    for span in spans:
+        if now and bisect_right(borders, now[-1].shard) != bisect_right(borders, span.shard):
+            done, now = [*done, now], []
+        check = ShardCheck(ShardPath(column.folder, span.shard))
+        highest = max((other.last for other in now), default="") if now and now[-1].last >= span.first else ""
+        others = [other for other in now if other.last >= span.first and other.first <= span.last] if highest else []
+        others += [other for part in done for other in _overlapping(part, span)]
+        mine = set(keys_of(check.path)) if others else set()
+        twice = [(key, o.shard) for o in others for key in keys_of(ShardPath(column.folder, o.shard)) if key in mine]
+        for key, shard in twice:
+            yield check.fault(f"the same key as in shard {shard:08d}", key=key)
+        if highest >= span.first and not twice:
+            yield check.fault(f"keys out of order: {span.first} comes after {highest} of shards before it")
+        now.append(span._replace(last=max(span.last, highest)))
+
+
+def _overlapping(part: list[Span], span: Span) -> Iterator[Span]:
+    """Shards of a part of the plan, in which keys ascend, that may hold keys of `span`."""
+    for other in part[bisect_left(part, span.first, key=lambda other: other.last) :]:
+        if other.first > span.last:
+            return
+        yield other
+
+
+def _borders(column: ColumnCheck) -> list[int]:
+    """Numbers of the first shards of the parts of base's plan: rows that were added later begin anew."""
+    try:
+        parts = read_json(column.dataset / "plans" / column.base.name / "plan.json")["parts"]
+        return list(accumulate((len(part["offsets"]) for part in parts), initial=0))
+    except (FileNotFoundError, UserError, KeyError):
+        return [0]  # said by _counts
+
+
+def _before(column: ColumnCheck, start: int) -> list[Span]:
+    """The span of the shard before `start`, when it can be read; its own faults are another part's."""
+    with suppress(OSError, ValueError, pa.ArrowException):
+        if start and (keys := keys_of(ShardPath(column.folder, start - 1))):
+            return [Span(start - 1, keys[0], keys[-1])]
+    return []

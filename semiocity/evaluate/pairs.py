@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from semiocity.data.columns import Dataset
-from semiocity.data.loader import Arrays, Rows
+from semiocity.data.loader import Arrays, Room, Rows
 from semiocity.errors import UserError
 from semiocity.evaluate.images import Pixels, Size, decode_image, decode_label
 from semiocity.files import digest
@@ -26,6 +26,7 @@ class Pairs:
 
     def __init__(self, dataset: Dataset, split: str, size: Size, view: str | None = None) -> None:
         self.classes = tuple(spec.name for spec in dataset.classes)
+        self.train_ids = tuple(spec.train_id for spec in dataset.classes)
         self.ignore_id = dataset.ignore_id
         self.size = size
         self._view = dataset.pick([IMAGE, LABEL], split, view)
@@ -84,7 +85,7 @@ class Pairs:
         return np.stack([self.label(i) for i in places])
 
 
-def _decode(classes: int, ignore_id: int | None, row: Mapping[str, bytes | None], size: Size) -> Arrays:
+def _decode(classes: int, ignore_id: int | None, row: Mapping[str, bytes | None], size: Size, room: Room) -> Arrays:
     image, label = row[IMAGE], row[LABEL]
     if image is None or label is None:
         raise ValueError(f"no {IMAGE if image is None else LABEL}")

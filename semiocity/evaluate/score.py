@@ -155,6 +155,11 @@ def _miou(sets: Sets, segmenter: Segmenter, device: torch.device, batch: int) ->
         for name in SETS:
             for number in sets.numbered(name):
                 found[name].add(truth, predict(segmenter, sets.of(name, layouts, number), device))
+    train_ids = sets.held_out.train_ids
+    if any(i is not None for i in train_ids):
+        found = {name: confusion.merged(train_ids) for name, confusion in found.items()}
+        names = {i: name for i, name in zip(train_ids, classes) if i is not None}
+        classes = tuple(names.get(i, "") for i in range(max(names) + 2))
     present = found["real"].counts.sum(axis=1)
     ious = {name: found[name].iou() for name in SETS}
     return {

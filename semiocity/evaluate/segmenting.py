@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,20 @@ class Confusion:
         self.counts += np.bincount(rows * self.classes + columns, minlength=self.classes**2).reshape(
             self.classes, self.classes
         )
+
+    def merged(self, train_ids: Sequence[int | None]) -> Confusion:
+        """The same counts by the classes' train ids (0 … n-1), of which scores on few classes speak.
+
+        Classes without one do not count where they are the truth. Where they are predicted they are a mistake, as a
+        last class that is never there.
+        """
+        most = max(i for i in train_ids if i is not None) + 1
+        place = [most if i is None else i for i in train_ids]
+        made = Confusion(most + 1, None)
+        for true, counts in zip(train_ids, self.counts):
+            if true is not None:
+                np.add.at(made.counts[true], place, counts)
+        return made
 
     def iou(self) -> list[float | None]:
         """Intersection over union of every class; None where it is neither in the truth nor predicted."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semiocity.config import Cluster, Job, Resources, StageJob, Strict, load_toml
+from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, load_toml
 from semiocity.data import manifest
 from semiocity.data.views import check_reading, read_view
 from semiocity.errors import UserError
@@ -38,6 +38,8 @@ class Work:
     """Shards that one task must make together: the multiples of this number that a file of several shards begins at."""
     units: int = 1
     """Independent tasks of work that makes no shards (generation)."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column → revision of what the tasks read; empty for a column that is made, whose receipts name its parents."""
     binds: tuple[Path, ...] = field(default=())
     """Folders outside run and dataset that tasks read."""
 
@@ -77,9 +79,17 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
 
     job = load_toml(job_file, PackJob) if job_file.exists() else PackJob()
     recipe = load_recipe(recipe_file, sets)
+    device = "cpu" if recipe.blur is None else getattr(recipe.blur.detector, "device", "cpu")
+    if device == "cuda" and job.resources.gpus_per_node == 0:
+        raise UserError(
+            f'{recipe_file}: blur.detector.device is "cuda" but {job_file} asks for no GPU (resources.gpus_per_node); '
+            "ask for one, or take cpu"
+        )
     dataset = (data / recipe.name).resolve()
     plan = make_plan(recipe, dataset)
-    root = getattr(recipe.source, "root", None)
+    places = [getattr(recipe.source, "root", None), *getattr(recipe.source, "link_roots", ())]
+    if recipe.blur is not None:
+        places.append(recipe.blur.detector.path)
     return Work(
         kind="pack",
         run=run_folder(None, "pack", recipe.name),
@@ -90,7 +100,7 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
         column="base",
         revision=plan.revision,
         shards=plan.shards,
-        binds=(Path(root).resolve(),) if root else (),
+        binds=tuple(Path(place).resolve() for place in places if place),
     )
 
 
@@ -147,6 +157,34 @@ def view(view_file: Path, sets: Sequence[str]) -> Work:
         revision=plan.revision,
         shards=plan.shards,
         together=manifest.FOLDER_SHARDS,
+        columns=plan.revisions,
+    )
+
+
+def reduce(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Work:
+    """A reduce stage over a dataset: one task. `expect` is the stage that the command line's verb stands for."""
+    from semiocity.stages.reduce import make_reduce, revision
+
+    job = load_toml(job_file, ReduceJob, sets)
+    if expect is not None and job.reduce != expect:
+        raise UserError(
+            f"{job_file}: reduce: this is a {job.reduce!r} job; run it with `semiocity {job.reduce} {job_file}`"
+        )
+    made = make_reduce(job.reduce, job.args, where=f"{job_file}: args")
+    dataset = job.dataset.resolve()
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, made.needs(), dataset)
+    column = job.column or made.column
+    return Work(
+        kind="reduce",
+        run=run_folder(job.run, column, dataset.name),
+        dataset=dataset,
+        job={**_resolved(job), "args": made.args.model_dump(mode="json")},
+        resources=job.resources,
+        image=job.image,
+        column=column,
+        revision=revision(made, facts),
+        shards=facts["columns"]["base"]["shards"],
     )
 
 
@@ -157,7 +195,7 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
     job = load_toml(job_file, TrainJob, sets)
     dataset = job.dataset.resolve()
     splits = [split for split in (job.data.split, job.sample_split) if split]
-    view = _rows(dataset, job.data.view, needs(job), splits, f"{job_file}: data.view")
+    view, columns = _rows(dataset, job.data.view, needs(job), splits, f"{job_file}: data.view")
     return Work(
         kind="train",
         run=run_folder(job.run, job.task, dataset.name),
@@ -165,6 +203,7 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
         job=_with_view(job, view),
         resources=job.resources,
         image=job.image,
+        columns=columns,
     )
 
 
@@ -174,7 +213,7 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, GenerateJob, sets)
     dataset = job.dataset.resolve()
-    view = _rows(dataset, job.view, ("base.label",), [job.split], f"{job_file}: view")
+    view, columns = _rows(dataset, job.view, ("base.label",), [job.split], f"{job_file}: view")
     run = _existing_run(job, job_file)
     if not (run / "export" / "config.json").exists():
         raise UserError(
@@ -188,6 +227,7 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
         resources=job.resources,
         image=job.image,
         units=job.tasks,
+        columns=columns,
     )
 
 
@@ -197,22 +237,42 @@ def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, EvaluateJob, sets)
     dataset = job.dataset.resolve()
-    manifest.require(manifest.read_manifest(dataset), ("base.image", "base.label"), dataset)
+    facts = manifest.read_manifest(dataset)
+    manifest.require(facts, ("base.image", "base.label"), dataset)
     run = _existing_run(job, job_file)
     if not (run / "samples" / "manifest.json").exists():
         raise UserError(f"{run}/samples: no generated images yet; run `semiocity generate {job_file}` first")
-    return Work(kind="evaluate", run=run, dataset=dataset, job=_resolved(job), resources=job.resources, image=job.image)
+    return Work(
+        kind="evaluate",
+        run=run,
+        dataset=dataset,
+        job=_resolved(job),
+        resources=job.resources,
+        image=job.image,
+        columns=_read(facts, "base"),
+    )
 
 
-def _rows(dataset: Path, view: str | None, fields: Sequence[str], splits: Sequence[str], where: str) -> str | None:
-    """Check the rows that a job names: a saved view, whose pinned name is returned, or else the dataset's own."""
+def _read(facts: dict[str, Any], *references: str) -> dict[str, str]:
+    """Column → present revision of the columns of some fields."""
+    names = {reference.partition(".")[0] for reference in references}
+    return {name: facts["columns"][name]["revision"] for name in sorted(names)}
+
+
+def _rows(
+    dataset: Path, view: str | None, fields: Sequence[str], splits: Sequence[str], where: str
+) -> tuple[str | None, dict[str, str]]:
+    """Check the rows that a job names, a split of the dataset or of a saved view.
+
+    Returns the view's name with its revision, and the revisions of the columns that are read.
+    """
     facts = manifest.read_manifest(dataset)
     if view is None:
         manifest.require(facts, fields, dataset)
-        return None
+        return None, _read(facts, "base", *fields)
     found = read_view(dataset, view)
     check_reading(found, fields, splits, where)
-    return f"{found['name']}@{found['revision']}"
+    return f"{found['name']}@{found['revision']}", found["columns"]
 
 
 def _with_view(job: TrainJob, view: str | None) -> dict[str, Any]:

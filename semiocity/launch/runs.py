@@ -6,6 +6,7 @@
       attempts/0001/
         attempt.json            resolved job, executor, task map (index -> shards), job ids, code and image
         tasks/0003.json         what task 3 is doing, written by the task
+        gathered.json           the same of tasks that are done, in one file; written by whoever asks for the status
         requeue/JOB.RESTART     "bring this job back", written by rank 0, read by the batch script
         submitit/               submitit's files and the logs
 
@@ -50,6 +51,10 @@ class Attempt:
     @property
     def requeue(self) -> Path:
         return self.folder / "requeue"
+
+    @property
+    def gathered(self) -> Path:
+        return self.folder / "gathered.json"
 
     def task_file(self, index: int) -> Path:
         return self.folder / "tasks" / f"{index:04d}.json"

@@ -9,14 +9,18 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from semiocity.errors import UserError
-from semiocity.files import read_json
+from semiocity.files import read_json, write_json
 from semiocity.launch import squeue
 from semiocity.launch.runs import Attempt, alive, all_runs, attempts, last_line
+
+GATHER = 100
+"""Tasks that have to be done newly before they are gathered in a file."""
 
 STALE_S = 120.0
 """A task on another machine that has not written for so long, and that nobody can ask about, counts as lost."""
@@ -32,22 +36,46 @@ def task_states(attempt: Attempt, live: Mapping[str, str] | None = None) -> list
     """
     data = attempt.read()
     found = []
+    written = _task_files(attempt, data["jobs"])
     for index in range(max(len(data["tasks"]), len(data["jobs"]))):
         job = data["jobs"][index] if index < len(data["jobs"]) else ""
-        facts = _task_file(attempt, index)
+        facts = written.get(index, {})
         state = facts.get("state", "queued")
         if facts and facts.get("job") != job and job and data["executor"] == "local":
             state = "queued"  # brought back a moment ago; the file is still its predecessor's
         if state in ("running", "queued", "stopped"):
             state = _judge(state, job, facts, data, live)
         reason = facts.get("reason") or ("killed or never started; its log may say why" if state == "lost" else "")
-        found.append({**facts, "index": index, "job": job, "state": state, "reason": reason, "log": _log(attempt, job)})
+        log = "" if state in ("done", "queued") else _log(attempt, job)
+        found.append({**facts, "index": index, "job": job, "state": state, "reason": reason, "log": log})
     return found
 
 
-def _task_file(attempt: Attempt, index: int) -> dict[str, Any]:
+def _task_files(attempt: Attempt, jobs: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """What the tasks wrote of themselves, by index.
+
+    Tasks that are done are gathered in one file by whoever looks, so that ten thousand of them are not opened again.
+    """
     try:
-        return read_json(attempt.task_file(index))
+        names = os.listdir(attempt.folder / "tasks")  # noqa: PTH208
+    except FileNotFoundError:
+        return {}
+    indices = sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdigit())
+    gathered = _json(attempt.gathered)
+    known = {i: gathered[str(i)] for i in indices if str(i) in gathered}
+    # A task that was submitted again has another job, and is not done.
+    known = {i: facts for i, facts in known.items() if i < len(jobs) and jobs[i] == facts.get("job")}
+    found = known | {i: _json(attempt.task_file(i)) for i in indices if i not in known}
+    done = {str(i): facts for i, facts in found.items() if facts.get("state") == "done"}
+    if len(done) >= len(known) + GATHER:
+        with suppress(OSError):  # somebody else's run
+            write_json(attempt.gathered, done)
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
     except (FileNotFoundError, UserError):
         return {}
 
@@ -128,7 +156,7 @@ def datasets(root: Path) -> list[dict[str, Any]]:
             _column(folder, name.name, revision.name, facts)
             for name in sorted((folder / "columns").iterdir())
             for revision in sorted(name.iterdir())
-            if revision.is_dir()
+            if revision.is_dir() and not revision.name.startswith(".")
         ]
         rejected = facts.get("rejected", {})
         found.append({"name": folder.name, "rows": facts.get("rows"), "rejected": rejected, "columns": columns})
@@ -191,7 +219,8 @@ def _ask_slurm(found: Iterable[Attempt]) -> tuple[Mapping[str, str] | None, str]
     for attempt in found:
         data = attempt.read()
         if data["executor"] == "slurm":
-            settled = {i for i in range(len(data["jobs"])) if _task_file(attempt, i).get("state") in ("done", "failed")}
+            written = _task_files(attempt, data["jobs"])
+            settled = {i for i, facts in written.items() if facts.get("state") in ("done", "failed")}
             jobs += [job for index, job in enumerate(data["jobs"]) if index not in settled]
     try:
         return squeue.states(jobs), ""

@@ -22,7 +22,7 @@ from semiocity.launch.jobs import Work, image_of
 from semiocity.launch.runs import Attempt, alive, attempts, last_line, new_attempt, snapshot
 
 # Work whose results are merged by one more task when all others have ended.
-MERGED = {"pack", "stage", "generate", "view"}
+MERGED = {"pack", "stage", "reduce", "view", "generate"}
 POLL_S = {"local": 0.2, "slurm": 3.0}
 
 
@@ -62,6 +62,7 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
         "dataset": str(work.dataset),
         "column": work.column,
         "revision": work.revision,
+        "columns": work.columns,
         "executor": cluster.executor,
         "host": socket.gethostname(),
         "image": str(image) if image else None,
@@ -128,7 +129,7 @@ def _launch(work: Work, cluster: Cluster, image: Path | None, code: Path) -> slu
 def complete(work: Work) -> bool:
     """Whether the work's results are all there: receipts and results on disk decide, never exit codes."""
     match work.kind:
-        case "pack" | "stage":
+        case "pack" | "stage" | "reduce":
             folder = manifest.column_folder(work.dataset, work.column, work.revision)
             # Somebody may have removed a damaged shard, or added rows to the source.
             return manifest.merged(work.dataset, work.column, work.revision, work.shards) and not manifest.missing(
@@ -147,7 +148,7 @@ def complete(work: Work) -> bool:
 def _succeeded(work: Work, attempt: Attempt) -> bool:
     from semiocity.launch.status import task_states
 
-    if work.kind in ("pack", "stage", "train", "view"):
+    if work.kind in ("pack", "stage", "reduce", "view", "train"):
         return complete(work)
     return all(state["state"] == "done" for state in task_states(attempt, live={}))
 
@@ -196,6 +197,8 @@ def plan_tasks(
     todo = [shard for shard in sorted({*_missing(work), *again}) if shard not in held]
     if not todo and not busy:
         return [[]]  # every receipt is there but nobody merged them: one task that finds nothing to do, then the merge
+    if work.kind == "reduce":
+        return [todo] if todo else []  # it needs to see every shard, whichever it writes: once is enough
     units = [list(shards) for _, shards in groupby(todo, lambda shard: shard // work.together)]
     if cluster.executor == "local":
         count = min(cluster.local_parallelism, len(units))
@@ -309,7 +312,7 @@ def failure(attempt: Attempt, work: Work) -> str:
 
 def describe(work: Work) -> str:
     """`caption of city`, for messages."""
-    what = {"stage": work.column, "view": f"view {work.column}"}.get(work.kind, work.kind)
+    what = {"view": f"view {work.column}", "stage": work.column, "reduce": work.column}.get(work.kind, work.kind)
     return f"{what} of {work.dataset.name}" + ("" if work.shards else f" ({work.run.name})")
 
 

@@ -109,10 +109,37 @@ def _stage(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
     )
 
 
+def _reduce(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.stages.reduce import make_reduce
+    from semiocity.stages.reduce_runner import run_reduce
+
+    job = data["job"]
+    return run_reduce(
+        make_reduce(job["reduce"], job["args"]),
+        Path(data["dataset"]),
+        data["column"],
+        data["revision"],
+        data["tasks"][index],
+        _owner(world),
+        stop,
+        lambda facts: report(**facts),
+    )
+
+
 def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
     from semiocity.data.manifest import merge
 
     merge(Path(data["dataset"]), data["column"], data["revision"])
+    return True
+
+
+def _merge_reduce(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.data.columns import Dataset
+    from semiocity.stages.reduce import make_reduce
+
+    _merge(data, index, world, stop, report)
+    reduce = make_reduce(data["job"]["reduce"], data["job"]["args"])
+    reduce.report(Dataset.open(Path(data["dataset"])), data["column"], Path(data["run"]))
     return True
 
 
@@ -168,6 +195,7 @@ def _evaluate(data: dict[str, Any], index: int, world: World, stop: StopFlag, re
 KINDS: dict[str, Work] = {
     "pack": _pack,
     "stage": _stage,
+    "reduce": _reduce,
     "view": _view,
     "train": _train,
     "generate": _generate,
@@ -175,7 +203,13 @@ KINDS: dict[str, Work] = {
 }
 
 # What the attempt's last task does when all others have ended.
-MERGES: dict[str, Work] = {"pack": _merge, "stage": _merge, "generate": _merge_samples, "view": _merge_view}
+MERGES: dict[str, Work] = {
+    "pack": _merge,
+    "stage": _merge,
+    "reduce": _merge_reduce,
+    "view": _merge_view,
+    "generate": _merge_samples,
+}
 
 
 def _owner(world: World) -> Any:

@@ -37,10 +37,18 @@ STAGES: dict[str, Methods] = {
             "sam": "semiocity.stages.segment:SamSegment",
         },
     ),
+    "import": Methods(
+        "importer",
+        {
+            "captions": "semiocity.stages.imported:ImportedCaptions",
+            "masks": "semiocity.stages.imported:ImportedMasks",
+        },
+    ),
+    "hash": Methods("hasher", {"dct": "semiocity.stages.hash:Hash"}),
 }
 """Stage → its ways and the classes that do them; imported when they are chosen."""
 
-STAGES_OF = {"caption": "caption", "mask": "segment"}
+STAGES_OF = {"caption": "caption", "mask": "segment", "hash": "hash"}
 """Column → the stage that makes it under its default name, for messages."""
 
 
@@ -116,6 +124,9 @@ class Stage(ABC):
     """Name of the new column unless the job names another."""
     Args: ClassVar[type[StageArgs]]
 
+    info: DatasetInfo | None = None
+    """The dataset that the stage runs over; None on a login node."""
+
     def __init__(self, args: Any) -> None:
         self.args = args
 
@@ -132,7 +143,7 @@ class Stage(ABC):
         """Fields of the new column and their extensions."""
 
     def scalars(self) -> dict[str, Literal["int", "float", "str", "bool"]]:
-        """Scalars of the new column and their types."""
+        """Scalars of the new column and their types. They may depend on `info`."""
         return {}
 
     def paths(self) -> list[str]:
@@ -184,6 +195,8 @@ def make_stage(name: str, args: Mapping[str, Any], where: str = "args") -> Stage
 
 def reads_of(made_by: Mapping[str, Any]) -> list[str]:
     """The fields that a stage read, from what a receipt says of it; empty when that is not known (any more)."""
+    if made_by["name"] == "edit":  # by hand: what it was before is what counts
+        return reads_of(made_by["args"]["of"]["stage"])
     if made_by["name"] not in STAGES:
         return []
     for model in ({}, {"model": "."}):  # a receipt does not name the folder of the weights

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from semiocity.data.filter import LONGEST_TEXT
 from semiocity.stages import weights
 from semiocity.stages.base import DatasetInfo, Made, Row, Stage, StageArgs, Tombstone
 
@@ -17,15 +18,12 @@ if TYPE_CHECKING:
     from semiocity.stages.blip2 import Captioner
 
 
-LONGEST = 1000
-"""Characters of a caption that are kept in the index, where filters and searches find them."""
-
 SCALARS: dict[str, Literal["int", "float", "str", "bool"]] = {"text": "str", "short": "str", "captioner": "str"}
 
 
 def caption(text: str, short: str, captioner: str) -> Made:
     """A row of the column."""
-    scalars = {"text": text[:LONGEST], "short": short, "captioner": captioner}
+    scalars = {"text": text[:LONGEST_TEXT], "short": short, "captioner": captioner}
     return Made({"text": ("txt", text.encode())}, scalars)
 
 
@@ -52,8 +50,6 @@ class LabelCaption(Stage):
     column = "caption"
     Args = LabelCaptionArgs
 
-    info: DatasetInfo
-
     def needs(self) -> tuple[str, ...]:
         return ("base.label",)
 
@@ -64,9 +60,7 @@ class LabelCaption(Stage):
         return {"text": "txt"}
 
     def scalars(self) -> dict[str, Literal["int", "float", "str", "bool"]]:
-        # The classes are known once the dataset is, and so are the columns of the index.
-        info = getattr(self, "info", None)
-        return SCALARS | dict.fromkeys(share_names(info.classes) if info else (), "float")
+        return SCALARS | dict.fromkeys(share_names(self.info.classes) if self.info else (), "float")
 
     def load(self, info: DatasetInfo, device: str) -> None:
         self.info = info
@@ -83,6 +77,7 @@ class LabelCaption(Stage):
         from semiocity.stages.label_facts import measure, shares
         from semiocity.stages.label_sentences import describe
 
+        assert self.info is not None
         label = decode_ids(payload(row, "base.label"), "label")
         found = row.fields.get("base.instance")
         instance = decode_ids(found, "instance") if found is not None else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 
-from semiocity.data import decode
+from semiocity.data import decode as payloads
 from semiocity.data.decode import DecodeError
 from semiocity.stages.base import BadRow, Made, Row, Tombstone
 
@@ -15,7 +18,7 @@ from semiocity.stages.base import BadRow, Made, Row, Tombstone
 def decode_rgb(data: bytes) -> np.ndarray:
     """A picture as uint8 [H, W, 3], the caller's own."""
     try:
-        return decode.decode_rgb(data)
+        return payloads.decode_rgb(data)
     except DecodeError as error:
         raise BadRow(f"image cannot be decoded: {error}") from None
 
@@ -23,9 +26,23 @@ def decode_rgb(data: bytes) -> np.ndarray:
 def decode_ids(data: bytes, what: str) -> np.ndarray:
     """A label or instance map as it is stored: [H, W], uint8 or uint16."""
     try:
-        return decode.decode_ids(data)
+        return payloads.decode_ids(data)
     except DecodeError as error:
         raise BadRow(f"{what} cannot be decoded: {error}") from None
+
+
+def decode(data: bytes, what: str) -> Image.Image:
+    """A picture, decoded to its last pixel. `what` names it in the reason when that fails."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever their parsers ran into
+        # Pillow names the stream by its address.
+        detail = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error))
+        raise BadRow(f"{what} cannot be decoded: {detail}") from None
+    return image
 
 
 Decoded = TypeVar("Decoded")

@@ -43,14 +43,19 @@ def encode(masks: np.ndarray, facts: list[dict[str, Any]] | None = None) -> Mask
     The order of the result does not depend on that of the input.
     """
     rles = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)) if len(masks) else []
+    return of_rles((int(masks.shape[1]), int(masks.shape[2])), rles, facts or [{}] * len(rles))
+
+
+def of_rles(size: tuple[int, int], rles: list[dict[str, Any]], facts: list[dict[str, Any]]) -> Masks:
+    """From pycocotools' compressed run-lengths, as `encode`."""
     items = []
-    for rle, more in zip(rles, facts or [{}] * len(rles), strict=True):
+    for rle, more in zip(rles, facts, strict=True):
         area = int(coco.area(rle))
         if area:
             box = [int(value) for value in coco.toBbox(rle)]
             items.append({"counts": rle["counts"].decode("ascii"), "bbox": box, "area": area, **more})
     items.sort(key=lambda item: (-item["area"], item["bbox"], item["counts"], canonical(item)))
-    return Masks((int(masks.shape[1]), int(masks.shape[2])), items)
+    return Masks(size, items)
 
 
 def region_masks(regions: np.ndarray) -> Masks:

@@ -75,6 +75,7 @@ def run_shards(
             f"arguments now give {revision(stage, parents)}: they changed since the job was submitted; submit it again"
         )
     target = Target(stage, Path(dataset), column, column_revision, parents, DatasetInfo.of(facts))
+    stage.info = target.info
     loaded = False
     for done, shard in enumerate(shards):
         if stop():

@@ -147,36 +147,42 @@ def order_again(view: View, facts: dict[str, Any]) -> Order:
     )
 
 
-def _check_steps(found: Checked, parts: list[_Part], order: Order, view: View) -> None:
-    count = _Count(found, order)
+def read_steps(run: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Each step that counts, in order, with a line a rank: step, bucket, rows, keys, real (rows not at weight 0)."""
+    for _, step, lines in _steps(_parts(run)):
+        yield step, lines
+
+
+def _steps(parts: list[_Part]) -> Iterator[tuple[_Part, int, list[dict[str, Any]]]]:
     for i, part in enumerate(parts):
-        first = part.head["first_step"]
-        # A later part that began before this one did makes it void.
-        end = min([later.head["first_step"] for later in parts[i + 1 :]], default=None)
-        start = found.steps
-        if end is not None and end <= first:
-            continue
-        if first > found.steps:
-            found.fault(f"steps {found.steps} to {first - 1} are in no part: part {part.number} begins at {first}")
-            return
-        for step, lines in enumerate(zip(*(_lines(file) for file in part.files)), first):
+        # What was done again from an earlier step on no longer counts.
+        end = min((later.head["first_step"] for later in parts[i + 1 :]), default=None)
+        for step, lines in enumerate(zip(*(_lines(file) for file in part.files)), part.head["first_step"]):
             if end is not None and step >= end:
                 break
-            _check_step(found, part, order, view, step, lines)
-            count.add(step, [row for line in lines for row in line["rows"][: line["real"]]])
-            found.steps = step + 1
-        found.parts.append(
-            {"part": part.number, "first_step": first, "steps": found.steps - start, "ranks": len(part.files)}
-        )
-        if end is not None and found.steps < end:
-            found.fault(f"steps {found.steps} to {end - 1} are missing: part {part.number} ends before them")
-            return
+            yield part, step, list(lines)
+
+
+def _check_steps(found: Checked, parts: list[_Part], order: Order, view: View) -> None:
+    count = _Count(found, order)
+    told = {part.number: {"part": part.number, **_place(part), "steps": 0} for part in parts}
+    for part, step, lines in _steps(parts):
+        if step != found.steps:
+            found.fault(f"steps {found.steps} to {step - 1} are missing; part {part.number} goes on at step {step}")
+            break
+        _check_step(found, part, order, view, step, lines)
+        count.add(step, [row for line in lines for row in line["rows"][: line["real"]]])
+        told[part.number]["steps"] += 1
+        found.steps = step + 1
+    found.parts = [facts for facts in told.values() if facts["steps"]]
     count.close()
 
 
-def _check_step(
-    found: Checked, part: _Part, order: Order, view: View, step: int, lines: tuple[dict[str, Any], ...]
-) -> None:
+def _place(part: _Part) -> dict[str, int]:
+    return {"first_step": part.head["first_step"], "ranks": part.head["ranks"]}
+
+
+def _check_step(found: Checked, part: _Part, order: Order, view: View, step: int, lines: list[dict[str, Any]]) -> None:
     where = f"step {step} (part {part.number})"
     if any(line["step"] != step for line in lines):
         found.fault(f"{where}: the ranks' lines are of steps {', '.join(str(line['step']) for line in lines)}")

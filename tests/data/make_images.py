@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import random
+import sys
 import zlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from semiocity.data.pack import pack_shards
 from semiocity.data.plan import Plan, make_plan
 from semiocity.data.recipe import Recipe
 from semiocity.data.shard import Head, ShardPath, ShardWriter
+from semiocity.data.sources.base import Entry
 from semiocity.data.sources.reasons import REASONS
 from semiocity.data.verify import verify
 
@@ -84,6 +88,11 @@ def folder_recipe(root: Path, **changes: Any) -> Recipe:
     return Recipe.model_validate({"name": "pictures", "source": source, "shard_rows": 6, **changes})
 
 
+def planned(plan: Plan, shard: int) -> list[Entry]:
+    """The entries of a shard in which nothing was taken down."""
+    return [row.entry for row in plan.rows(shard) if row.entry is not None]
+
+
 def packed(recipe: Recipe, dataset: Path) -> tuple[Plan, Dataset]:
     """Plan, pack every shard in this process, merge, open."""
     plan = make_plan(recipe, dataset)
@@ -130,15 +139,20 @@ def dice() -> random.Random:
 
 
 def pack_folder(root: Path, out: Path, **changes: Any) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, str]]]:
-    """Pack a folder. Rows by original file (fields, meta, scalars), and rejections by file (reason, detail)."""
-    plan, dataset = packed(folder_recipe(root, **changes), out)
+    """Pack a folder, as `pack_rows` does."""
+    return pack_rows(folder_recipe(root, **changes), out)
+
+
+def pack_rows(recipe: Recipe, out: Path) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, str]]]:
+    """Pack anything. Rows (fields, meta, key, scalars) by file or else id, and rejections (reason, detail) by id."""
+    plan, dataset = packed(recipe, out)
     fields = [f"base.{name}" for name in dataset.column("base").fields]
     view = dataset.view(fields)
     rows = {}
     for i in range(len(view)):
         row = {name.removeprefix("base."): data for name, data in view.read(i).items()}
         meta = json.loads(row.pop("meta"))
-        rows[meta["file"]] = {**row, "meta": meta, "key": view.key(i)}
+        rows[meta["file"] or meta["id"]] = {**row, "meta": meta, "key": view.key(i), "scalars": view.scalars(i)}
     lines = (plan.folder / "rejected.jsonl").read_text().splitlines()
     rejected = {item["id"]: (item["reason"], item["detail"]) for item in map(json.loads, lines)}
     assert len(rows) + len(rejected) == plan.files_seen, "every file is packed or rejected"
@@ -161,3 +175,27 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
 def decoded(data: bytes | None) -> np.ndarray:
     assert data is not None
     return np.asarray(Image.open(io.BytesIO(data)))
+
+
+_OPENED: list[list[str]] = []
+"""Who listens to the files that are opened; filled once an audit hook is there, which stays for good."""
+
+
+@contextmanager
+def opened_files() -> Iterator[list[str]]:
+    """Names of the files that Python opens in the block."""
+
+    def hook(event: str, values: tuple[object, ...]) -> None:
+        if event == "open":
+            for names in _OPENED[1:]:
+                names.append(str(values[0]))
+
+    if not _OPENED:
+        _OPENED.append([])
+        sys.addaudithook(hook)
+    found: list[str] = []
+    _OPENED.append(found)
+    try:
+        yield found
+    finally:
+        _OPENED.pop()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from make_images import (
     CLASSES,
     bomb,
@@ -25,6 +26,7 @@ from PIL import Image
 
 from semiocity.data.plan import make_plan
 from semiocity.errors import UserError
+from semiocity.train.tasks.sdm import one_hot
 
 
 def test_ids_of_the_files_become_places_in_the_list_of_classes(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_label_maps(tmp_path: Path) -> None:
         "jpeg.jpg": "label_format",
         "cut.jpg": "label_damaged",
         "zero.jpg": "label_format",
-        "big.jpg": "label_format",
+        "big.jpg": "label_too_large",
         "lonely.jpg": "label_missing",
     }
     assert "id 5 in" in rejected["range.jpg"][1] and "0 to 2, 9" in rejected["range.jpg"][1]
@@ -164,3 +166,37 @@ def test_a_caption_that_is_promised(tmp_path: Path) -> None:
     rows, rejected = pack_folder(root, tmp_path / "out", fields=["image", "caption"])
     assert list(rows) == ["a.jpg"]
     assert rejected["b.jpg"][0] == "caption_missing"
+
+
+def test_edges_on_request(tmp_path: Path) -> None:
+    instance = np.zeros((32, 48), np.uint16)
+    instance[8:20, 10:30] = 700
+    instance[8:20, 30:40] = 701
+    files = {
+        "a.jpg": jpeg(),
+        "a.label.png": label_png(),
+        "a.instance.png": encoded(Image.fromarray(instance), "PNG"),
+        "b.jpg": jpeg(),
+        "b.label.png": label_png(ids=(0, 1)),
+        "c.jpg": jpeg(),
+    }
+    root = write_files(tmp_path / "in", files)
+    rows, rejected = pack_folder(root, tmp_path / "out", classes=CLASSES, edges=True)
+    assert rejected == {}
+    expected = np.zeros((32, 48), np.uint8)
+    expected[8:20, [9, 10, 29, 30, 39, 40]] = 255
+    expected[[7, 8, 19, 20], 10:40] = 255
+    assert np.array_equal(decoded(rows["a.jpg"]["edge"]), expected), "both sides of every border of an instance"
+    stripes = np.zeros((32, 48), np.uint8)
+    stripes[:, 23:25] = 255
+    assert np.array_equal(decoded(rows["b.jpg"]["edge"]), stripes), "of a label, where there is no instance map"
+    assert rows["c.jpg"]["edge"] is None
+    image = {"resize": "crop", "size": [24, 16]}
+    small, _ = pack_folder(root, tmp_path / "small", classes=CLASSES, edges=True, image=image)
+    layout = one_hot(
+        torch.from_numpy(decoded(small["a.jpg"]["label"]).astype(np.int64))[None],
+        3,
+        torch.from_numpy(decoded(small["a.jpg"]["instance"]).astype(np.int64))[None],
+    )
+    trained_on = (layout[0, 3].numpy() * 255).astype(np.uint8)
+    assert np.array_equal(decoded(small["a.jpg"]["edge"]), trained_on), "as training computes them"

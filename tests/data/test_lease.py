@@ -204,3 +204,22 @@ def test_many_processes_never_hold_it_together(tmp_path: Path, stale: bool) -> N
         assert log == ["in", "out"] * (len(log) // 2), f"lease {number} was held twice at a time"
     assert not list(tmp_path.glob("*.lease"))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_lease_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+    """An empty lease would keep everybody else away until it is old."""
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from semiocity.data.lease import Owner, lease
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
+try:
+    with lease(Path(sys.argv[1]), Owner.here()):
+        pass
+except OSError as error:
+    print("OSError", error.errno)
+"""
+    call = [sys.executable, "-c", code, str(tmp_path / "a.lease")]
+    assert subprocess.run(call, capture_output=True, text=True, check=True).stdout.startswith("OSError")
+    assert not list(tmp_path.iterdir())

@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from semiocity.data.columns import Dataset
-from semiocity.data.loader import Arrays, Rows, Size, Slice, slices, stack, to_bytes, to_unit
+from semiocity.data.loader import Arrays, Room, Rows, Size, Slice, own_room, slices, stack, to_bytes, to_unit
 from semiocity.data.order import Batch, Order
 from semiocity.errors import UserError
 
 SIZE = (32, 32)
 
 
-def decode(row: Mapping[str, bytes | None], size: Size = SIZE) -> Arrays:
+def decode(row: Mapping[str, bytes | None], size: Size = SIZE, room: Room = own_room) -> Arrays:
     return {"image": np.asarray(Image.open(io.BytesIO(row["base.image"] or b"")).convert("RGB"))}
 
 
@@ -66,7 +66,7 @@ def test_cache_is_bounded_and_spares_decoding(town: Path) -> None:
     view = Dataset.open(town).view(["base.image"], "train")
     decoded = []
 
-    def counting(row: Mapping[str, bytes | None], size: Size) -> Arrays:
+    def counting(row: Mapping[str, bytes | None], size: Size, room: Room) -> Arrays:
         decoded.append(1)
         return {"image": np.zeros(2**19, np.uint8)}
 
@@ -97,7 +97,7 @@ def test_a_damaged_member_is_named(own_town: Path, workers: int) -> None:
 def test_what_cannot_be_decoded_is_named(town: Path) -> None:
     view = Dataset.open(town).view(["base.image"], "train")
 
-    def broken(row: Mapping[str, bytes | None], size: Size) -> Arrays:
+    def broken(row: Mapping[str, bytes | None], size: Size, room: Room) -> Arrays:
         raise ValueError("too short")
 
     with pytest.raises(UserError, match=f"row {view.key(2)} of base/.*/00000000 cannot be decoded: too short"):

@@ -22,6 +22,7 @@ from make_images import (
     pack_folder,
     packed,
     pixels,
+    planned,
     png,
     with_alpha,
     write_files,
@@ -32,6 +33,7 @@ from semiocity.data import listing
 from semiocity.data.columns import Dataset
 from semiocity.data.images import Rejected, decode_image
 from semiocity.data.keys import Key, key_of, to_text
+from semiocity.data.pack import pack_shard
 from semiocity.data.plan import make_plan
 from semiocity.data.recipe import Recipe
 from semiocity.errors import UserError
@@ -104,12 +106,20 @@ def deep_rgb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 
+def ycck() -> bytes:
+    """A CMYK JPEG whose Adobe marker says YCCK (transform 2), as printing software writes."""
+    data = encoded(Image.fromarray(pixels(48, 32)).convert("CMYK"), "JPEG", quality=95)
+    at = data.index(b"Adobe")
+    return data[: at + 11] + b"\x02" + data[at + 12 :]
+
+
 NORMALISED: dict[str, tuple[Callable[[], bytes], str, list[str]]] = {
     "cmyk.jpg": (
         lambda: encoded(Image.fromarray(pixels(48, 32)).convert("CMYK"), "JPEG", quality=95),
         "jpg",
         ["CMYK to RGB"],
     ),
+    "ycck.jpg": (ycck, "jpg", ["CMYK to RGB"]),
     "turned.jpg": (lambda: oriented(6), "jpg", ["orientation"]),
     "deep grey.png": (deep_grey, "png", ["16 bits to 8"]),
     "deep rgb.png": (deep_rgb, "png", ["16 bits to 8"]),
@@ -232,7 +242,7 @@ def test_ids_whose_hashes_begin_alike_both_get_a_key(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(listing, "key_of", clashing)
     plan = make_plan(folder_recipe(write_files(tmp_path / "in", {"a.jpg": jpeg(), "b.jpg": jpeg()})), tmp_path / "out")
-    keys = {row.entry.id: row.key for row in plan.rows(0)}
+    keys = {entry.id: row.key for entry, row in zip(planned(plan, 0), plan.rows(0))}
     assert keys == {"a": "0123456789-same", "b": key_of("b", 20)}
 
 
@@ -260,6 +270,26 @@ def test_nothing_outside_the_root_is_read(tmp_path: Path) -> None:
         "loop.jpg": "broken_link",
         "pipe.jpg": "not_a_file",
     }
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_link_that_appears_after_planning_is_not_followed_outside(tmp_path: Path, allowed: bool) -> None:
+    secret = write_files(tmp_path / "secret", {"a.jpg": jpeg(seed=1), "deep/b.jpg": jpeg(seed=2)})
+    root = write_files(tmp_path / "in", {"a.jpg": jpeg(seed=1), "deep/b.jpg": jpeg(seed=2), "c.jpg": jpeg(seed=3)})
+    source = {"link_roots": [str(secret)]} if allowed else {}
+    plan = make_plan(folder_recipe(root, source=source), tmp_path / "out")
+    (root / "a.jpg").unlink()
+    (root / "a.jpg").symlink_to(secret / "a.jpg")
+    (root / "deep").rename(tmp_path / "away")
+    (root / "deep").symlink_to(secret / "deep")
+    receipt = pack_shard(plan, 0, plan.path(0))
+    assert receipt["rows"] == (3 if allowed else 1)
+    reasons = {item["id"]: item["reason"] for item in receipt["rejected"]}
+    assert reasons == ({} if allowed else {"a.jpg": "outside_root", "deep/b.jpg": "outside_root"})
+    (root / "c.jpg").unlink()
+    os.mkfifo(root / "c.jpg")
+    again = {item["id"]: item["reason"] for item in pack_shard(plan, 0, plan.path(0))["rejected"]}
+    assert again == {**reasons, "c.jpg": "not_a_file"}
 
 
 def test_links_lead_into_declared_folders_only(tmp_path: Path) -> None:

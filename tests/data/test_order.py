@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_resuming_anywhere_gives_the_same_sequence() -> None:
 def test_any_number_of_ranks_reads_the_same_global_batches() -> None:
     chance = dice()
     for _ in range(30):
-        order = replace(random_order(chance), global_batch=4, tail="pad")  # type: ignore[arg-type]
+        order = replace(random_order(chance), global_batch=4, tail="pad")
         for step in range(order.steps_per_epoch):
             whole = order.batch(step)
             for world in (1, 2, 4):
@@ -139,7 +140,7 @@ def test_batches_have_one_shape_and_buckets_mix() -> None:
             assert set(bucket_of[batch.rows].tolist()) == {batch.bucket}
     order = made_order([200] * 12, 5, 16, buckets=2)
     buckets = [order.batch(step).bucket for step in range(order.steps_per_epoch)]
-    turns = sum(one != other for one, other in zip(buckets, buckets[1:]))
+    turns = sum(one != other for one, other in pairwise(buckets))
     assert turns > order.steps_per_epoch / 5, "the batches of a window are shuffled over the buckets"
 
 

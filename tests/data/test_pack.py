@@ -9,10 +9,9 @@ import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
-from make_images import add_column, city_recipe, dice, folder_recipe, jpeg, packed, png, tree
+from make_images import add_column, city_recipe, dice, folder_recipe, jpeg, packed, planned, png, tree
 
 from semiocity.data import manifest as manifest_module
 from semiocity.data.columns import Dataset
@@ -109,13 +108,13 @@ def test_shards_are_cut_by_bytes_too(tmp_path: Path) -> None:
     root = pictures(tmp_path / "in")
     most = max(path.stat().st_size for path in root.rglob("*.*")) * 2
     plan = make_plan(folder_recipe(root, shard_mb=most / 1e6), tmp_path / "out")
-    sizes = [sum(sum(row.entry.sizes.values()) for row in plan.rows(shard)) for shard in range(plan.shards)]
+    sizes = [sum(sum(entry.sizes.values()) for entry in planned(plan, shard)) for shard in range(plan.shards)]
     assert max(sizes) <= most
     assert all(a + next_row > most for a, next_row in zip(sizes, first_rows(plan)[1:])), "a shard is left early"
 
 
 def first_rows(plan: Plan) -> list[int]:
-    return [sum(plan.rows(shard)[0].entry.sizes.values()) for shard in range(plan.shards)]
+    return [sum(planned(plan, shard)[0].sizes.values()) for shard in range(plan.shards)]
 
 
 def test_packing_again_makes_only_what_is_missing(own_town: Path) -> None:
@@ -143,17 +142,6 @@ def test_stop_leaves_between_shards(tmp_path: Path) -> None:
     answers = iter([False, False, True])
     assert not pack_shards(plan, range(plan.shards), Owner.here(), stop=lambda: next(answers))
     assert missing(plan.folder, plan.shards) == [2, 3]
-
-
-@pytest.mark.parametrize("mode", ["fresh", "replace"])
-def test_killed_at_every_step(tmp_path: Path, mode: str) -> None:
-    memory = Path("/dev/shm")  # hundreds of fsyncs: a disk would take most of the time
-    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
-        plan = make_plan(folder_recipe(pictures(tmp_path / "in"), shard_rows=2), Path(folder))
-        script = [sys.executable, str(HERE / "kill_points.py"), folder, plan.revision, "1", mode]
-        result = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert json.loads(result.stdout)["kills"] > 2 * 2 * 3, "steps of two rows with two members each"
 
 
 PACK_LIMITED = """
@@ -187,7 +175,7 @@ def test_full_disk_loses_nothing(tmp_path: Path) -> None:
 def test_a_source_that_changed_is_refused(tmp_path: Path) -> None:
     root = pictures(tmp_path / "in")
     plan = make_plan(folder_recipe(root), tmp_path / "out")
-    victim = root / plan.rows(0)[0].entry.files["image"]
+    victim = root / planned(plan, 0)[0].files["image"]
     whole = victim.read_bytes()
     victim.write_bytes(whole + b"\0")
     with pytest.raises(UserError, match="no longer has") as error:

@@ -13,8 +13,7 @@ import pytest
 from make_images import dice, tree
 
 from semiocity.data.keys import key_of
-from semiocity.data.shard import Head, ShardError, ShardPath, ShardReader, ShardWriter, read_receipt
-from semiocity.data.verify import sha256_file
+from semiocity.data.shard import Head, ShardError, ShardPath, ShardReader, ShardWriter, read_receipt, sha256_file
 
 HEAD = Head(
     column="things",

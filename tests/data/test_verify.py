@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from make_images import city_recipe, dice
+from make_images import add_column, city_recipe, dice, folder_recipe, jpeg, opened_files, packed, write_files
 
+from semiocity.cli import main
+from semiocity.data import verify as verify_module
 from semiocity.data.columns import Dataset
 from semiocity.data.lease import Owner
 from semiocity.data.manifest import ShardPath, column_folder, merge
 from semiocity.data.pack import pack_shards
 from semiocity.data.plan import make_plan
 from semiocity.data.shard import Head, ShardReader, ShardWriter
+from semiocity.data.takedown import carry_out, request
 from semiocity.data.verify import Fault, verify
 from semiocity.errors import UserError
 
@@ -187,6 +192,35 @@ DAMAGES: list[tuple[Callable[[Path], None], str, bool]] = [
 ]
 
 
+def missing_column(town: Path) -> None:
+    shutil.rmtree(town / "columns" / "word")
+
+
+def index_cut(town: Path) -> None:
+    path = shard(town).parquet
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def compacted_receipts_flipped(town: Path) -> None:
+    path = Dataset.open(town).shard_entries("word").path(0)
+    flip(path, path.stat().st_size // 2)
+
+
+def compacted_receipts_missing(town: Path) -> None:
+    Dataset.open(town).shard_entries("word").path(0).unlink()
+
+
+DAMAGES += [
+    (missing_column, "cannot be read", False),
+    (index_cut, "00000001.parquet has", False),
+    (compacted_receipts_flipped, "compacted receipts cannot be read", False),
+    (compacted_receipts_missing, "compacted receipts cannot be read", False),
+]
+
+UNSEEN_BY_QUICK = {header_flip, payload_flip, index_flip}
+"""Sizes and receipts show nothing of these."""
+
+
 def faults_of(town: Path) -> list[Fault]:
     return [fault for fault in verify(town) if fault.level == "fault"]
 
@@ -232,6 +266,97 @@ def test_quick_finds_what_sizes_and_receipts_show(own_town: Path) -> None:
     missing_column_shard(own_town)
     faults = verify(own_town, quick=True)
     assert {(fault.column, fault.shard) for fault in faults} == {("base", 1), ("word", 1)}
+
+
+@pytest.mark.parametrize("damage", [d[0] for d in DAMAGES], ids=[d[0].__name__ for d in DAMAGES])
+def test_quick_finds_everything_that_sizes_and_receipts_show(own_town: Path, damage: Callable[[Path], None]) -> None:
+    damage(own_town)
+    found = [fault for fault in verify(own_town, quick=True) if fault.level == "fault"]
+    assert bool(found) == (damage not in UNSEEN_BY_QUICK), [str(fault) for fault in found]
+
+
+def test_quick_opens_one_file_a_thousand_shards_of_a_column(own_town: Path) -> None:
+    """Once everything is older than a moment; and what is younger is looked at."""
+    for folder in own_town.glob("columns/*/*/"):
+        for path in [*folder.glob("*/*"), *folder.glob("*/")]:
+            os.utime(path, (1e9, 1e9))
+        merge(own_town, folder.parent.name, folder.name)
+    with opened_files() as opened:
+        assert verify(own_town, quick=True) == []
+    assert not [name for name in opened if "/00000/" in name]
+    assert len([name for name in opened if "/receipts." in name]) == 2
+    receipt = shard(own_town).receipt
+    receipt.write_text(receipt.read_text().replace("train", "trail"))
+    with opened_files() as opened:
+        assert [fault.what for fault in verify(own_town, quick=True)] == ["receipt and manifest differ in splits"]
+    assert [name for name in opened if "/00000/" in name] == [str(receipt)]
+
+
+def test_processes_find_what_one_finds(own_town: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "UNIT_SHARDS", 1)
+    payload_flip(own_town)
+    missing_column_shard(own_town)
+    same_key = shard(own_town, number=3)
+    source = shard(own_town, number=0)
+    for name in ("tar", "parquet"):
+        getattr(same_key, name).write_bytes(getattr(source, name).read_bytes())
+    found = verify(own_town)
+    assert {(fault.column, fault.shard) for fault in found} >= {("base", 1), ("base", 3), ("word", 1)}
+    assert verify(own_town, workers=2) == found
+
+
+def test_parts_cover_every_thousand_once() -> None:
+    random = dice()
+    for _ in range(50):
+        thousands, parts = random.randrange(40), random.randrange(1, 12)
+        covered = [n for i in range(parts) for n in verify_module._part(range(thousands), (i, parts))]
+        assert covered == list(range(thousands))
+
+
+def test_parts_on_the_command_line(town: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(town), "--part", "1/2", "--workers", "1"]) == 0
+    assert "part 1 of 2" in capsys.readouterr().out
+    for wrong in ("2/2", "half", "0/0"):
+        assert main(["verify", str(town), "--part", wrong]) == 2
+
+
+def test_a_key_among_rows_that_were_added_later(tmp_path: Path) -> None:
+    """New rows begin anew with the first keys; a key that older shards have is found all the same."""
+    root = write_files(tmp_path / "in", {f"{i}.jpg": jpeg(seed=i) for i in range(8)})
+    packed(folder_recipe(root), tmp_path / "out")
+    write_files(root, {f"{i}.jpg": jpeg(seed=i) for i in range(20, 26)})
+    plan, _ = packed(folder_recipe(root), tmp_path / "out")
+    assert verify(tmp_path / "out") == []
+    source, target = plan.path(0), plan.path(2)
+    target.tar.write_bytes(source.tar.read_bytes())
+    target.parquet.write_bytes(source.parquet.read_bytes())
+    target.receipt.write_text(json.dumps({**json.loads(source.receipt.read_text()), "shard": 2}))
+    merge(tmp_path / "out", "base", plan.revision)
+    faults = faults_of(tmp_path / "out")
+    assert {(fault.shard, fault.what) for fault in faults} == {(2, "the same key as in shard 00000000")}
+    assert [fault.key for fault in faults] == ShardReader(source).keys
+
+
+def test_a_column_that_lacks_added_shards_is_one_fault(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "in", {f"{i}.jpg": jpeg(seed=i) for i in range(8)})
+    packed(folder_recipe(root), tmp_path / "out")
+    add_column(tmp_path / "out")
+    write_files(root, {"20.jpg": jpeg(seed=20)})
+    packed(folder_recipe(root), tmp_path / "out")
+    for quick in (True, False):
+        assert [fault.remedy for fault in verify(tmp_path / "out", quick)] == ["run its job again"]
+
+
+def test_damage_where_a_row_was_taken_down(own_town: Path) -> None:
+    """The search for what is left of the row meets the damage first."""
+    key = ShardReader(shard(own_town)).keys[3]
+    carry_out(own_town, request(own_town, [key], "asked for"), Owner.here())
+    assert verify(own_town) == []
+    index_cut(own_town)
+    assert {fault.what.split(" (")[0] for fault in verify(own_town)} >= {
+        "cannot tell whether rows that were taken down are gone",
+        "00000001.parquet cannot be read",
+    }
 
 
 def test_leftovers_are_notes(own_town: Path) -> None:

@@ -38,6 +38,16 @@ def test_a_class_that_is_only_predicted_does_not_enter_the_mean() -> None:
     assert confusion.miou() == pytest.approx((2 / 3 + 1) / 2)
 
 
+def test_scores_on_train_ids_leave_the_other_classes_out() -> None:
+    confusion = Confusion(4, None)
+    confusion.add(np.array([0, 0, 1, 1, 2, 3, 3, 3]), np.array([0, 2, 1, 0, 2, 3, 3, 0]))
+    scored = confusion.merged([1, 0, None, 1])  # 0 and 3 are one class, 2 is not scored
+    # Class 0: hit 1 of 2. Class 1: hit 4 of 5 (one was called the unscored class), and a pixel of class 0 called it.
+    assert scored.iou() == [pytest.approx(1 / 2), pytest.approx(4 / 6), 0.0]
+    assert scored.miou() == pytest.approx((1 / 2 + 4 / 6) / 2)
+    assert scored.counts.sum() == 7, "the pixel whose truth is not scored does not count"
+
+
 def test_refuses_ids_out_of_range_and_labels_without_classes() -> None:
     confusion = Confusion(2, ignore_id=255)
     with pytest.raises(ValueError, match="ids from 0 to 7"):

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from semiocity.files import write_json
 from semiocity.launch import status
 from semiocity.launch.runs import Attempt, new_attempt
@@ -87,3 +89,27 @@ def test_training_progress_reads_like_a_sentence(tmp_path: Path) -> None:
         tmp_path / "progress.json", {"step": 120, "steps": 400, "loss": 0.12344, "samples_per_s": 21.52, "eta_s": 3725}
     )
     assert status.training_progress(tmp_path) == "step 120/400, loss 0.1234, 21.5 samples/s, 1:02:05 left"
+
+
+def test_tasks_that_are_done_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 120
+    jobs = [f"5_{i}" for i in range(count)]
+    attempt = attempt_with(tmp_path / "many", jobs, executor="slurm")
+    for index in range(count - 1):
+        say(attempt, index, job=jobs[index], state="failed" if index == 7 else "done")
+    expected = ["queued" if i == count - 1 else "failed" if i == 7 else "done" for i in range(count)]
+    live = {jobs[-1]: "PENDING"}
+    assert [state["state"] for state in status.task_states(attempt, live)] == expected
+    opened: list[Path] = []
+    read = status.read_json
+
+    def noted(path: Path) -> object:
+        opened.append(path)
+        return read(path)
+
+    monkeypatch.setattr(status, "read_json", noted)
+    assert [state["state"] for state in status.task_states(attempt, live)] == expected
+    assert opened == [attempt.gathered, attempt.task_file(7)], "one that failed may be brought back"
+    attempt.write(attempt.read() | {"jobs": ["6_0", *jobs[1:]]})
+    say(attempt, 0, job="6_0", state="running")
+    assert status.task_states(attempt, live | {"6_0": "RUNNING"})[0]["state"] == "running"

@@ -53,8 +53,12 @@ def write_base(
     shard_rows: int,
     classes: Sequence[str],
     ignore_id: int | None = None,
+    splits: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write rows (key → fields) as the base column of a dataset; every row is of the split train, at dusk."""
+    """Write rows (key → fields) as the base column of a dataset; rows are of the split train but for `splits`, at dusk.
+
+    A row without fields is a tombstone.
+    """
     keys = sorted(rows)
     shards = [keys[start : start + shard_rows] for start in range(0, len(keys), shard_rows)]
     recipe = Recipe.model_validate(
@@ -84,7 +88,11 @@ def write_base(
         )
         with ShardWriter(ShardPath(column_folder(folder, "base", made), number), head) as writer:
             for key in members:
-                writer.add(key, rows[key], {"split": "train", "time": "dusk"})
+                scalars = {"split": (splits or {}).get(key, "train"), "time": "dusk"}
+                if rows[key]:
+                    writer.add(key, rows[key], scalars)
+                else:
+                    writer.tombstone(key, "removed", "taken down", scalars)
             writer.publish()
     merge(folder, "base", made)
     return folder

@@ -11,6 +11,7 @@ from PIL import Image
 from tiny import SDM, sdm
 from train_ranks import job_of
 
+from semiocity.data.loader import own_room
 from semiocity.data.order import Batch
 from semiocity.errors import UserError
 from semiocity.train.noise import generator, normal
@@ -71,13 +72,13 @@ def test_a_label_that_is_no_class_is_refused() -> None:
 def test_rows_of_another_size_are_cut_and_resized_together() -> None:
     image, label = np.zeros((40, 80, 3), np.uint8), np.zeros((40, 80), np.uint8)
     image[:, 40:], label[:, 40:] = 255, 2
-    arrays = task().decode({"image": png(image), "label": png(label)}, SIZE)
+    arrays = task().decode({"image": png(image), "label": png(label)}, SIZE, own_room)
     assert arrays["image"].shape == (16, 16, 3)
     assert np.array_equal(arrays["label"] == 2, arrays["image"][..., 0] > 127)
     with pytest.raises(UserError, match=r"label map has shape \(4, 4\), the image \(40, 80\)"):
-        task().decode({"image": png(image), "label": png(label[:4, :4])}, SIZE)
+        task().decode({"image": png(image), "label": png(label[:4, :4])}, SIZE, own_room)
     with pytest.raises(UserError, match="has no label"):
-        task().decode({"image": png(image), "label": None}, SIZE)
+        task().decode({"image": png(image), "label": None}, SIZE, own_room)
 
 
 def test_randomness_belongs_to_step_and_row_alone() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from toy_gan_options import ToyGanOptions
 
-from semiocity.data.loader import Arrays, stack, to_bytes, to_unit
+from semiocity.data.loader import Arrays, Room, stack, to_bytes, to_unit
 from semiocity.data.order import Batch
 from semiocity.train.noise import normal
 from semiocity.train.options import ZeroOptions
@@ -56,7 +56,7 @@ class ToyGan(Task):
     def frozen_digests(self) -> Mapping[str, str]:
         return {"tint": "seeded"}
 
-    def decode(self, row: Mapping[str, bytes | None], size: tuple[int, int]) -> Arrays:
+    def decode(self, row: Mapping[str, bytes | None], size: tuple[int, int], room: Room) -> Arrays:
         image = Image.open(io.BytesIO(row["image"] or b"")).convert("RGB").resize(size[::-1])
         return {"image": np.asarray(image)}
 

@@ -11,25 +11,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from semiocity.data.sources.base import Entry, FileSource, Rejection
-from semiocity.data.sources.files import check_root, walk
-from semiocity.errors import UserError
+from semiocity.data.sources.base import Entry, FileSource, Rejection, class_table
+from semiocity.data.sources.paired import expect, paired
 
 VERSION = 1
 FIELDS = ("image", "label")
-CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
-    ("sky", (128, 128, 128)),
-    ("building", (128, 0, 0)),
-    ("pole", (192, 192, 128)),
-    ("road", (128, 64, 128)),
-    ("pavement", (60, 40, 222)),
-    ("tree", (128, 128, 0)),
-    ("sign", (192, 128, 128)),
-    ("fence", (64, 64, 128)),
-    ("car", (64, 0, 128)),
-    ("pedestrian", (64, 64, 0)),
-    ("bicyclist", (0, 128, 192)),
-)
+CLASSES = class_table("""
+     0  128 128 128   -  sky
+     1  128   0   0   -  building
+     2  192 192 128   -  pole
+     3  128  64 128   -  road
+     4   60  40 222   -  pavement
+     5  128 128   0   -  tree
+     6  192 128 128   -  sign
+     7   64  64 128   -  fence
+     8   64   0 128   -  car
+     9   64  64   0   -  pedestrian
+    10    0 128 192   -  bicyclist
+""")
 IGNORE_ID = 11
 SPLITS = ("train", "val", "test")
 
@@ -41,21 +40,8 @@ class CamvidSource(FileSource):
 
 
 def entries(source: CamvidSource) -> Iterator[Entry | Rejection]:
-    """One entry a picture. Raises UserError when the folder is no CamVid."""
-    root = check_root(source.root)
-    splits = [name for name in SPLITS if (root / name).is_dir() and (root / f"{name}annot").is_dir()]
-    if "train" not in splits:
-        raise UserError(f"source.root: {root} has no train/ with trainannot/; CamVid's layout is expected there")
-    for split in splits:
-        labels = {f.name.rpartition("/")[2]: f for f in walk(root, f"{split}annot", also=source.link_roots)}
-        for found in walk(root, split, also=source.link_roots):
-            if not found.is_picture:
-                continue
-            if found.problem:
-                yield found.problem
-                continue
-            files, sizes = {"image": found.name}, {"image": found.size}
-            label = labels.get(f"{found.stem.rpartition('/')[2]}.png")
-            if label is not None and label.problem is None:
-                files["label"], sizes["label"] = label.name, label.size
-            yield Entry(found.stem, files, sizes, split)
+    """One entry a picture of the splits that are there. Raises UserError when the folder is no CamVid."""
+    root = expect(source, ("train", "trainannot"), "CamVid's layout: train/ with trainannot/, and val and test alike")
+    for split in SPLITS:
+        if (root / split).is_dir() and (root / f"{split}annot").is_dir():
+            yield from paired(source, split, split, {"label": (f"{split}annot", ".png")})

@@ -1,7 +1,7 @@
 """Listing files below a root without ever leaving it. Names are bytes on disk, text by `keys.to_text` here."""
 
 # pathlib takes no names that are bytes:
-# ruff: noqa: PTH110, PTH112, PTH116, PTH118, PTH123
+# ruff: noqa: PTH110, PTH112, PTH114, PTH115, PTH116, PTH118
 from __future__ import annotations
 
 import os
@@ -141,12 +141,58 @@ def _look(entry: os.DirEntry[bytes], name: str, roots: _Roots) -> Found | None:
     return Found(name, status.st_size)
 
 
-def read_below(root: Path, name: str) -> bytes:
-    """The bytes of a file named as `walk` names it. Raises OSError."""
-    with open(os.path.join(os.fsencode(root), to_bytes(name)), "rb") as file:
-        return file.read()
+def look_up(root: Path, name: str, also: Sequence[Path] = ()) -> Found | None:
+    """One file that a table or an index names relative to `root`, as `walk` would find it; None where there is none.
+
+    A name that leads out of the root (absolute, through `..` or a link) is found with a problem, unless it leads into
+    one of the folders `also`.
+    """
+    base = os.path.realpath(os.fsencode(root))
+    roots = _Roots(base, [os.path.realpath(os.fsencode(folder)) for folder in also])
+    path = os.path.join(base, to_bytes(name))
+    target = os.path.realpath(path)
+    if not roots.inside(target):
+        return Found(name, 0, Rejection(name, "outside_root", f"leads to {printable(to_text(target))}"))
+    try:
+        status = os.stat(target)
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            return Found(name, 0, Rejection(name, "broken_link", f"links to {printable(to_text(target))}"))
+        return None
+    except OSError as error:  # a circle of links, a name too long, no permission
+        return Found(name, 0, Rejection(name, "unreadable", error.strerror or str(error)))
+    if not stat.S_ISREG(status.st_mode):
+        return Found(name, 0, Rejection(name, "not_a_file", stat.filemode(status.st_mode)))
+    return Found(name, status.st_size)
 
 
-def size_below(root: Path, name: str) -> int:
-    """Bytes of a file named as `walk` names it. Raises OSError."""
-    return os.stat(os.path.join(os.fsencode(root), to_bytes(name))).st_size
+class NotAllowed(Exception):
+    """What was opened is no regular file inside the root; `reason` is one of `reasons.REASONS`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def open_below(root: Path, name: str, also: Sequence[Path] = ()) -> int:
+    """A descriptor of a file named as `walk` names it, for reading. Raises OSError.
+
+    Links may have changed since the plan was made: where the file really is, is asked of the open descriptor. Raises
+    NotAllowed when that is neither below `root` nor below one of `also`, or no regular file.
+    """
+    path = os.path.join(os.path.realpath(os.fsencode(root)), to_bytes(name))
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not make us wait
+    try:
+        try:
+            target = os.readlink(b"/proc/self/fd/%d" % descriptor)
+        except OSError:  # no Linux
+            target = os.path.realpath(path)
+        roots = _Roots(os.path.realpath(os.fsencode(root)), [os.path.realpath(os.fsencode(folder)) for folder in also])
+        if not roots.inside(target):
+            raise NotAllowed("outside_root", f"leads to {printable(to_text(target))}")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NotAllowed("not_a_file", stat.filemode(os.fstat(descriptor).st_mode))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from semiocity.data.loader import Arrays
+from semiocity.data.loader import Arrays, Room
 from semiocity.data.order import Batch
 from semiocity.train.options import OptimizerOptions, TrainJob, ZeroOptions
 
@@ -80,10 +80,11 @@ class Task(ABC):
     # -- reading ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def decode(self, row: Mapping[str, bytes | None], size: tuple[int, int]) -> Arrays:
+    def decode(self, row: Mapping[str, bytes | None], size: tuple[int, int], room: Room) -> Arrays:
         """Arrays of a row, by role (see `TrainJob.fields_by_role`). Random choices belong in `collate`.
 
-        `size`: height and width in pixels that the row is brought to: `data.size`, or those of its bucket.
+        `size`: height and width in pixels that the row is brought to: `data.size`, or those of its bucket. `room(name,
+        shape, dtype)` is an array to fill and return under that name, which spares a copy of large ones.
 
         Raises ValueError or OSError for damaged payloads and UserError for what the user can mend.
         """

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from semiocity.data.decode import crop_of, decode_cropped, decode_ids, picture_size
-from semiocity.data.geometry import resize_ids, resize_instances
-from semiocity.data.loader import Arrays, stack, to_bytes, to_unit
+from semiocity.data.geometry import mark_edges, resize_ids, resize_instances
+from semiocity.data.loader import Arrays, Room, empty, stack, to_bytes, to_unit
 from semiocity.data.order import Batch
 from semiocity.errors import UserError
 from semiocity.files import read_json, write_json
@@ -51,13 +51,13 @@ class SDMTask(Task):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def decode(self, row: Mapping[str, bytes | None], size: tuple[int, int]) -> Arrays:
+    def decode(self, row: Mapping[str, bytes | None], size: tuple[int, int], room: Room) -> Arrays:
         """`image` [H, W, 3] uint8, `label` [H, W] uint8 with NO_LABEL, and `instance` [H, W] int32 with edges."""
         height, width = size
         data = _payload(row, "image")
         full = picture_size(data)
         geometry = crop_of(full, (width, height))
-        arrays: Arrays = {"image": decode_cropped(data, (width, height))}
+        arrays: Arrays = {"image": decode_cropped(data, (width, height), room("image", (height, width, 3), np.uint8))}
         label = decode_label(_payload(row, "label"), self.facts)
         if label.shape != full[::-1]:
             raise UserError(f"the label map has shape {label.shape}, the image {full[::-1]}")
@@ -73,7 +73,7 @@ class SDMTask(Task):
         """The arrays stacked, with `weight` [b], `t` [b] int64, `drop` [b] bool and `noise` [b, 3, H, W]."""
         height, width = decoded[0]["image"].shape[:2]
         draws = np.empty((len(batch.rows), 3))
-        noise = np.empty((len(batch.rows), 3, height, width), np.float32)
+        noise = empty(decoded, (len(batch.rows), 3, height, width), np.float32)
         for i, row in enumerate(batch.rows):
             random = generator(self.job.seed, batch.step, int(row))
             draws[i] = random.random(3)
@@ -213,8 +213,7 @@ def diffusion_config(options: SDMOptions) -> DiffusionConfig:
 def one_hot(label: Tensor, classes: int, instance: Tensor | None = None) -> Tensor:
     """Layout [B, L, H, W] in fp32 from ids [B, H, W]; ids outside 0 … classes-1 give all zeros.
 
-    With `instance` ids [B, H, W] there is one channel more: 1 where a pixel's instance differs from that of one of its
-    four neighbours (Wang et al. 2018, arXiv 1711.11585, section 3.3).
+    With `instance` ids [B, H, W] there is one channel more, `edges`.
     """
     ids = torch.arange(classes, dtype=label.dtype, device=label.device)
     layout = (label[:, None] == ids[None, :, None, None]).float()
@@ -222,14 +221,9 @@ def one_hot(label: Tensor, classes: int, instance: Tensor | None = None) -> Tens
 
 
 def edges(instance: Tensor) -> Tensor:
-    """[B, 1, H, W] in fp32: 1 on both sides of every border between instances [B, H, W]."""
+    """[B, 1, H, W] in fp32: 1 on both sides of every border between instances [B, H, W] (`geometry.mark_edges`)."""
     edge = torch.zeros_like(instance, dtype=torch.bool)
-    across = instance[:, :, 1:] != instance[:, :, :-1]
-    down = instance[:, 1:] != instance[:, :-1]
-    edge[:, :, 1:] |= across
-    edge[:, :, :-1] |= across
-    edge[:, 1:] |= down
-    edge[:, :-1] |= down
+    mark_edges(instance, edge)
     return edge[:, None].float()
 
 

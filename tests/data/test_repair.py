@@ -1,0 +1,192 @@
+"""Repair: what can be mended exactly is, the rest is named with the command that computes it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from make_images import city_recipe, tree
+
+from semiocity.cli import main
+from semiocity.data.columns import Dataset
+from semiocity.data.layout import ShardPath, column_folder
+from semiocity.data.lease import Owner, lease
+from semiocity.data.pack import pack_shards
+from semiocity.data.plan import make_plan
+from semiocity.data.reindex import reindex
+from semiocity.data.repair import command_for, repair
+from semiocity.data.shard import read_receipt
+from semiocity.data.verify import verify
+from semiocity.errors import UserError
+
+
+def shard(town: Path, column: str = "base", number: int = 1) -> ShardPath:
+    return ShardPath(Dataset.open(town).column(column).folder, number)
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def kinds(town: Path, apply: bool = False) -> list[str]:
+    return [step.kind for step in repair(town, apply)]
+
+
+def test_a_good_dataset_needs_nothing(town: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree(town)
+    assert repair(town) == repair(town, apply=True) == []
+    assert main(["repair", str(town)]) == 0
+    assert "nothing to repair" in capsys.readouterr().out
+    assert tree(town) == before
+
+
+@pytest.mark.parametrize("how", ["lost", "damaged"])
+def test_an_index_is_made_again_from_the_tar(own_town: Path, how: str) -> None:
+    before = tree(own_town)
+    parquet = shard(own_town).parquet
+    if how == "lost":
+        parquet.unlink()
+    else:
+        flip(parquet, 200)
+    broken = tree(own_town)
+    assert kinds(own_town) == ["index"]
+    assert tree(own_town) == broken, "nothing is done without --apply"
+    assert kinds(own_town, apply=True) == ["index"]
+    assert tree(own_town) == before
+    assert verify(own_town) == []
+
+
+def test_an_index_with_a_stages_scalars_is_computed_again(own_town: Path) -> None:
+    """`letters` is in the parquet alone; nobody can know what it was."""
+    path = shard(own_town, "word")
+    path.parquet.unlink()
+    step = repair(own_town)[0]
+    assert (step.kind, step.command) == ("recompute", "semiocity word jobs/word.toml")
+    assert path.receipt.exists()
+    repair(own_town, apply=True)
+    assert not path.receipt.exists(), "its job makes the shard anew"
+
+
+def test_no_index_is_made_from_a_damaged_tar(own_town: Path) -> None:
+    path = shard(own_town)
+    path.parquet.unlink()
+    flip(path.tar, 600)
+    receipt = read_receipt(path)
+    assert receipt is not None and reindex(path, receipt) is None
+    assert kinds(own_town) == ["recompute"]
+
+
+@pytest.mark.parametrize("how", ["lost", "damaged"])
+def test_a_receipt_is_had_back_from_the_compacted_ones(own_town: Path, how: str) -> None:
+    before = tree(own_town)
+    path = shard(own_town, "word")
+    if how == "lost":
+        path.receipt.unlink()
+    else:
+        path.receipt.write_text("{")
+    assert kinds(own_town) == ["receipt"]
+    assert kinds(own_town, apply=True) == ["receipt"]
+    assert tree(own_town) == before
+
+
+def test_a_receipt_does_not_come_back_for_other_bytes(own_town: Path) -> None:
+    path = shard(own_town, "word")
+    path.receipt.unlink()
+    flip(path.tar, 600)
+    assert kinds(own_town, apply=True) == ["recompute"]
+    assert not path.receipt.exists()
+
+
+def test_a_lost_shard_is_packed_again_by_the_named_command(
+    own_town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "mine.toml").write_text('name = "town"\n')
+    before = tree(own_town)
+    flip(shard(own_town).tar, 700)
+    assert main(["repair", str(own_town), "--apply"]) == 1
+    assert "semiocity pack shards/mine.toml" in capsys.readouterr().out
+    plan = make_plan(city_recipe(), own_town)
+    assert pack_shards(plan, range(plan.shards), Owner.here())
+    assert repair(own_town, apply=True) == []
+    assert tree(own_town) == before
+
+
+def test_commands_name_the_job_file_that_fits(own_town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "other.toml").write_text(f'stage = "word"\ndataset = "{tmp_path}/elsewhere"\n')
+    (tmp_path / "jobs" / "mine.toml").write_text('stage = "word"\ndataset = "town"\ncolumn = "word"\n')
+    assert command_for(own_town, "word", "aaaaaaaaaa") == "semiocity word jobs/mine.toml"
+
+
+@pytest.mark.parametrize("what", ["manifest.json", "columns/word/aaaaaaaaaa/manifest.json", "both", "receipts"])
+def test_manifests_are_made_again_from_receipts(own_town: Path, what: str) -> None:
+    before = tree(own_town)
+    if what == "receipts":
+        next(own_town.glob("columns/word/*/receipts.*")).write_text("{}")
+    else:
+        for name in ["manifest.json", "columns/word/aaaaaaaaaa/manifest.json"] if what == "both" else [what]:
+            (own_town / name).unlink()
+    assert set(kinds(own_town)) == {"merge"}
+    assert set(kinds(own_town, apply=True)) == {"merge"}
+    assert tree(own_town) == before
+
+
+def test_a_column_that_lost_manifest_and_shards_is_to_be_made_again(own_town: Path) -> None:
+    folder = column_folder(own_town, "word", "aaaaaaaaaa")
+    (folder / "manifest.json").unlink()
+    ShardPath(folder, 1).tar.unlink()
+    steps = repair(own_town, apply=True)
+    assert [step.kind for step in steps] == ["recompute"]
+    assert set(Dataset.open(own_town).columns) == {"base"}
+    assert verify(own_town) == []
+
+
+def test_leftovers_of_the_dead_go_and_work_stays(own_town: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = shard(own_town).parent / ".00000001.tar.abc.tmp"
+    dead.touch()
+    assert kinds(own_town, apply=True) == [], "somebody may be writing it"
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600)  # change times cannot be set
+    assert kinds(own_town) == ["leftover"]
+    assert dead.exists()
+    repair(own_town, apply=True)
+    assert not dead.exists()
+
+
+def test_a_shard_that_somebody_works_on_is_left_alone(own_town: Path) -> None:
+    path = shard(own_town)
+    path.parquet.unlink()
+    with lease(path.lease, Owner("another", 0, 0, "elsewhere", os.getpid())) as held:
+        assert held
+        steps = repair(own_town, apply=True)
+    assert [step.kind for step in steps] == ["by hand"]
+    assert "somebody works on it" in steps[0].why
+    assert not path.parquet.exists()
+
+
+def test_shards_beyond_the_plan_are_left_to_a_person(own_town: Path) -> None:
+    stranger = shard(own_town).parent / "00000009.tar"
+    stranger.touch()
+    assert kinds(own_town, apply=True) == ["by hand"]
+    assert stranger.exists()
+
+
+def test_json(own_town: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard(own_town).parquet.unlink()
+    assert main(["repair", str(own_town), "--json"]) == 1
+    step = json.loads(capsys.readouterr().out)[0]
+    assert (step["kind"], step["column"], step["shard"]) == ("index", "base", 1)
+    assert main(["repair", str(own_town), "--json", "--apply"]) == 0
+
+
+def test_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        repair(tmp_path)

@@ -1,0 +1,78 @@
+"""Views as jobs: planned, divided into tasks by the thousand, built and named by other jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_images import city_recipe, packed
+
+from semiocity.config import Cluster, check
+from semiocity.data import views
+from semiocity.data.columns import Dataset
+from semiocity.data.view_build import build, merge
+from semiocity.errors import UserError
+from semiocity.launch import jobs, submission
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    packed(city_recipe(shard_rows=2), tmp_path / "data" / "town")
+    (tmp_path / "views").mkdir()
+    (tmp_path / "views" / "dusk.toml").write_text(
+        'dataset = "data/town"\nfields = ["base.image", "base.label"]\nfilter = """time in ["dusk", "night"]"""\n'
+    )
+    (tmp_path / "train.toml").write_text(
+        'dataset = "data/town"\ntask = "sdm"\nsteps = 1\nglobal_batch = 1\n[data]\nsize = 32\nview = "dusk"\n'
+        "[model]\nmult = [1]\nattention_resolutions = []\nchannels = 32\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_view_is_built_and_trainings_pin_it(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"no view dusk; there are: none\. `semiocity view FILE` builds one"):
+        jobs.train(Path("train.toml"), [])
+    work = jobs.view(Path("views/dusk.toml"), [])
+    assert submission.submit(work, Cluster())
+    assert submission.submit(work, Cluster()) and "nothing to do" in capsys.readouterr().out
+    data = Dataset.open(project / "data" / "town")
+    view = data.saved_view("dusk", "train")
+    assert len(view) == len(data.view(["base.image"], "train", 'time != "day"')) > 0
+
+    pinned = jobs.train(Path("train.toml"), []).job["data"]["view"]
+    assert pinned == f"dusk@{work.revision}"
+    other = jobs.view(Path("views/dusk.toml"), ['filter=time == "day"'])
+    assert other.revision != work.revision and not submission.complete(other)
+    plan = views.plan_again(check(other.job, views.ViewJob, "job"), other.revision)
+    assert build(plan, range(other.shards)) and merge(plan) and submission.complete(other)
+    assert jobs.train(Path("train.toml"), []).job["data"]["view"] == f"dusk@{other.revision}"
+    assert len(data.saved_view(pinned, "train")) == len(view), "a run goes on with the rows that it began with"
+
+    for sets, message in (
+        (["data.split=test"], "data.view: view dusk has no rows of split test; it has train, val"),
+        (["sample_split=test"], "no rows of split test"),
+        (["data.fields.label=base.instance"], "view dusk has no field base.instance"),
+        (["data.view=dusky"], "no view dusky; there are: dusk"),
+    ):
+        with pytest.raises(UserError, match=message):
+            jobs.train(Path("train.toml"), sets)
+
+
+def test_a_wrong_filter_is_refused_before_anything_is_queued(project: Path) -> None:
+    with pytest.raises(UserError, match=r"views/dusk\.toml: filter: no scalar tmie; did you mean time"):
+        jobs.view(Path("views/dusk.toml"), ['filter=tmie == "day"'])
+    assert not (project / "runs").exists()
+
+
+def test_tasks_hold_whole_thousands(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "FOLDER_SHARDS", 4)
+    monkeypatch.setattr(jobs.manifest, "FOLDER_SHARDS", 4)
+    work = jobs.view(Path("views/dusk.toml"), ["resources.shards_per_task=5"])
+    assert (work.shards, work.together) == (10, 4)
+    slurm: dict[str, Any] = {"executor": "slurm"}
+    assert submission.plan_tasks(work, Cluster(**slurm), {}) == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9]]
+    assert submission.plan_tasks(work, Cluster(local_parallelism=2), {}) == [[0, 1, 2, 3, 8, 9], [4, 5, 6, 7]]
+    busy = {"7_0": [4, 5, 6, 7]}
+    assert submission.plan_tasks(work, Cluster(**slurm), busy) == [[0, 1, 2, 3, 8, 9]]
