@@ -133,6 +133,23 @@ def test_what_cannot_be_is_refused(library: Library, text: str, message: str) ->
         find(library, text)
 
 
+def test_no_character_of_a_search_is_special(library: Library) -> None:
+    shelf = library.wait()
+    texts = [row["~search"] for row in rows_of(library)]
+    for text in [chr(c) for c in range(1, 127) if chr(c) != "\n"] + [
+        "é",
+        "\\e",
+        "(?i)",
+        "[a-z]+",
+        "$",
+        "= x",
+        "{7*7}",
+        "\0",
+    ]:
+        found = shelf.searcher._mask(query.Word(text, True))
+        assert found.tolist() == [text in own for own in texts], repr(text)
+
+
 def test_expressions_are_those_of_views(library: Library) -> None:
     rows = rows_of(library)
     wide = "seen.score > 0.5 and base.width == 64 and not split == 'val'"
