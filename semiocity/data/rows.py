@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -74,7 +75,7 @@ def read_index(dataset: Dataset, column: str, shard: int, names: Sequence[str]) 
     """Some columns of one shard's parquet. Raises ShardError when it is damaged or has another number of rows."""
     path = ShardPath(dataset.column(column).folder, shard)
     try:
-        with pq.ParquetFile(path.parquet) as file:
+        with _open_index(dataset, column, path) as file:
             # A name with a dot is a path to Parquet, and `text` would bring `text.offset` along.
             table = file.read(columns=list(names), use_threads=False).select(list(names))
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
@@ -83,6 +84,16 @@ def read_index(dataset: Dataset, column: str, shard: int, names: Sequence[str]) 
     if len(table) != expected:
         raise ShardError(f"{path.parquet}: {len(table)} rows, the manifest says {expected}; see `semiocity verify`")
     return table
+
+
+def _open_index(dataset: Dataset, column: str, path: ShardPath) -> pq.ParquetFile:
+    """The copy on this node's own disk if there is one, else the shared file."""
+    if dataset.stage is not None:
+        copy = dataset.stage.find(path.parquet, dataset.shard_entries(column)[path.shard]["parquet_sha256"])
+        if copy is not None:
+            with suppress(OSError, pa.ArrowException):  # it may have been evicted since
+                return pq.ParquetFile(copy)
+    return pq.ParquetFile(path.parquet)
 
 
 def choose(dataset: Dataset, selection: Selection, shard: int, by_split: bool = False) -> Chosen:
