@@ -91,7 +91,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
         ("prompts.csv", "image,prompt,steps\na,b,many\n", [], "row 1: steps is 'many'; a number is expected"),
         ("prompts.csv", "image,prompt\na.png,b\na.png,c\n", [], "row 2: a has another row"),
         ("prompts.jsonl", '{"image": \n', [], "line 1: damaged JSON"),
-        ("prompts.csv", "image,prompt\na," + "x" * 200_000 + "\n", [], r"prompts\.csv: no CSV: field larger"),
+        ("prompts.csv", "image,prompt\na," + "x" * 2_000_000 + "\n", [], r"prompts\.csv: no CSV: field larger"),
         ("prompts.json", "[3]", [], "row 1: an object with the picture's name"),
         ("a.csv", TABLE, ["source.prompts=b.csv"], r"b\.csv: no such file"),
         ("a.csv", TABLE, ["source.images=pictures"], r"source\.images: .* has no pictures/"),

@@ -57,6 +57,10 @@ LAYOUT = (
 )
 
 
+LONGEST_CELL = 1 << 20
+"""Characters in a cell of a CSV; prompts are longer than Python's default allows."""
+
+
 class ImaginaryCitiesSource(FileSource):
     """Generated pictures with their prompts."""
 
@@ -144,6 +148,7 @@ def _find(root: Path) -> Path:
 def _lines(path: Path) -> Iterator[Any]:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            csv.field_size_limit(LONGEST_CELL)  # one setting of the whole process; others may have changed it
             try:
                 yield from csv.DictReader(file)
             except csv.Error as error:
