@@ -1,5 +1,7 @@
 """The command line: what it imports, how it refuses, and that every promise of the Makefile exists."""
 
+import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -7,6 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from semiocity.cli import main
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "pydantic", "submitit", "numpy", "deepspeed", "diffusers", "pyarrow", "PIL")
@@ -36,6 +40,9 @@ def test_login_node_modules_import_without_torch(tmp_path: Path) -> None:
         "data.plan",
         "data.recipe",
         "data.manifest",
+        "data.receipts",
+        "data.usage",
+        "launch.garbage",
         "stages.base",
         "stages.caption",
         "stages.segment",
@@ -60,6 +67,17 @@ def test_a_wrong_job_file_is_one_message_and_status_2(tmp_path: Path) -> None:
     assert done.stderr.startswith("semiocity: job.toml: speed: unknown key")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_no_right_to_write_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: object) -> int:
+        raise PermissionError(13, "Permission denied", "data/city/manifest.json")
+
+    monkeypatch.setattr("semiocity.verbs.status.run", refused)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert main(["status"]) == 1
+    assert said.getvalue() == "semiocity: data/city/manifest.json: Permission denied\n"
 
 
 def test_status_of_nothing_says_how_to_begin(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from semiocity.config import check, digest
 from semiocity.data.manifest import BASE, column_folder, read_manifest, require, shard_entries
+from semiocity.data.pinned import first_shards
 from semiocity.data.receipts import ShardEntries
 from semiocity.data.recipe import ClassSpec
 from semiocity.data.rows import choose, opens_nothing
@@ -92,6 +93,11 @@ class Dataset:
     def open(cls, path: Path) -> Dataset:
         """Raises UserError when `path` holds no packed dataset."""
         return cls(Path(path).absolute(), read_manifest(Path(path)))
+
+    @classmethod
+    def as_of(cls, path: Path, shards: int) -> Dataset:
+        """The dataset as it was when it had so many shards, before rows were added."""
+        return cls(Path(path).absolute(), first_shards(Path(path), shards))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": OrderedDict()}  # open files stay with the process

@@ -116,7 +116,9 @@ def near_hashes(phash: np.ndarray, gradients: np.ndarray, limits: Limits) -> Nea
 
     def near(i: np.ndarray, j: np.ndarray) -> np.ndarray:
         close = differing(phash[i], phash[j]) <= limits.distance
-        close &= differing(gradients[i], gradients[j]) <= limits.gradients
+        some = np.nonzero(close)  # few: the second hash is looked at for these only
+        i, j = (numbers[some] for numbers in np.broadcast_arrays(i, j))
+        close[some] = differing(gradients[i], gradients[j]) <= limits.gradients
         return close
 
     return near

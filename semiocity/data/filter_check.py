@@ -138,6 +138,8 @@ class Checker:
                 return Op(word, tuple(parts), "bool", place)
             case ast.UnaryOp(ast.Not(), operand):
                 return Op("not", (self.expect(inner(operand), "bool", "`not` needs a condition"),), "bool", place)
+            case ast.UnaryOp(ast.USub(), ast.Constant(int(value))) if value == 2**63:
+                return Value(-value, "int", place)  # the smallest number; without its sign it would be too large
             case ast.UnaryOp(ast.USub(), operand):
                 part = self.expect(inner(operand), "number", "`-` needs a number")
                 if isinstance(part, Value):

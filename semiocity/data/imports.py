@@ -141,12 +141,14 @@ class _Join:
         self._db.execute("BEGIN")
         for n, item in enumerate(items):
             name, folder = (text.removeprefix("./").rstrip("/") for text in (item.name, item.folder))
-            values = (n, to_bytes(name), canonical(item.value), item.origin)
-            self._db.execute("INSERT INTO items VALUES (?, ?, ?, ?)", values)
+            self._db.execute(
+                "INSERT INTO items VALUES (?, ?, ?, ?)", (n, to_bytes(name), canonical(item.value), item.origin)
+            )
             for rank, alias in enumerate((name, stem_of(name), folder)):
                 if alias:
-                    named = (n, to_bytes(alias), to_bytes(last_part(alias)), rank)
-                    self._db.execute("INSERT INTO names VALUES (?, ?, ?, ?)", named)
+                    self._db.execute(
+                        "INSERT INTO names VALUES (?, ?, ?, ?)", (n, to_bytes(alias), to_bytes(last_part(alias)), rank)
+                    )
         self._db.execute("CREATE INDEX names_name ON names (name)")
         self._db.execute("CREATE INDEX names_last ON names (last)")
         self._db.execute("COMMIT")

@@ -26,7 +26,7 @@ from semiocity.data.layout import (
     missing,
     read_receipt,
 )
-from semiocity.data.receipts import SHARED, ShardEntries, Thousand, compact, receipts_file, rejected_file
+from semiocity.data.receipts import SHARED, ShardEntries, Thousand, compact, digest_line, receipts_file, rejected_file
 from semiocity.errors import UserError
 from semiocity.files import canonical, read_json, replacing, write_json
 
@@ -241,7 +241,7 @@ class _Totals:
                 )
         self._executions |= {canonical(item): item for item in facts["executions"]}
         for shard, keys, sha256 in zip(facts["shards"], facts["keys_digest"], facts["sha256"]):
-            self._digest.update(f"{shard} {keys} {sha256}\n".encode())
+            self._digest.update(digest_line(shard, keys, sha256))
         details = rejected_file(self.folder, thousand.number, facts["rejected_sha256"])
         if details is not None:
             self.details.append(details)

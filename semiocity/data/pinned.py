@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from semiocity.data.manifest import BASE, column_folder, read_column_manifest, read_manifest
+from semiocity.data.manifest import BASE, column_folder, read_column_manifest, read_manifest, shard_entries
+from semiocity.data.receipts import digest_line
 from semiocity.errors import UserError
 from semiocity.files import read_json
 
@@ -29,6 +33,41 @@ def pinned(dataset: Path, revisions: Mapping[str, str]) -> dict[str, Any]:
         "files_seen": plan["files_seen"],
         "rejected": base["rejected"],
     }
+
+
+def first_shards(dataset: Path, shards: int) -> dict[str, Any]:
+    """The dataset's manifest as it was when it had so many shards, before rows were added.
+
+    Columns that have fewer are left out. Raises UserError when base has fewer: then it is another dataset.
+    """
+    facts = read_manifest(dataset)
+    now = facts["columns"][BASE]["shards"]
+    if now == shards:
+        return facts
+    if now < shards:
+        raise UserError(f"{dataset}: has {now} shards, fewer than the {shards} it once had")
+    columns = {
+        name: _shortened(dataset, name, column, shards)
+        for name, column in facts["columns"].items()
+        if column["shards"] >= shards
+    }
+    splits: Counter[str] = Counter()
+    for entry in islice(shard_entries(dataset, BASE, columns[BASE]["revision"]), shards):
+        splits.update(entry["splits"])
+    known = {"digest": columns[BASE]["digest"], "rows": columns[BASE]["rows"], "splits": dict(sorted(splits.items()))}
+    return {**facts, "columns": columns, **known}
+
+
+def _shortened(dataset: Path, name: str, column: Mapping[str, Any], shards: int) -> dict[str, Any]:
+    """What the manifest said of a column when it ended after so many shards."""
+    digest, rows = hashlib.sha256(), 0
+    tombstones: Counter[str] = Counter(dict.fromkeys(column["tombstones"], 0))
+    for entry in islice(shard_entries(dataset, name, column["revision"]), shards):
+        digest.update(digest_line(entry["shard"], entry["keys_digest"], entry["sha256"]))
+        rows += entry["rows"]
+        tombstones.update(entry["tombstones"])
+    found = {"digest": digest.hexdigest(), "rows": rows, "shards": shards, "tombstones": dict(tombstones)}
+    return {**column, **found}
 
 
 def choose_revisions(facts: Mapping[str, Any], dataset: Path, wanted: Mapping[str, str], where: Any) -> dict[str, str]:

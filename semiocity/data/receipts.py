@@ -189,6 +189,11 @@ def _entries(
     return [known[shard] for shard in shards], rejected
 
 
+def digest_line(shard: int, keys_digest: str, sha256: str) -> bytes:
+    """What a shard adds to the digest of its column: its keys and its bytes."""
+    return f"{shard} {keys_digest} {sha256}\n".encode()
+
+
 def entry_of(receipt: dict[str, Any]) -> Entry:
     """What is kept of a receipt. Raises KeyError when something is missing."""
     return {name: receipt[name] for name in ("shard", *PLAIN, "splits", "tombstones", "parents", "execution")}

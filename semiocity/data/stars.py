@@ -11,6 +11,9 @@ from semiocity.errors import Stopped
 
 Stop = Callable[[], bool]
 
+TIDY = 64
+"""Leaders of a crowd between two times that those who have found theirs are no longer asked."""
+
 
 def check_stop(stop: Stop) -> None:
     """Raises Stopped when `stop` says so."""
@@ -65,6 +68,7 @@ def _lead(items: np.ndarray, leader: np.ndarray, found: Neighbours, near: Near, 
     first, second = pairs.T
     pool = items[found.crowded[items]]
     busy = np.union1d(first, pool)
+    asked = 0
     for i, start, end in zip(busy, np.searchsorted(first, busy), np.searchsorted(first, busy, "right"), strict=True):
         if leader[i] >= 0:
             continue
@@ -72,8 +76,11 @@ def _lead(items: np.ndarray, leader: np.ndarray, found: Neighbours, near: Near, 
         listed = second[start:end]
         leader[listed[leader[listed] < 0]] = i
         if found.crowded[i]:
-            check_stop(stop)
-            pool = pool[leader[pool] < 0]
-            leader[pool[near(np.array([i]), pool)]] = i
+            taken = pool[near(np.array([i]), pool)]
+            leader[taken[leader[taken] < 0]] = i
+            asked += 1
+            if asked % TIDY == 0:
+                check_stop(stop)
+                pool = pool[leader[pool] < 0]
     alone = items[leader[items] < 0]  # nobody is near them but whom others have taken
     leader[alone] = alone

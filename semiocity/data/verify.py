@@ -49,9 +49,7 @@ def verify(dataset: Path, quick: bool = False, workers: int = 1, part: tuple[int
     manifest = read_manifest(dataset)
     shards = int(manifest["columns"][BASE]["shards"])
     faults = list(_counts(dataset, manifest)) if part[0] == 0 else []
-    if part[0] == 0:
-        remedy = f"run `semiocity remove {dataset} --apply`"
-        faults += [Fault(str(where), what, remedy) for where, what in remains(dataset)]
+    faults += _remains(dataset) if part[0] == 0 else []
     columns: list[ColumnCheck] = []
     for name in sorted(manifest["columns"], key=lambda name: (name != BASE, name)):
         try:
@@ -98,6 +96,16 @@ def show(dataset: Path, quick: bool, as_json: bool, workers: int = 1, part: tupl
     verdict = f"{len(faults)} faults" if faults else "all is well"
     print(f"{dataset}: {what} {which}{shards} shards in {len(columns)} columns read again: {verdict}")
     return 1 if faults else 0
+
+
+def _remains(dataset: Path) -> Iterator[Fault]:
+    """What is left of rows that were taken down."""
+    remedy = f"run `semiocity remove {dataset} --apply`"
+    try:
+        for where, what in remains(dataset):
+            yield Fault(str(where), what, remedy)
+    except (UserError, OSError, ValueError, pa.ArrowException) as error:
+        yield Fault(str(dataset), f"cannot tell whether rows that were taken down are gone ({error})", remedy)
 
 
 def _part(thousands: range, part: tuple[int, int]) -> range:

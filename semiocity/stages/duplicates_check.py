@@ -10,21 +10,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from semiocity.config import check as checked
 from semiocity.data.columns import Dataset
 from semiocity.data.duplicate_rows import gather, join
 from semiocity.data.duplicates import Limits, Rows, cluster
 from semiocity.data.manifest import read_column_manifest
+from semiocity.data.views import read_view
 from semiocity.stages.duplicates import Duplicates, DuplicatesArgs
 from semiocity.stages.indexes import live
 
 EXAMPLES = 10
 
 
-def show(path: Path, split: str, as_json: bool) -> int:
+def show(path: Path, split: str, view: str | None, as_json: bool) -> int:
     """Print what `leaks` finds; exit status 0 only when it finds nothing."""
-    facts = leaks(Dataset.open(path), split)
+    facts = leaks(Dataset.open(path), split, view)
     if as_json:
         print(json.dumps(facts, indent=1, sort_keys=True))
     else:
@@ -32,31 +34,48 @@ def show(path: Path, split: str, as_json: bool) -> int:
     return 0 if facts["clean"] else 1
 
 
-def leaks(dataset: Dataset, split: str, column: str = "duplicates") -> dict[str, Any]:
-    """What is wrong with a dataset's splits, the scalar `split`; `clean` is whether nothing is.
+def leaks(dataset: Dataset, split: str, view: str | None = None, column: str = "duplicates") -> dict[str, Any]:
+    """What is wrong with a dataset's splits, the scalar `split`, or with those of a saved view; `clean` is whether
+    nothing is.
 
     `separated`: clusters of `column` whose rows are in more than one split. `leaks`: rows that are equal to or near a
-    row of a more protected split. When the column itself names the splits, only kept rows count, and `leaks_not_kept`
-    says how many there are among all. Raises UserError when the hashes or the splits are missing.
+    row of a more protected split. Of a view its rows count, and its splits; of a dataset all rows, but when `column`
+    itself names the splits only those that are kept, and `leaks_not_kept` says how many there are among all.
+    Raises UserError when the hashes or the splits are missing.
     """
-    args = _args(dataset, column, split)
+    args = _args(dataset, column, split if view is None else "base.split")
     needs = Duplicates(args).needs()
     dataset.require(needs)
     more = [f"{column}.cluster", f"{column}.keep"] if column in dataset.columns else []
     tables = [live(dataset, shard, [*needs, *more]) for shard in range(dataset.shards)]
-    joined = join([gather(table, split) for table in tables], args.held_out)
+    if view is not None:
+        tables = _in_view(dataset, view, tables, args.split)
+    joined = join([gather(table, args.split) for table in tables], args.held_out)
     splits = np.array(joined.splits, dtype=object)[joined.order]
     everyone = _leaking(joined.rows, splits, args)
-    facts: dict[str, Any] = {"dataset": dataset.name, "split": split, "rows": len(splits), "separated": 0}
+    facts: dict[str, Any] = {"dataset": dataset.name, "rows": len(splits), "separated": 0}
+    facts |= {"split": split} if view is None else {"view": view}
     if more:
         cluster, keep = (pa.concat_tables(tables).column(name).to_numpy()[joined.order] for name in more)
         facts["separated"] = _separated(cluster, splits)
-    if split.startswith(f"{column}.") and more:
-        facts["leaks_not_kept"] = len(everyone)
-        kept = Rows(**{field.name: getattr(joined.rows, field.name)[keep] for field in fields(Rows)})
-        everyone = _leaking(kept, splits[keep], args)
+        if view is None and split.startswith(f"{column}."):
+            facts["leaks_not_kept"] = len(everyone)
+            kept = Rows(**{field.name: getattr(joined.rows, field.name)[keep] for field in fields(Rows)})
+            everyone = _leaking(kept, splits[keep], args)
     facts |= {"leaks": len(everyone), "examples": everyone[:EXAMPLES]}
     return facts | {"clean": not facts["separated"] and not facts["leaks"]}
+
+
+def _in_view(dataset: Dataset, name: str, tables: list[pa.Table], split: str) -> list[pa.Table]:
+    """The rows of a saved view, each with the split that the view gives it in the column `split`."""
+    views = {named: dataset.saved_view(name, named) for named in read_view(dataset.path, name)["splits"]}
+    found = []
+    for shard, table in enumerate(tables):
+        names = {row: named for named, view in views.items() for row in view.rows_of(shard).tolist()}
+        splits = pa.array([names.get(row) for row in table.column("row").to_pylist()], pa.string())
+        place = table.column_names.index(split)
+        found.append(table.set_column(place, split, splits).filter(pc.is_valid(splits)))
+    return found
 
 
 def _args(dataset: Dataset, column: str, split: str) -> DuplicatesArgs:
@@ -93,8 +112,9 @@ def _separated(cluster: np.ndarray, splits: np.ndarray) -> int:
 def render(facts: dict[str, Any]) -> str:
     """The outcome as text."""
     kept = "kept rows" if "leaks_not_kept" in facts else "rows"
+    where = facts["split"] if "split" in facts else f"view {facts['view']}"
     lines = [
-        f"{facts['dataset']}, {facts['split']}, {facts['rows']} rows: {facts['separated']} clusters in several splits, "
+        f"{facts['dataset']}, {where}, {facts['rows']} rows: {facts['separated']} clusters in several splits, "
         f"{facts['leaks']} {kept} near one of a more protected split"
     ]
     lines += [f"  {e['key']} ({e['split']}) ~ {e['near']} ({e['near_split']})" for e in facts["examples"]]

@@ -103,7 +103,7 @@ class ImportedCaptions(Imported):
         return {"text": "txt", "source": "source.json"}
 
     def scalars(self) -> dict[str, Literal["int", "float", "str", "bool"]]:
-        return {"short": "str", "captioner": "str"}
+        return {"text": "str", "short": "str", "captioner": "str"}
 
     def value(self, row: Row, values: list[dict[str, Any]]) -> Made:
         text = values[0]["text"]

@@ -15,6 +15,7 @@ from semiocity.data.loader import Collate, Rows, Slice, slices
 from semiocity.data.order import Batch, Order
 from semiocity.data.staging import Stage, Stager, files_of
 from semiocity.errors import UserError
+from semiocity.files import read_json, write_json
 from semiocity.train import zero
 from semiocity.train.ledger import Ledger, next_part
 from semiocity.train.options import TrainJob
@@ -30,7 +31,7 @@ class Feed:
 
     def __init__(self, job: TrainJob, run: Path, dataset: Path, world: World) -> None:
         self.job, self.run, self.world = job, run, world
-        self._opened = Dataset.open(dataset)
+        self._opened = open_as_begun(dataset, run, world)
         if job.data.stage_to:
             self._opened.stage = Stage.at(job.data.stage_to)
         self.view = self._pick(job.data.split)
@@ -127,6 +128,7 @@ class Feed:
             "ranks": self.world.size,
             "steps": self.job.steps,
             "dataset": str(self.data.path),
+            "shards": self._opened.shards,
             "fields": list(self.view.fields),
             "split": self.view.split,
             "saved_view": self.job.data.view,
@@ -142,6 +144,21 @@ class Feed:
         names = {field.partition(".")[0] for field in self.view.fields} | {"base"}
         columns = [(self.data.column(name).folder, self.data.shard_entries(name)) for name in sorted(names)]
         self._stager.want(files_of(columns, self.order.shards_ahead(step, WINDOWS_AHEAD)))
+
+
+def open_as_begun(dataset: Path, run: Path, world: World) -> Dataset:
+    """The dataset with the shards that it had when the run began: rows that are added meanwhile change no order.
+
+    (A saved view pins its rows by itself.)
+    """
+    note = run / "data.json"
+    try:
+        return Dataset.as_of(dataset, read_json(note)["shards"])
+    except FileNotFoundError:
+        opened = Dataset.open(dataset)
+        if world.rank == 0:
+            write_json(note, {"dataset": opened.name, "shards": opened.shards})
+        return opened
 
 
 def make_order(view: View, job: TrainJob, world: World) -> Order:

@@ -123,7 +123,7 @@ def check(run: Path, dataset: Path | None = None) -> Checked:
     parts = _parts(run)
     head = parts[-1].head
     where = dataset or Path(head["dataset"])
-    view = Dataset.open(where).pick(head["fields"], head["split"], head.get("saved_view"))
+    view = Dataset.as_of(where, head["shards"]).pick(head["fields"], head["split"], head.get("saved_view"))
     found = Checked(str(run), of=head["steps"])
     order = order_again(view, head["order"])
     for part in parts:

@@ -25,6 +25,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="what to export, under which name; COLUMN alone is all of it (default: what the format has a place for)",
     )
     parser.add_argument("--split", help="rows of one split (default: all, each split for itself)")
+    parser.add_argument("--filter", metavar="EXPR", help="rows for which this is true (docs/filters.md)")
+    parser.add_argument("--view", metavar="NAME", help="rows of a saved view, with the columns that it pins")
     parser.add_argument("--link", action="store_true", help="tars: link whole shards of one column, write indexes only")
     parser.add_argument("--conditioning", metavar="COLUMN.FIELD", help="imagefolder: a second picture for ControlNets")
     parser.add_argument("--metadata", choices=("jsonl", "csv"), help="imagefolder (default: jsonl)")
@@ -34,22 +36,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(a: argparse.Namespace) -> int:
     from semiocity.data.export.engine import export
+    from semiocity.data.export.selection import Rows
 
-    def report(done: int, shards: int) -> None:
+    def show(done: int, shards: int) -> None:
         print(f"\r\033[K{done}/{shards} shards", end="", file=sys.stderr, flush=True)
 
+    watched = sys.stderr.isatty() and not a.json
     chosen = {"link": a.link or None, "conditioning": a.conditioning, "metadata": a.metadata}
-    options = {name: value for name, value in chosen.items() if value is not None}
-    silent = a.json or not sys.stderr.isatty()
-    manifest = export(a.dataset, a.to, a.out, a.fields, a.split, options, a.workers, *([] if silent else [report]))
-    if not silent:
+    manifest = export(
+        a.dataset,
+        a.to,
+        a.out,
+        a.fields,
+        Rows(a.split, a.filter, a.view),
+        {name: value for name, value in chosen.items() if value is not None},
+        a.workers,
+        show if watched else lambda done, shards: None,
+    )
+    if watched:
         print(file=sys.stderr)
     if a.json:
         print(json.dumps(manifest, indent=1, sort_keys=True))
-    else:
-        left_out = manifest["left_out"]["rows"]
-        print(
-            f"{a.out}: {manifest['rows_total']} rows, {manifest['files']} files, {manifest['bytes'] / 1e6:.1f} MB"
-            + (f"; {left_out} rows that failed in a column are left out" if left_out else "")
-        )
+        return 0
+    left_out, failed = manifest["left_out"]["rows"], sum(manifest["left_out"]["tombstones"].values())
+    print(
+        f"{a.out}: {manifest['rows_total']} rows, {manifest['files']} files, {manifest['bytes'] / 1e6:.1f} MB"
+        + (f"; {left_out} rows left out" if left_out else "")
+        + (f" ({failed} failed in a column)" if failed else "")
+    )
     return 0

@@ -21,7 +21,10 @@ def run(a: argparse.Namespace) -> int:
 
     from semiocity.data.keys import printable
     from semiocity.data.search import search
+    from semiocity.errors import UserError
 
+    if a.limit is not None and a.limit < 0:
+        raise UserError(f"--limit {a.limit}: a number of rows, 0 or more")
     show = [name.strip() for name in a.columns.split(",") if name.strip()]
     hits = islice(search(a.dataset, a.expression, show), a.limit)
     if a.count:

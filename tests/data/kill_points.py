@@ -5,9 +5,9 @@ Killed (SIGKILL) again and again at its 1st, 2nd, 3rd … step until it gets thr
 A step is a write into a shard, or one of the audit events open, rename, remove, mkdir, rmdir. After each kill the
 operation's own check must hold, and doing it again, in a new process, must leave what an undisturbed run leaves.
 
-    python kill_points.py OPERATION FOLDER [MOST|full|read-only]
+    python kill_points.py FOLDER every|NUMBER|full|read-only [OPERATION …]
 
-With MOST steps are sampled: those at and after every rename and every touch of a receipt, and MOST others, drawn
+With a NUMBER steps are sampled: those at and after every rename and every touch of a receipt, and NUMBER others, drawn
 by the seed KILL_SEED (environment; printed). `full` tries it on a disk that is full sooner or later, `read-only` on
 folders that may not be written. Operations: kill_operations.py.
 """
@@ -242,15 +242,20 @@ def try_read_only(operation: Operation, folder: Path) -> int:
     return 1
 
 
-def main(name: str, folder: str, how: str = "") -> None:
-    match how:
-        case "full":
-            count = try_full(OPERATIONS[name], Path(folder))
-        case "read-only":
-            count = try_read_only(OPERATIONS[name], Path(folder))
-        case _:
-            count = try_all(OPERATIONS[name], Path(folder), int(how) if how else None)
-    print(json.dumps({"kills": count}))
+def main(folder: str, how: str, *names: str) -> None:
+    counts = {}
+    for name in names or sorted(OPERATIONS):
+        place = Path(folder) / name
+        place.mkdir(mode=0o755)
+        print(f"{name}, {how}", file=sys.stderr, flush=True)
+        match how:
+            case "full":
+                counts[name] = try_full(OPERATIONS[name], place)
+            case "read-only":
+                counts[name] = try_read_only(OPERATIONS[name], place)
+            case _:
+                counts[name] = try_all(OPERATIONS[name], place, None if how == "every" else int(how))
+    print(json.dumps(counts))
 
 
 if __name__ == "__main__":

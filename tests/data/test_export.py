@@ -22,11 +22,14 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from semiocity.cli import main
+from semiocity.data import view_build
 from semiocity.data.columns import Dataset
 from semiocity.data.export import engine
 from semiocity.data.export.engine import FORMATS, export
+from semiocity.data.export.selection import Rows
 from semiocity.data.manifest import ShardPath
 from semiocity.data.shard import ShardError
+from semiocity.data.views import ViewJob, plan_view
 from semiocity.errors import UserError
 
 FIELDS = ["base.image", "base.label", "base.instance", "base.meta", "caption.text", "mask.rle"]
@@ -94,7 +97,13 @@ def test_a_datasets_folder(full: Dataset, tmp_path: Path) -> None:
 
 
 def test_names_and_scalars_are_as_the_user_says(full: Dataset, tmp_path: Path) -> None:
-    export(full.path, "parquet", tmp_path / "out", ["image=base.image", "text=caption.text", "base.width"], split="val")
+    export(
+        full.path,
+        "parquet",
+        tmp_path / "out",
+        ["image=base.image", "text=caption.text", "base.width"],
+        rows=Rows("val"),
+    )
     files = sorted((tmp_path / "out" / "data").iterdir())
     table = pa.concat_tables(pq.read_table(path) for path in files)
     assert table.column_names == ["key", "image", "text", "width"]
@@ -197,8 +206,8 @@ def test_linked_tars_are_the_shards_themselves(full: Dataset, tmp_path: Path) ->
         export(full.path, "webdataset", tmp_path / "no", ["base", "caption"], options={"link": True})
     with pytest.raises(UserError, match="1 rows that failed"):
         export(full.path, "webdataset", tmp_path / "no", ["word"], options={"link": True})
-    with pytest.raises(UserError, match="leave out --split"):
-        export(full.path, "webdataset", tmp_path / "no", ["base"], split="val", options={"link": True})
+    with pytest.raises(UserError, match="leave out --split, --filter and --view"):
+        export(full.path, "webdataset", tmp_path / "no", ["base"], rows=Rows("val"), options={"link": True})
     assert not (tmp_path / "no").exists()
 
 
@@ -344,6 +353,49 @@ def test_pairs_for_controlnets_have_label_maps_in_their_colours(full: Dataset, t
         assert (shown == palette[decoded(expected[row["key"]]["base.label"])]).all()
     with pytest.raises(UserError, match=r"caption\.text: not a picture"):
         export(full.path, "imagefolder", tmp_path / "no", options={"conditioning": "caption.text"})
+
+
+# ---------------------------------------------------------------- which rows
+
+
+@pytest.mark.parametrize("to", ["parquet", "webshart", "coco"])
+def test_a_filter_chooses_rows(to: str, full: Dataset, tmp_path: Path) -> None:
+    texts = {key: row["caption.text"].decode() for key, row in ours(full, "caption.text").items()}
+    wanted = {key for key, text in texts.items() if "car" in text}
+    assert 0 < len(wanted) < len(texts)
+    rows = Rows(filter='"car" in caption.text')
+    manifest = export(full.path, to, tmp_path / "out", ["base.image", "base.label"], rows)
+    assert manifest["filter"] == rows.filter
+    assert (manifest["rows_total"], manifest["left_out"]["rows"]) == (len(wanted), len(texts) - len(wanted))
+    found = {
+        "parquet": lambda: [key for p in tmp_path.rglob("*.parquet") for key in pq.read_table(p)["key"].to_pylist()],
+        "webshart": lambda: [
+            item["path"].partition(".")[0]
+            for path in tmp_path.rglob("0*.json")
+            if ".export" not in path.parts
+            for item in json.loads(path.read_text())["files"]
+        ],
+        "coco": lambda: [path.stem for path in tmp_path.rglob("*.png")],
+    }
+    assert set(found[to]()) == wanted
+
+
+def test_a_saved_view_brings_its_rows_columns_and_splits(own_city: Path, tmp_path: Path) -> None:
+    wish = {"dataset": own_city, "fields": ["base.image", "caption.text"], "filter": 'base.time == "night"'}
+    plan = plan_view(ViewJob.model_validate(wish), "night", "night")
+    assert view_build.build(plan, range(plan.shards))
+    view_build.merge(plan)
+    before = Dataset.open(own_city)
+    times = {key: row["base.time"] for key, row in ours(before, "base.time").items()}
+    night = {key for key, time in times.items() if time == "night"}
+    assert 0 < len(night) < len(times)
+    manifest = export(own_city, "webdataset", tmp_path / "out", rows=Rows(view="night"))
+    assert manifest["view"] == "night"
+    assert manifest["rows_total"] == len(night)
+    keys = {name.partition(".")[0] for path in (tmp_path / "out").rglob("*.tar") for name in members(path)}
+    assert keys == night
+    with pytest.raises(UserError, match="give one of the two"):
+        export(own_city, "webdataset", tmp_path / "no", rows=Rows(view="night", filter="width > 1"))
 
 
 # ---------------------------------------------------------------- going on, and refusing

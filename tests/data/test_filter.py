@@ -69,6 +69,7 @@ for row, text, road in zip(ROWS, ("A red car", "No scarf", None), (0.5, 0.0, Non
         ("width % 100 == 40 and width // 100 == 6", "TFF"),
         ("-width < -600 and abs(-width) == max(width, height) and min(width, height) == 480", "TFF"),
         ("len(caption.text) == 9", "TFF"),
+        ("width > -9223372036854775808", "TTF"),
         ("ok", "TFF"),
         ("not ok", "FTT"),
         ("ok == False", "FTF"),

@@ -112,6 +112,40 @@ def test_a_new_row_never_takes_a_key_that_is_given_out(tmp_path: Path, monkeypat
     }
 
 
+def test_the_dataset_as_it_was_has_the_order_that_it_had(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "in", pictures(*range(8)))
+    packed(folder_recipe(root), tmp_path / "out")
+    add_column(tmp_path / "out")
+    before = Dataset.open(tmp_path / "out")
+    old = [before.view([name], "train") for name in ("base.image", "word.text")]
+    facts = [(view.digest, view.shard_sizes) for view in old]
+    write_files(root, pictures(20, 21))
+    packed(folder_recipe(root), tmp_path / "out")
+    for _ in range(2):  # first while the column still has two shards, then when it has followed
+        then = Dataset.as_of(tmp_path / "out", 2)
+        views = [then.view([name], "train") for name in ("base.image", "word.text")]
+        assert [(view.digest, view.shard_sizes) for view in views] == facts
+        assert (then.digest, then.splits, then.columns) == (before.digest, before.splits, before.columns)
+        add_column(tmp_path / "out")
+    assert Dataset.open(tmp_path / "out").view(["base.image"], "train").digest != facts[0][0]
+    with pytest.raises(UserError, match="has 3 shards, fewer than the 9 it once had"):
+        Dataset.as_of(tmp_path / "out", 9)
+
+
+def test_a_training_goes_on_with_the_rows_that_it_began_with(tmp_path: Path) -> None:
+    from semiocity.launch.world import World
+    from semiocity.train.feed import open_as_begun
+
+    root, run = write_files(tmp_path / "in", pictures(*range(8))), tmp_path / "run"
+    packed(folder_recipe(root), tmp_path / "out")
+    world = World(0, 1, 0, 1, "localhost", 10_000, "1", 0)
+    digest = open_as_begun(tmp_path / "out", run, world).view(["base.image"]).digest
+    write_files(root, pictures(20, 21))
+    packed(folder_recipe(root), tmp_path / "out")
+    assert open_as_begun(tmp_path / "out", run, world).view(["base.image"]).digest == digest
+    assert open_as_begun(tmp_path / "out", tmp_path / "new run", world).view(["base.image"]).digest != digest
+
+
 def test_a_column_that_lacks_the_new_shards_says_so(tmp_path: Path) -> None:
     root = write_files(tmp_path / "in", pictures(1, 2))
     packed(folder_recipe(root), tmp_path / "out")

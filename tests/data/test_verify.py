@@ -20,6 +20,7 @@ from semiocity.data.manifest import ShardPath, column_folder, merge
 from semiocity.data.pack import pack_shards
 from semiocity.data.plan import make_plan
 from semiocity.data.shard import Head, ShardReader, ShardWriter
+from semiocity.data.takedown import carry_out, request
 from semiocity.data.verify import Fault, verify
 from semiocity.errors import UserError
 
@@ -344,6 +345,18 @@ def test_a_column_that_lacks_added_shards_is_one_fault(tmp_path: Path) -> None:
     packed(folder_recipe(root), tmp_path / "out")
     for quick in (True, False):
         assert [fault.remedy for fault in verify(tmp_path / "out", quick)] == ["run its job again"]
+
+
+def test_damage_where_a_row_was_taken_down(own_town: Path) -> None:
+    """The search for what is left of the row meets the damage first."""
+    key = ShardReader(shard(own_town)).keys[3]
+    carry_out(own_town, request(own_town, [key], "asked for"), Owner.here())
+    assert verify(own_town) == []
+    index_cut(own_town)
+    assert {fault.what.split(" (")[0] for fault in verify(own_town)} >= {
+        "cannot tell whether rows that were taken down are gone",
+        "00000001.parquet cannot be read",
+    }
 
 
 def test_leftovers_are_notes(own_town: Path) -> None:

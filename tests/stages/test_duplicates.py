@@ -17,6 +17,7 @@ from alike import CHANGES, jpeg, png
 from PIL import Image
 from stage_data import contents, key_of, read_column, run_stage, write_base
 
+from semiocity.config import check
 from semiocity.data.columns import Dataset
 from semiocity.data.duplicate_rows import gather, in_shards, join
 from semiocity.data.duplicates import Clusters, Limits, cluster
@@ -24,6 +25,9 @@ from semiocity.data.lease import Owner
 from semiocity.data.manifest import ShardPath, column_folder, merge, read_manifest, read_receipt
 from semiocity.data.sources.city import scene
 from semiocity.data.verify import verify
+from semiocity.data.view_build import build
+from semiocity.data.view_build import merge as merge_view
+from semiocity.data.views import ViewJob, plan_view
 from semiocity.errors import UserError
 from semiocity.stages.base import make_stage
 from semiocity.stages.duplicates_check import leaks, show
@@ -257,16 +261,33 @@ def test_leaking_splits_are_found_without_believing_the_column(own: Path, capsys
     before = leaks(Dataset.open(own), "base.split")
     assert not before["clean"] and before["leaks"] == 5
     assert {example["near_split"] for example in before["examples"]} == {"val"}
-    assert show(own, "base.split", as_json=True) == 1
+    assert show(own, "base.split", None, as_json=True) == 1
     assert json.loads(capsys.readouterr().out)["leaks"] == 5
     run(own)
     assert leaks(Dataset.open(own), "base.split")["separated"] == 2
     after = leaks(Dataset.open(own), "duplicates.split")
     assert after["clean"] and (after["separated"], after["leaks"], after["leaks_not_kept"]) == (0, 0, 0)
-    assert show(own, "duplicates.split", as_json=False) == 0
+    assert show(own, "duplicates.split", None, as_json=False) == 0
     assert "0 clusters in several splits, 0 kept rows" in capsys.readouterr().out
     with pytest.raises(UserError, match="no column other"):
         leaks(Dataset.open(own), "other.split")
+
+
+def test_a_view_is_clean_when_it_takes_splits_and_rows_from_the_column(own: Path) -> None:
+    def saved(name: str, **rule: str) -> dict[str, Any]:
+        job = check({"dataset": own, "fields": ["base.image"], "name": name, **rule}, ViewJob, name)
+        plan = plan_view(job, name, name)
+        assert build(plan, range(plan.shards))
+        merge_view(plan)
+        return leaks(Dataset.open(own), "base.split", name)
+
+    run(own)
+    facts = saved("official")
+    assert (facts["rows"], facts["leaks"], facts["separated"], facts["clean"]) == (15, 5, 2, False)
+    facts = saved("clean", split="duplicates.split", filter="duplicates.keep")
+    assert (facts["rows"], facts["leaks"], facts["separated"], facts["clean"]) == (9, 0, 0, True)
+    facts = saved("few", filter='"010" in key or split == "train"')
+    assert facts["leaks"] == 0 and facts["rows"] < 15
 
 
 def test_rows_that_come_later_leave_other_clusters_their_ids(own: Path, tmp_path: Path) -> None:

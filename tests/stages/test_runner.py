@@ -84,7 +84,7 @@ def test_a_column_has_every_key_and_merges(own: Path) -> None:
     receipt = read_receipt(ShardPath(folder, 1))
     assert receipt is not None
     assert receipt["parents"]["base"]["sha256"] == dataset.shard_entries("base")[1]["sha256"]
-    assert receipt["stage"] == {"name": "caption", "version": 1, "args": {"captioner": "labels"}}
+    assert receipt["stage"] == {"name": "caption", "version": 2, "args": {"captioner": "labels"}}
     assert receipt["execution"] == {"device": "cpu", "dtype": "float32", "batch": 64}
     assert facts[-1] == {"shard": 2, "done_shards": 3, "shards": 3}
     assert {"shard", "rows", "of", "rows_per_s", "done_shards", "shards"} == set(facts[0])

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, quote
 
@@ -50,7 +51,7 @@ def test_random_queries_against_a_plain_loop(library: Library) -> None:
 
     for _ in range(150):
         parts: list[tuple[str, str]] = []
-        tests: list[Any] = []
+        tests: list[Callable[..., bool]] = []
         if dice.random() < 0.4:
             moods = dice.sample(MOODS, dice.randint(1, 2))
             parts += [("in.seen.mood", mood or "") for mood in moods]
@@ -62,7 +63,8 @@ def test_random_queries_against_a_plain_loop(library: Library) -> None:
         if dice.random() < 0.5:
             low, high = sorted(round(dice.uniform(-0.1, 1.1), 2) for _ in range(2))
             parts += [("min.seen.score", str(low)), ("max.seen.score", str(high))]
-            tests.append(lambda row, a=low, b=high: number(row["seen.score"]) and a <= row["seen.score"] <= b)
+            ends = (low, high)
+            tests.append(lambda row, e=ends: number(row["seen.score"]) and e[0] <= row["seen.score"] <= e[1])
         if dice.random() < 0.3:
             least = 2**53 + dice.randrange(40)
             parts.append(("min.seen.views", str(least)))
@@ -70,7 +72,8 @@ def test_random_queries_against_a_plain_loop(library: Library) -> None:
         if dice.random() < 0.4:
             wanted, share = dice.randrange(12), dice.choice([0, 0.02, 0.2])
             parts += [("with", str(wanted)), ("share", str(share))]
-            tests.append(lambda row, c=wanted, s=share: row[f"~share.{c}"] > 0 and row[f"~share.{c}"] >= s)
+            most = (f"~share.{wanted}", share)
+            tests.append(lambda row, m=most: row[m[0]] > 0 and row[m[0]] >= m[1])
         if dice.random() < 0.3:
             unwanted = dice.randrange(12)
             parts.append(("without", str(unwanted)))
@@ -83,9 +86,8 @@ def test_random_queries_against_a_plain_loop(library: Library) -> None:
             expected.sort(key=lambda i: rows[i]["key"].partition("-")[2])
         elif field:
             have = [i for i in expected if number(rows[i][field])]
+            # Python keeps the order of equal ones when it sorts backwards; so do we.
             have.sort(key=lambda i: rows[i][field], reverse=sort.startswith("-"))
-            if sort.startswith("-"):  # Python keeps the order of equal ones when it sorts backwards; so do we
-                pass
             nan = [i for i in expected if rows[i][field] is not None and not number(rows[i][field])]
             expected = have + nan + [i for i in expected if rows[i][field] is None]
         shelf = library.wait()
@@ -129,6 +131,23 @@ def _names(parts: list[tuple[str, str]]) -> list[str]:
 def test_what_cannot_be_is_refused(library: Library, text: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         find(library, text)
+
+
+def test_no_character_of_a_search_is_special(library: Library) -> None:
+    shelf = library.wait()
+    texts = [row["~search"] for row in rows_of(library)]
+    for text in [chr(c) for c in range(1, 127) if chr(c) != "\n"] + [
+        "é",
+        "\\e",
+        "(?i)",
+        "[a-z]+",
+        "$",
+        "= x",
+        "{7*7}",
+        "\0",
+    ]:
+        found = shelf.searcher._mask(query.Word(text, True))
+        assert found.tolist() == [text in own for own in texts], repr(text)
 
 
 def test_expressions_are_those_of_views(library: Library) -> None:

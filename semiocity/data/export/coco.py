@@ -42,7 +42,7 @@ class Coco(Exporter):
     def __init__(self, selection: Selection, options: Options) -> None:
         scalars = [f"{BASE}.{name}" for name in ("width", "height", "license", "origin")]
         fields = {**selection.fields, **{ref: ref for ref in scalars if selection.dataset.has(ref)}}
-        super().__init__(Selection(selection.dataset, fields, selection.split), options)
+        super().__init__(selection.with_fields(fields), options)
         self._image = selection.first(f"{BASE}.image")
         if self._image is None:
             raise UserError("COCO needs the field base.image")

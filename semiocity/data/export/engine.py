@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,9 +23,9 @@ from typing import Any
 from semiocity.config import check, fsync_folder, read_json, write_json
 from semiocity.data.columns import Dataset
 from semiocity.data.export.base import MANIFEST, STATE, Exporter, Options, Part, Parts, part_stem
-from semiocity.data.export.selection import Selection, parse_fields
+from semiocity.data.export.selection import Rows, Selection, parse_fields, rows_of
 from semiocity.data.lease import Owner, lease
-from semiocity.data.manifest import read_column_manifest
+from semiocity.data.manifest import BASE, read_column_manifest
 from semiocity.data.shard import sha256_file
 from semiocity.errors import UserError
 
@@ -48,7 +49,7 @@ def export(
     to: str,
     out: Path,
     fields: Sequence[str] = (),
-    split: str | None = None,
+    rows: Rows = Rows(),  # noqa: B008 - immutable
     options: Mapping[str, Any] | None = None,
     workers: int = 1,
     report: Report = lambda done, shards: None,
@@ -59,7 +60,7 @@ def export(
     finished shards and of all. Raises UserError for wishes that cannot be met, and when `out` holds something else.
     """
     out = Path(out).absolute()
-    job = _Job(str(Path(dataset).absolute()), to, str(out), tuple(fields), split, dict(options or {}))
+    job = _Job(str(Path(dataset).absolute()), to, str(out), tuple(fields), rows, dict(options or {}))
     exporter = job.exporter()
     (out / STATE).mkdir(parents=True, exist_ok=True) if _may_use(out, job, exporter) else None
     with lease(out / STATE / "lease", Owner.here("export")) as held:
@@ -81,10 +82,10 @@ class _Job:
     """What was asked for; plain values, so that worker processes can be handed it."""
 
     def __init__(
-        self, dataset: str, to: str, out: str, fields: tuple[str, ...], split: str | None, options: dict[str, Any]
+        self, dataset: str, to: str, out: str, fields: tuple[str, ...], rows: Rows, options: dict[str, Any]
     ) -> None:
         self.dataset, self.to, self.out = dataset, to, out
-        self.fields, self.split, self.options = fields, split, options
+        self.fields, self.rows, self.options = fields, rows, options
 
     def exporter(self) -> Exporter:
         if self.to not in FORMATS:
@@ -96,8 +97,9 @@ class _Job:
         given = options.model_dump(exclude_defaults=True)
         if unused := sorted(set(given) - set(kind.uses)):
             raise UserError(f"--{unused[0]} has no effect with --to {self.to}")
+        dataset = rows_of(dataset, (), self.rows).dataset
         fields = parse_fields(dataset, self.fields or kind.default_fields(dataset))
-        return kind(Selection(dataset, fields, self.split), options)
+        return kind(Selection(dataset, fields, self.rows), options)
 
     def identity(self, exporter: Exporter) -> dict[str, Any]:
         """What makes it this export, whatever the dataset's bytes are now."""
@@ -106,7 +108,7 @@ class _Job:
             "version": exporter.version,
             "dataset": exporter.selection.dataset.name,
             "fields": exporter.selection.fields,
-            "split": self.split,
+            **asdict(self.rows),
             "options": exporter.options.model_dump(mode="json"),
         }
 
@@ -316,13 +318,19 @@ def _manifest(job: _Job, exporter: Exporter, parts: _Parts, files: list[str]) ->
         "rows_total": sum(totals["rows"].values()),
         "left_out": {
             "tombstones": dict(sorted(totals["tombstones"].items())),
-            "rows": dataset.rows(selection.split) - sum(totals["rows"].values()),
+            "rows": _rows_there(selection) - sum(totals["rows"].values()),
         },
         "shards": selection.shards,
         "files": count + len(files),
         "bytes": size + sum((Path(job.out) / name).stat().st_size for name in files),
         "spanning_files": {name: sha256_file(Path(job.out) / name) for name in sorted(files)},
     }
+
+
+def _rows_there(selection: Selection) -> int:
+    """Rows that base has of the split, or in all where splits are another column's."""
+    by_base = selection.view.selection.split_by == f"{BASE}.split"
+    return selection.dataset.rows(selection.chosen.split if by_base else None)
 
 
 def _provenance(dataset: Dataset, column: str) -> dict[str, Any]:

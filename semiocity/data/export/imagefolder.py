@@ -131,7 +131,7 @@ class ImageFolder(Exporter):
 def _with_conditioning(selection: Selection, reference: str) -> Selection:
     selection.dataset.require([reference])
     fields = {name: ref for name, ref in selection.fields.items() if ref != reference} | {CONDITIONING: reference}
-    wider = Selection(selection.dataset, fields, selection.split)
+    wider = selection.with_fields(fields)
     if not wider.is_field(CONDITIONING) or wider.kind(CONDITIONING) != "image":
         raise UserError(f"--conditioning {reference}: not a picture")
     return wider

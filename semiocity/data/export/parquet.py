@@ -34,7 +34,9 @@ class Parquet(Exporter):
             for split, batch in self._table.batches(shard):
                 if split not in writers:
                     path = folder / self._path(split, shard)
-                    writer = pq.ParquetWriter(path, self._table.schema, compression="zstd", write_page_index=True)
+                    writer = pq.ParquetWriter(
+                        path, self._table.schema, compression="zstd", use_dictionary=self._table.repeating
+                    )
                     writers[split] = open_files.enter_context(writer)
                 writers[split].write_batch(batch, row_group_size=batch.num_rows)
         return Written([self._path(split, shard) for split in sorted(writers)])

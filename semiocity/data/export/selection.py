@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -22,6 +23,12 @@ IMAGES = ("jpg", "png")
 TEXTS = ("txt", "json")
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+
+
+ALL = "all"
+"""Split of rows that have none, and of tars that hold the rows of several."""
+UNSPLIT = "none"
+"""Split of a row whose split is not known, where the others have one."""
 
 
 class Payload(NamedTuple):
@@ -43,43 +50,67 @@ class Selected(NamedTuple):
     values: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Which rows go out."""
+
+    split: str | None = None
+    filter: str | None = None
+    """An expression over scalars (docs/filters.md)."""
+    view: str | None = None
+    """A saved view, NAME or NAME@REVISION (docs/views.md)."""
+
+
 class Selection:
     """The rows and fields of an export.
 
-    `fields` are export name → COLUMN.FIELD or COLUMN.SCALAR. Rows that failed in any of their columns are left out.
-    Raises UserError for fields and splits that do not exist.
+    `fields` are export name → COLUMN.FIELD or COLUMN.SCALAR. Rows that failed in any of their columns are left out, or
+    what a saved view says of them. Raises UserError for fields, splits, filters and views that do not exist.
     """
 
-    def __init__(self, dataset: Dataset, fields: dict[str, str], split: str | None = None) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, fields: dict[str, str], rows: Rows) -> None:
         self.fields = fields
-        self.split = split
-        self.view = rows_of(dataset, sorted({*fields.values(), f"{BASE}.split"}), split)
-        self.columns = sorted({reference.partition(".")[0] for reference in fields.values()} | {BASE})
-        for name in dataset.splits:
-            if not SPLIT_NAME.fullmatch(name):
-                raise UserError(f"{dataset.path}: split {name!r} cannot name a folder; pack with another name")
+        self.chosen = rows
+        self.view = rows_of(dataset, sorted({*fields.values()}), rows)
+        self.dataset = self.view.dataset
+        """With the column revisions that a saved view pins."""
+        self.columns = sorted({*self.view.selection.columns, *map(_column, fields.values())})
+
+    def with_fields(self, fields: dict[str, str]) -> Selection:
+        """The same choice of rows with other fields."""
+        return Selection(self.dataset, fields, self.chosen)
 
     @cached_property
     def starts(self) -> list[int]:
         """Number of each shard's first row, and the total at the end."""
-        return [0, *accumulate(self.view.shard_sizes)]
+        return [0, *accumulate(map(int, self.view.shard_sizes))]
 
     @property
     def shards(self) -> int:
-        return self.dataset.shards
+        return len(self.starts) - 1
 
     def rows(self, shard: int) -> Iterator[Selected]:
         """The rows of one shard with their payloads; every crc32 is checked. Raises ShardError."""
-        for number in range(self.starts[shard], self.starts[shard + 1]):
-            _, row = self.view.locate(number)
-            found = self.view.read(number)
-            values = {name: self._value(shard, row, reference, found) for name, reference in self.fields.items()}
-            yield Selected(number, row, self.view.key(number), found[f"{BASE}.split"], values)
+        keys, splits = self.dataset.reader(BASE, shard).keys, self.splits_of(shard)
+        for number, place in enumerate(self.places(shard), start=self.starts[shard]):
+            values = {name: self._value(shard, place, reference) for name, reference in self.fields.items()}
+            yield Selected(number, place, keys[place], splits[place], values)
 
     def places(self, shard: int) -> list[int]:
         """The exported rows of a shard by their places in it, ascending."""
-        return [self.view.locate(number)[1] for number in range(self.starts[shard], self.starts[shard + 1])]
+        return [int(place) for place in self.view.rows_of(shard)]
+
+    def splits_of(self, shard: int) -> list[str]:
+        """The split of each row of a shard, exported or not. Raises UserError when one cannot name a folder."""
+        by = self.view.selection.split_by
+        if by is None:
+            return [ALL] * len(self.dataset.reader(BASE, shard))
+        column, _, scalar = by.partition(".")
+        splits = [split or UNSPLIT for split in self.dataset.reader(column, shard).column(scalar)]
+        for split in set(splits):
+            if not SPLIT_NAME.fullmatch(split):
+                raise UserError(f"{self.dataset.path}: split {split!r} cannot name a folder")
+        return splits
 
     def is_field(self, name: str) -> bool:
         """Whether an export name stands for a field (bytes), not a scalar."""
@@ -105,18 +136,18 @@ class Selection:
         return next((names[reference] for reference in references if reference in names), None)
 
     def counts(self, shard: int) -> dict[str, Any]:
-        """{"rows": {split: n}, "tombstones": {column: rows left out for it}, "licenses": {licence: rows}}."""
-        base = self.dataset.reader(BASE, shard)
-        splits = base.column("split")
-        rows = self.places(shard)
+        """{"rows": {split: n}, "tombstones": {column: rows that failed}, "licenses": {licence: rows}}.
+
+        Rows that failed are those of the wanted split, whether or not a filter would have let them through.
+        """
+        base, splits, rows = self.dataset.reader(BASE, shard), self.splits_of(shard), self.places(shard)
         licenses = base.column("license") if self.dataset.has(f"{BASE}.license") else [None] * len(base)
         dead = {}
         for column in self.columns:
             if any(self.dataset.shard_entries(column)[shard]["tombstones"].values()):
                 kinds = self.dataset.reader(column, shard).column("tombstone")
-                dead[column] = sum(
-                    kind is not None and self.split in (None, split) for kind, split in zip(kinds, splits, strict=True)
-                )
+                wanted = (None, *splits) if self.chosen.split is None else (self.chosen.split,)
+                dead[column] = sum(k is not None and s in wanted for k, s in zip(kinds, splits, strict=True))
         return {
             "rows": dict(sorted(Counter(splits[row] for row in rows).items())),
             "tombstones": dead,
@@ -126,27 +157,36 @@ class Selection:
     def input_digest(self, shard: int) -> str:
         """Changes with the bytes and scalars of the shard's columns, with the rows chosen, and with their numbers."""
         entries = {column: self.dataset.shard_entries(column)[shard] for column in self.columns}
+        chosen = self.chosen.filter is not None or self.chosen.view is not None
         return digest(
             {
                 "shards": {name: [entry["sha256"], entry["parquet_sha256"]] for name, entry in entries.items()},
                 "fields": self.fields,
-                "split": self.split,
+                "split": self.chosen.split,
                 "rows": [self.starts[shard], self.starts[shard + 1]],
+                "places": self.places(shard) if chosen else None,
             },
             32,
         )
 
-    def _value(self, shard: int, row: int, reference: str, found: dict[str, Any]) -> Any:
-        value = found[reference]
-        column, _, field = reference.partition(".")
-        if value is None or field not in self.dataset.columns[column].fields:
-            return value
-        return Payload(self.dataset.reader(column, shard).column(f"{field}.ext")[row], value)
+    def _value(self, shard: int, place: int, reference: str) -> Any:
+        column, _, name = reference.partition(".")
+        reader = self.dataset.reader(column, shard)
+        if name not in self.dataset.columns[column].fields:
+            return reader.scalar(place, name)
+        data = reader.read(place, name)
+        return None if data is None else Payload(reader.column(f"{name}.ext")[place], data)
 
 
-def rows_of(dataset: Dataset, fields: Sequence[str], split: str | None) -> View:
+def rows_of(dataset: Dataset, fields: Sequence[str], rows: Rows) -> View:
     """The rows that an export reads: the one place where rows are chosen."""
-    return dataset.view(fields, split)
+    if rows.view is None:
+        return dataset.view(fields, rows.split, rows.filter)
+    if rows.filter is not None:
+        raise UserError("--filter and --view: a saved view has its own filter; give one of the two")
+    view = dataset.saved_view(rows.view, rows.split)
+    view.dataset.require(fields)
+    return view
 
 
 def parse_fields(dataset: Dataset, words: Sequence[str]) -> dict[str, str]:
@@ -180,6 +220,10 @@ def default_name(reference: str) -> str:
     """What a field is called in an export unless its user says otherwise."""
     column, _, field = reference.partition(".")
     return (field if column == BASE else f"{column}_{field}").replace(".", "_")
+
+
+def _column(reference: str) -> str:
+    return reference.partition(".")[0]
 
 
 def _whole(dataset: Dataset, column: str, word: str) -> list[str]:

@@ -55,6 +55,8 @@ class Table:
             raise UserError(f"--fields: the name {CLASSES} is taken by the classes of the label map; give another")
         self._names = [spec.name for spec in selection.dataset.classes]
         self.schema = self._schema()
+        self.repeating = [name for name, kind in self._kinds.items() if kind in ("int", "str", "bool")]
+        """Columns whose values come again and again."""
 
     def batches(self, shard: int) -> Iterator[tuple[str, pa.RecordBatch]]:
         """(split, record batch) of a shard's rows, split by split in the order of keys."""

@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple
 
 from semiocity.data.columns import Dataset
 from semiocity.data.export.base import Exporter, Options, Written
-from semiocity.data.export.selection import Payload, Selected, Selection, default_name
+from semiocity.data.export.selection import ALL, Payload, Selected, Selection, default_name
 from semiocity.data.manifest import FOLDER_SHARDS, ShardPath
 from semiocity.data.ustar import BLOCK, RECORD, ustar_header
 from semiocity.errors import UserError
@@ -26,9 +26,6 @@ from semiocity.files import canonical
 
 SCALARS = "scalars.json"
 """Extension of the member that holds the selected scalars, when there are any."""
-
-ALL = "all"
-"""Stands for the split of a tar that has the rows of several."""
 
 
 class Member(NamedTuple):
@@ -197,8 +194,8 @@ def _linkable(selection: Selection) -> str:
             f"--link links shards as they are, with all fields of {column.name}: --fields {column.name}, not without "
             f"{', '.join(left_out)}"
         )
-    if selection.split is not None and selection.dataset.splits != {selection.split: selection.dataset.rows()}:
-        raise UserError("--link links shards as they are, with the rows of all splits: leave out --split, or --link")
+    if any(value is not None for value in (selection.chosen.split, selection.chosen.filter, selection.chosen.view)):
+        raise UserError("--link links shards as they are, with all their rows: leave out --split, --filter and --view")
     if dead := sum(column.tombstones.values()):
         raise UserError(
             f"--link: column {column.name} has {dead} rows that failed; other tools would read their tombstones as "

@@ -53,9 +53,10 @@ class Webshart(WebDataset):
         wanted = [self.selection.fields[name].partition(".")[2] for name in self._fields]
         found = {row.place: row for row in rows_in_shard(dataset, self._column, shard, wanted)}
         rows: dict[str, list[RowInTar]] = {}
+        splits = self.selection.splits_of(shard)
         for place in self.selection.places(shard):
             if place in found:
-                rows.setdefault(dataset.reader(BASE, shard).column("split")[place], []).append(found[place])
+                rows.setdefault(splits[place], []).append(found[place])
         source = ShardPath(dataset.column(self._column).folder, shard).tar
         paths, known = [], {}
         for split in sorted(rows):

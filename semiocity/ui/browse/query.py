@@ -234,8 +234,10 @@ class Searcher:
         index, table = self.index, self.index.table
         match part:
             case Word(text, wanted):
-                # Most of a search's time: cores share it.
-                found = self._pool.map(lambda texts: pc.match_substring(texts, text), table["~search"].chunks)
+                # Most of a search's time: cores share it. For a plain text, a regular expression takes a third of the
+                # time of match_substring.
+                pattern = _literal(text)
+                found = self._pool.map(lambda texts: pc.match_substring_regex(texts, pattern), table["~search"].chunks)
                 mask = np.concatenate([_bools(part) for part in found] or [np.zeros(0, bool)])
                 return mask if wanted else ~mask
             case Choice(name, values):
@@ -291,6 +293,11 @@ class Searcher:
 def _one(values: Any) -> pa.Array:
     """Chunks as one array: sorting them apart and merging takes several times as long."""
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def _literal(text: str) -> str:
+    """A regular expression (RE2) that matches the text and nothing else."""
+    return "".join(c if c.isalnum() or c == " " or not c.isascii() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _bools(values: Any) -> np.ndarray:

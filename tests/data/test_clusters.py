@@ -126,11 +126,10 @@ def test_what_evaluation_relies_on() -> None:
     assert len({(number, split) for number, split in zip(found.cluster, level)}) == len(set(found.cluster))
 
 
-def test_the_order_of_rows_and_further_rows_change_little() -> None:
+def test_one_row_more_or_less_leaves_most_clusters_their_ids() -> None:
     random = np.random.default_rng(dice().randrange(2**32))
     given = random_rows(random, 150)
     found = cluster(given, LIMITS)
-    # Rows are handed over by key: give other rows these keys and put them in order again.
     some = np.sort(random.permutation(150)[:149])
     fewer = cluster(Rows(**{f.name: getattr(given, f.name)[some] for f in fields(Rows)}), LIMITS)
     ids = dict(zip(given.keys.tolist(), found.cluster.tolist()))
