@@ -1,7 +1,7 @@
 """The contenders of bench/reading.py: `python readers.py NAME FOLDER` reads every sample and prints the seconds.
 
-`prepare NAME FOLDER` writes what a contender reads, from FOLDER/in. All read the jpg and the json of each sample, in one
-process; those that decode make uint8 [H, W, 3] of the jpg. Runs in our environment and in the peers'.
+`prepare NAME FOLDER` writes what a contender reads, from FOLDER/in. All read the jpg and the json of each sample, in
+one process; those that decode make uint8 [H, W, 3] of the jpg. Runs in our environment and in the peers'.
 """
 
 from __future__ import annotations
