@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,19 @@ from semiocity.config import digest
 from semiocity.data.columns import Dataset
 from semiocity.data.filter import LONGEST_TEXT
 from semiocity.data.lease import Owner, lease
-from semiocity.data.manifest import BASE, ShardPath, column_folder, complete, merge, read_receipt
+from semiocity.data.manifest import (
+    BASE,
+    EDIT,
+    ShardPath,
+    column_folder,
+    complete,
+    corrected,
+    lineage,
+    merge,
+    missing,
+    read_column_manifest,
+    read_receipt,
+)
 from semiocity.data.relink import link_shard
 from semiocity.data.shard import Head, ShardReader, ShardWriter
 from semiocity.errors import UserError
@@ -53,7 +66,7 @@ def edit(dataset: Path, edits: Mapping[str, str], owner: Owner, column: str = "c
     content = digest(dict(edits), 64)
     revision = digest({"edit": VERSION, "of": old.revision, "edits": content})
     args = {"edits": content, "of": {"revision": old.revision, "stage": first["stage"], "model": first["model"]}}
-    stage = {"name": "edit", "version": VERSION, "args": args}
+    stage = {"name": EDIT, "version": VERSION, "args": args}
     folder = column_folder(Path(dataset), column, revision)
     for shard in range(opened.shards):
         path, source = ShardPath(folder, shard), ShardPath(old.folder, shard)
@@ -68,6 +81,28 @@ def edit(dataset: Path, edits: Mapping[str, str], owner: Owner, column: str = "c
                 link_shard(source, path, {"revision": revision, "stage": stage})
     merge(Path(dataset), column, revision)
     return revision
+
+
+def follow(dataset: Path, column: str, revision: str, owner: Owner) -> None:
+    """Bring the corrected revisions of a column up to `revision`, which has shards of rows that were added.
+
+    Corrections are of rows that were there, so the new shards are the same in all of them.
+    """
+    last = corrected(dataset, column, revision)
+    if last is None:
+        return
+    chain = lineage(dataset, column, last)
+    chain = chain[: chain.index(revision) + 1]
+    shards = read_column_manifest(dataset, column, revision)["shards"]
+    for of, made in pairwise(reversed(chain)):
+        folder = column_folder(dataset, column, made)
+        stage = read_column_manifest(dataset, column, made)["stage"]
+        for shard in missing(folder, shards):
+            with lease(ShardPath(folder, shard).lease, owner) as held:
+                if held and not complete(ShardPath(folder, shard)):
+                    source = ShardPath(column_folder(dataset, column, of), shard)
+                    link_shard(source, ShardPath(folder, shard), {"revision": made, "stage": stage})
+        merge(dataset, column, made)
 
 
 def _places(dataset: Dataset, edits: Mapping[str, str]) -> dict[int, list[str]]:

@@ -53,6 +53,10 @@ __all__ = [
 ]
 
 
+EDIT = "edit"
+"""Name of the stage that receipts of corrected shards have."""
+
+
 def read_manifest(dataset: Path) -> dict[str, Any]:
     """The dataset's manifest. Raises UserError when there is none, with what makes one."""
     path = Path(dataset) / "manifest.json"
@@ -83,7 +87,30 @@ def merged(dataset: Path, column: str, revision: str, shards: int) -> bool:
         seen = column != BASE or facts["files_seen"] == _plan(dataset, revision)["files_seen"]
     except UserError:
         return False
-    return bool(found.get("revision") == revision and found["shards"] == shards and seen)
+    now = found.get("revision")
+    right = now is not None and now in (revision, corrected(dataset, column, revision))
+    return bool(right and found["shards"] == shards and seen)
+
+
+def corrected(dataset: Path, column: str, revision: str) -> str | None:
+    """The revision that the dataset uses if it is `revision` with corrections by hand (`edit.py`), else None."""
+    now = _current(Path(dataset)).get(column)
+    if now is None or now == revision:
+        return None
+    return now if revision in lineage(dataset, column, now) else None
+
+
+def lineage(dataset: Path, column: str, revision: str) -> list[str]:
+    """The revision, the one that it is corrections of, and so on, as far as they are on disk."""
+    found = [revision]
+    while True:
+        try:
+            stage = read_column_manifest(Path(dataset), column, found[-1])["stage"]
+        except UserError:
+            return found
+        if stage["name"] != EDIT:
+            return found
+        found.append(stage["args"]["of"]["revision"])
 
 
 def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> None:
@@ -162,7 +189,8 @@ def merge(
         _check_counts(dataset, revision, summary.manifest, partial)
     summary.publish()
     if not partial and not aside:
-        write_json(folder.parent / "current.json", {"format": FORMAT, "revision": revision})
+        if corrected(dataset, column, revision) is None:
+            write_json(folder.parent / "current.json", {"format": FORMAT, "revision": revision})
         rebuild(dataset)
     return summary.manifest
 

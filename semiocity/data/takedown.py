@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from semiocity.config import canonical, fsync_folder, json_bytes, write_atomic
+from semiocity.config import canonical, fsync_folder, json_bytes, read_json, write_atomic
 from semiocity.data import imported_rows
 from semiocity.data.keys import KEY
 from semiocity.data.layout import GALLERY
@@ -78,6 +78,18 @@ class Revisions:
                 return found
             done.update(ready)
             pending.difference_update(ready)
+
+    def merged(self) -> Iterator[tuple[str, str]]:
+        """Column and revision of all that have been merged, parents first."""
+        parents = {
+            place: set(read_json(folder / "manifest.json")["parents"].items())
+            for place, folder in self.folders.items()
+            if (folder / "manifest.json").exists()
+        }
+        while ready := [place for place, needed in parents.items() if not needed & parents.keys()]:
+            for place in ready:
+                del parents[place]
+                yield place
 
     def find(self, revision: str, id_sha256: str) -> Place | None:
         """The row with this id in a revision of base, live or removed; None where it never was or is not packed yet."""
@@ -169,9 +181,8 @@ def carry_out(dataset: Path, removed: Iterable[Removed], owner: Owner) -> list[S
         _scrub_plan(Path(dataset), revision, {item.id_sha256 for item in wanted})
     imported_rows.forget(Path(dataset), {item.id_sha256 for item in wanted})
     # Also when nothing was written: an earlier call may have been cut short before it came here.
-    for (column, revision), folder in revisions.folders.items():
-        if (folder / "manifest.json").exists():
-            merge(dataset, column, revision, aside=True)
+    for column, revision in revisions.merged():
+        merge(dataset, column, revision, aside=True)
     rebuild(Path(dataset))
     return written
 

@@ -127,9 +127,11 @@ def _reduce(data: dict[str, Any], index: int, world: World, stop: StopFlag, repo
 
 
 def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.data.edit import follow
     from semiocity.data.manifest import merge
 
     merge(Path(data["dataset"]), data["column"], data["revision"])
+    follow(Path(data["dataset"]), data["column"], data["revision"], _owner(world))
     return True
 
 

@@ -10,12 +10,13 @@ import pytest
 from make_images import folder_recipe, jpeg, packed, write_files
 
 from semiocity.data.columns import Dataset
-from semiocity.data.edit import edit, read_edits
+from semiocity.data.edit import edit, follow, read_edits
 from semiocity.data.lease import Owner
-from semiocity.data.manifest import BASE, ShardPath, column_folder, merge, read_manifest
+from semiocity.data.manifest import BASE, ShardPath, column_folder, corrected, merge, merged, read_manifest
 from semiocity.data.shard import Head, ShardWriter
 from semiocity.data.verify import verify
 from semiocity.errors import UserError
+from semiocity.launch import garbage
 from semiocity.stages.base import Made, Row, Stage, StageArgs, Tombstone, revision
 from semiocity.stages.runner import run_shards
 
@@ -144,6 +145,32 @@ def test_a_row_that_failed_gets_a_caption(street: Path) -> None:
     assert key not in texts(street)
     edit(street, {key: "by hand"}, OWNER)
     assert texts(street)[key] == ("by hand", "hand")
+
+
+def more_captions(dataset: Path) -> None:
+    """What running the caption job again does: make what is missing of its own revision, merge, and follow."""
+    add_captions(dataset)
+    follow(dataset, "caption", "aaaaaaaaaa", OWNER)
+
+
+def test_running_the_caption_job_again_does_not_undo_corrections(street: Path) -> None:
+    keys = sorted(texts(street))
+    once = edit(street, {keys[0]: "first"}, OWNER)
+    twice = edit(street, {keys[1]: "second"}, OWNER)
+    write_files(street.parent / "in", {f"{i}.jpg": jpeg(seed=i) for i in range(20, 23)})
+    packed(folder_recipe(street.parent / "in"), street)
+    assert not merged(street, "caption", "aaaaaaaaaa", 3), "the job has something to do"
+    more_captions(street)
+    found = texts(street)
+    assert (found[keys[0]], found[keys[1]]) == (("first", "hand"), ("second", "hand"))
+    assert len(found) == 15
+    assert read_manifest(street)["columns"]["caption"]["revision"] == twice
+    assert merged(street, "caption", "aaaaaaaaaa", 3), "the job is done: what is used is its revision, corrected"
+    assert corrected(street, "caption", once) == corrected(street, "caption", "aaaaaaaaaa") == twice
+    assert not verify(street)
+    more_captions(street)
+    assert texts(street) == found, "again: nothing"
+    assert {("caption", name) for name in ("aaaaaaaaaa", once, twice)} <= garbage._now(street), "gc leaves them"
 
 
 def test_files_of_corrections(tmp_path: Path) -> None:

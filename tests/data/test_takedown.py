@@ -12,9 +12,10 @@ from make_images import add_column, folder_recipe, jpeg, packed, write_files
 from semiocity.data.columns import Dataset
 from semiocity.data.lease import Owner, lease
 from semiocity.data.listing import id_hash
-from semiocity.data.manifest import ShardPath, missing
+from semiocity.data.manifest import ShardPath, column_folder, merge, missing, read_receipt
 from semiocity.data.plan import make_plan
 from semiocity.data.removed import read_removed
+from semiocity.data.shard import Head, ShardWriter
 from semiocity.data.takedown import _buried, carry_out, remains, request
 from semiocity.data.verify import verify
 from semiocity.errors import UserError
@@ -67,6 +68,32 @@ def test_nothing_of_the_row_is_left_and_nothing_else_has_moved(street: Path) -> 
     assert facts["columns"]["base"]["tombstones"]["removed"] == 1
     assert facts["columns"]["word"]["tombstones"]["removed"] == 1
     assert carry_out(street, read_removed(street), OWNER) == [], "again: nothing to do"
+
+
+def test_columns_are_merged_parents_first(street: Path) -> None:
+    """`alpha` comes before its parent `word` in the alphabet."""
+    dataset = Dataset.open(street)
+    for shard in range(dataset.shards):
+        source = read_receipt(ShardPath(dataset.columns["word"].folder, shard))
+        assert source is not None
+        head = Head(
+            column="alpha",
+            revision="cccccccccc",
+            shard=shard,
+            parents={"word": {"revision": source["revision"], "sha256": source["sha256"]}},
+            stage={"name": "alpha", "version": 1, "args": {}},
+            model=None,
+            execution={},
+            fields={"text": "txt"},
+        )
+        with ShardWriter(ShardPath(column_folder(street, "alpha", "cccccccccc"), shard), head) as writer:
+            for key in dataset.reader("word", shard).keys:
+                writer.add(key, {"text": ("txt", b"a")})
+            writer.publish()
+    merge(street, "alpha", "cccccccccc")
+    take_down(street, "who/secret-person")
+    assert [fault for fault in verify(street) if fault.level == "fault"] == []
+    assert Dataset.open(street).columns["alpha"].tombstones["removed"] == 1
 
 
 def test_packing_again_does_not_bring_it_back(street: Path) -> None:
