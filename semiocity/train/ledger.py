@@ -46,7 +46,7 @@ class Ledger:
     """One rank's file of a part."""
 
     def __init__(self, run: Path, part: int, rank: int, head: dict[str, Any]) -> None:
-        """`head`: first_step, ranks, steps, dataset, fields, split and the order's facts."""
+        """`head`: first_step, ranks, steps, dataset, shards, fields, split, saved_view and the order's facts."""
         folder = folder_of(run)
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / f"{part:04d}-{rank:05d}.jsonl.gz").open("xb")

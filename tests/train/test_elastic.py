@@ -86,6 +86,7 @@ def train(dataset: Path, run: Path, sittings: Sequence[Sitting], buckets: bool, 
             "ranks": sitting.ranks,
             "steps": STEPS,
             "dataset": str(dataset),
+            "shards": view.dataset.shards,
             "fields": ["base.image"],
             "split": None,
             "order": order.facts,
@@ -195,7 +196,8 @@ def test_a_part_that_was_killed_is_superseded(pictures: Path, run: Path) -> None
         view = Dataset.open(pictures).view(["base.image"])
         order = Order(view.digest, view.shard_sizes, 7, GLOBAL_BATCH, 3, "pad", AspectBuckets(view, BUCKETS))
         head = {"first_step": first, "ranks": 1, "steps": STEPS, "dataset": str(pictures), "split": None}
-        ledger = Ledger(killed, part, 0, {**head, "fields": ["base.image"], "order": order.facts})
+        more = {"shards": view.dataset.shards, "fields": ["base.image"], "order": order.facts}
+        ledger = Ledger(killed, part, 0, {**head, **more})
         if part == 4:
             rows = Rows(view, decode)
             sizes = [(height, width) for width, height in BUCKETS]
