@@ -17,6 +17,7 @@ from typing import Any
 from semiocity.config import Cluster
 from semiocity.data import manifest, views
 from semiocity.errors import UserError
+from semiocity.files import read_json
 from semiocity.launch import slurm, squeue
 from semiocity.launch.jobs import Work, image_of
 from semiocity.launch.runs import Attempt, alive, attempts, last_line, new_attempt, snapshot
@@ -240,7 +241,12 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
                 if job.done():
                     del running[index]
                     if attempt.requeue_file(job.job_id, restart).exists() and not interrupted:
-                        waiting.append((index, restart + 1))
+                        if read_json(attempt.task_file(index)).get("reason") == "SIGINT":
+                            # Ctrl-C reached the task, but not us: we were starting another one (see start_local).
+                            interrupted = True
+                            waiting.clear()
+                        else:
+                            waiting.append((index, restart + 1))
             _progress(attempt, len(data["tasks"]), final=not running and not waiting)
             if interrupted and not running:
                 raise UserError(
