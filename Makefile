@@ -62,10 +62,10 @@ LOCK_FLAGS = --quiet --generate-hashes --universal --python-version 3.11 --no-em
 demo: env  ## packed shards, captions, masks, a trained model, scores and a page (RECIPE=… ROOT=… for your own images)
 	$(SEMIOCITY) demo --recipe $(RECIPE) $(if $(ROOT),--root $(ROOT)) $(ARGS)
 
-# Files of tests are shared out whole: their fixtures (ranks, datasets, a cluster) are made once each.
+# Files of tests are shared out whole (tests/conftest.py): their fixtures are made once each.
 WORKERS ?= 2
 test: env  ## every test, in under 15 minutes on 2 cores
-	$(VENV)/bin/python -m pytest -m "not soak" -n $(WORKERS) --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not soak" -n $(WORKERS) --dist loadgroup $(ARGS)
 
 soak: env  ## the hours-long versions
 	$(VENV)/bin/python -m pytest -m soak $(ARGS)
