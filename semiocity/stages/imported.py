@@ -5,6 +5,7 @@ Field `source` says where the row's value comes from: {"inputs": ["captions.csv:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,9 +76,9 @@ class Imported(Stage):
             return Tombstone("permanent", str(error))
         return Made({**made.fields, "source": source}, made.scalars)
 
+    @abstractmethod
     def value(self, row: Row, values: list[dict[str, Any]]) -> Made:
         """The row made from its inputs. Raises BadRow."""
-        raise NotImplementedError
 
     def nothing(self) -> dict[str, Any]:
         """Scalars of a row without an input."""
