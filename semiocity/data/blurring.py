@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from semiocity.data import blur
+from semiocity.data import blur, csv_files
 from semiocity.data.images import Picture, Rejected
 from semiocity.data.keys import printable
 from semiocity.data.sources.base import Entry
@@ -134,7 +133,7 @@ def _read_csv(detector: blur.Boxes) -> dict[str, list[Box]]:
     found: dict[str, list[Box]] = {}
     expected = "lines of file (or id),left,top,right,bottom are expected, after a first line with these names"
     with detector.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader = csv_files.dict_reader(file, strict=True)
         names = set(reader.fieldnames or ())
         name = "file" if "file" in names else "id"
         if not {name, *SIDES} <= names:
@@ -145,7 +144,7 @@ def _read_csv(detector: blur.Boxes) -> dict[str, list[Box]]:
                 values = [row[side] for side in SIDES]
                 if any(values):
                     boxes.append(_box(values))
-        except (csv.Error, ValueError, TypeError) as error:
+        except (csv_files.Error, ValueError, TypeError) as error:
             raise UserError(f"{detector.path}: line {reader.line_num}: {error}; {expected}") from None
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from itertools import pairwise
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from semiocity.config import digest
+from semiocity.data import csv_files
 from semiocity.data.columns import Dataset
 from semiocity.data.filter import LONGEST_TEXT
 from semiocity.data.lease import Owner, lease
@@ -39,8 +39,8 @@ def read_edits(path: Path) -> dict[str, str]:
     """Key → text, from a CSV with the columns `key` and `text`, or from JSON lines with these two. Raises UserError."""
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            items = list(csv.DictReader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+            items = list(csv_files.dict_reader(file)) if path.suffix == ".csv" else [json.loads(line) for line in file]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv_files.Error) as error:
         raise UserError(f"{path}: {error}") from None
     edits: dict[str, str] = {}
     for number, item in enumerate(items, 1):

@@ -6,7 +6,6 @@ Login-node code.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections import defaultdict
@@ -15,6 +14,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from semiocity.data import csv_files
 from semiocity.data.keys import printable, to_text
 from semiocity.errors import UserError
 
@@ -25,7 +25,6 @@ NAMES = ("key", "file", "file_name", "filename", "image", "path", "id", "__key__
 TEXTS = ("text", "caption", "prompt")
 MASKS = "masks"
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-LARGEST_CELL = 2**31 - 1
 
 
 class Item(NamedTuple):
@@ -152,13 +151,12 @@ def _rows(path: Path, suffix: str) -> Iterator[tuple[int, dict[str, Any]]]:
         case ".parquet":
             yield from _parquet_rows(path)
         case ".csv" | ".tsv":
-            csv.field_size_limit(LARGEST_CELL)
             with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+                reader = csv_files.dict_reader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
                 try:
                     for cells in reader:
                         yield reader.line_num, dict(cells)
-                except (csv.Error, UnicodeDecodeError) as error:
+                except (csv_files.Error, UnicodeDecodeError) as error:
                     raise UserError(f"{path}: line {reader.reader.line_num}: {error}") from None
         case _:
             with path.open("rb") as lines:

@@ -10,6 +10,7 @@ import pytest
 from layouts import SHARDS, pack_recipe
 from make_images import CLASSES, decoded, jpeg, label_png, png, write_files
 
+from semiocity.data import csv_files
 from semiocity.data.plan import make_plan
 from semiocity.data.recipe import load_recipe
 from semiocity.errors import UserError
@@ -91,7 +92,6 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
         ("prompts.csv", "image,prompt,steps\na,b,many\n", [], "row 1: steps is 'many'; a number is expected"),
         ("prompts.csv", "image,prompt\na.png,b\na.png,c\n", [], "row 2: a has another row"),
         ("prompts.jsonl", '{"image": \n', [], "line 1: damaged JSON"),
-        ("prompts.csv", "image,prompt\na," + "x" * 2_000_000 + "\n", [], r"prompts\.csv: no CSV: field larger"),
         ("prompts.json", "[3]", [], "row 1: an object with the picture's name"),
         ("a.csv", TABLE, ["source.prompts=b.csv"], r"b\.csv: no such file"),
         ("a.csv", TABLE, ["source.images=pictures"], r"source\.images: .* has no pictures/"),
@@ -102,6 +102,12 @@ def test_tables_that_cannot_be_used(tmp_path: Path, name: str, content: str, set
     root = tree(tmp_path / "in", name, content)
     with pytest.raises(UserError, match=message):
         make_plan(load_recipe(SHARDS / "imaginary_cities.toml", [f"source.root={root}", *sets]), tmp_path / "out")
+
+
+def test_a_cell_without_an_end(tmp_path: Path) -> None:
+    root = tree(tmp_path / "in", "prompts.csv", "image,prompt\na," + "x" * (csv_files.LONGEST_CELL + 1) + "\n")
+    with pytest.raises(UserError, match=r"prompts\.csv: no CSV: field larger"):
+        make_plan(load_recipe(SHARDS / "imaginary_cities.toml", [f"source.root={root}"]), tmp_path / "out")
 
 
 def test_two_tables_are_a_question(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from layouts import SHARDS, boxes, pack_recipe, size_of
 from make_images import decoded, jpeg, png, write_files
 
+from semiocity.data import csv_files
 from semiocity.data.plan import make_plan
 from semiocity.data.recipe import load_recipe
 from semiocity.data.sources.base import Entry
@@ -246,6 +247,6 @@ def test_a_table_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_what_is_no_csv_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text('ImageID,Title\nx,"' + "a" * 200_000 + '"\n')
+    (tmp_path / "a.csv").write_text('ImageID,Title\nx,"' + "a" * (csv_files.LONGEST_CELL + 1) + '"\n')
     with pytest.raises(UserError, match=r"a\.csv: line 2: no CSV: field larger"):
         list(read_table(tmp_path / "a.csv", ["x"]))

@@ -7,7 +7,6 @@ same names. Columns are known by their usual names (COLUMNS); `source.columns` n
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from semiocity.data import csv_files
 from semiocity.data.keys import printable
 from semiocity.data.sources.base import Entry, FileSource, Rejection
 from semiocity.data.sources.files import check_root, split_name
@@ -57,7 +57,6 @@ LAYOUT = (
 )
 
 
-LONGEST_CELL = 1 << 20
 """Characters in a cell of a CSV; prompts are longer than Python's default allows."""
 
 
@@ -148,10 +147,9 @@ def _find(root: Path) -> Path:
 def _lines(path: Path) -> Iterator[Any]:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            csv.field_size_limit(LONGEST_CELL)  # one setting of the whole process; others may have changed it
             try:
-                yield from csv.DictReader(file)
-            except csv.Error as error:
+                yield from csv_files.dict_reader(file)
+            except csv_files.Error as error:
                 raise UserError(f"{path}: no CSV: {error}") from None
     elif path.suffix == ".jsonl":
         with path.open("rb") as file:

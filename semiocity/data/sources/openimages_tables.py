@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import zlib
 from collections.abc import Container, Iterable, Iterator
@@ -10,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
+from semiocity.data import csv_files
 from semiocity.data.sources.files import walk
 from semiocity.errors import UserError
 
@@ -43,8 +43,8 @@ def find_tables(root: Path, also: Iterable[Path]) -> dict[str, list[str]]:
 def _header(path: Path) -> list[str]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         try:
-            return next(csv.reader(file), [])
-        except csv.Error:
+            return next(csv_files.reader(file), [])
+        except csv_files.Error:
             return []  # no table of ours
 
 
@@ -63,9 +63,9 @@ def read_table(path: Path, there: Container[str]) -> Iterator[Line]:
     Raises UserError for a line that has too few columns or is no CSV.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        lines = csv.reader(file)
+        lines = csv_files.reader(file)
         try:
-            header = next(lines, [])
+            header: list[str] = next(lines, [])
             place, width = header.index("ImageID"), len(header)
             for line in lines:
                 if len(line) < width:
@@ -74,14 +74,14 @@ def read_table(path: Path, there: Container[str]) -> Iterator[Line]:
                     raise UserError(f"{path}: line {lines.line_num}: {len(line)} columns, the header has {width}")
                 if line[place] in there:
                     yield dict(zip(header, line, strict=False))
-        except csv.Error as error:
+        except csv_files.Error as error:
             raise UserError(f"{path}: line {lines.line_num}: no CSV: {error}") from None
 
 
 def read_classes(path: Path) -> Iterator[tuple[str, str]]:
     """(LabelName, DisplayName), with or without a header."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for line in csv.reader(file):
+        for line in csv_files.reader(file):
             if len(line) >= 2 and line[0] != "LabelName":
                 yield line[0], line[1]
 

@@ -5,7 +5,6 @@ Paths are relative to the source's root. Text columns of the recipe name what th
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from semiocity.data import csv_files
 from semiocity.data.keys import fraction_of, printable, to_text
 from semiocity.data.sources import columnar
 from semiocity.data.sources.base import Entry, FileSource, Rejection
@@ -29,7 +29,6 @@ CLASSES = None
 IGNORE_ID = None
 LOADER = "semiocity.data.sources.cells:opened"
 
-LONGEST_CELL = 16 << 20
 """Characters in one cell of a CSV file."""
 
 
@@ -109,12 +108,11 @@ def entries(source: TableSource) -> Iterator[Entry | Rejection]:
 
 
 def _csv_rows(source: TableSource, found: Found) -> Iterator[Entry | Rejection]:
-    csv.field_size_limit(LONGEST_CELL)
     where = source.root / printable(found.name)
     with os.fdopen(open_below(source.root, found.name, source.link_roots), "rb") as file:
         # Names of files may be in any encoding: what is no UTF-8 comes through as it is on disk.
         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.DictReader(text, delimiter=source.delimiter, strict=True)
+        reader = csv_files.dict_reader(text, delimiter=source.delimiter, strict=True)
         try:
             names = reader.fieldnames or ()
             table = Table(found, 0, dict.fromkeys(names, "text"), {})
@@ -123,7 +121,7 @@ def _csv_rows(source: TableSource, found: Found) -> Iterator[Entry | Rejection]:
                 if None in row or None in row.values():
                     raise UserError(f"{where}: line {reader.line_num}: not the {len(names)} cells of the first line")
                 yield _row(source, table, number, row)
-        except csv.Error as error:
+        except csv_files.Error as error:
             raise UserError(f"{where}: after line {reader.line_num}: {error}") from None
 
 
