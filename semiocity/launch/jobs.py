@@ -196,6 +196,13 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
     dataset = job.dataset.resolve()
     splits = [split for split in (job.data.split, job.sample_split) if split]
     view, columns = _rows(dataset, job.data.view, needs(job), splits, f"{job_file}: data.view")
+    options = job.options
+    try:
+        options.check_reading(
+            job, {name: manifest.read_column_manifest(dataset, name, made) for name, made in columns.items()}
+        )
+    except UserError as error:
+        raise UserError(f"{job_file}: {error}") from None
     return Work(
         kind="train",
         run=run_folder(job.run, job.task, dataset.name),
@@ -204,6 +211,7 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
         resources=job.resources,
         image=job.image,
         columns=columns,
+        binds=tuple(Path(path).resolve() for path in options.paths()),
     )
 
 
