@@ -36,9 +36,14 @@ class Choice(NamedTuple):
     """To encode every row once."""
 
     @property
+    def cost_cached(self) -> float:
+        """In GPU hours, storage included."""
+        return self.cached_gb / GB_PER_GPU_HOUR + self.gpu_hours_cached
+
+    @property
     def cached(self) -> bool:
         """Whether caching is cheaper."""
-        return self.cached_gb / GB_PER_GPU_HOUR + self.gpu_hours_cached < self.gpu_hours_fly
+        return self.cost_cached < self.gpu_hours_fly
 
 
 def forward_flops(config: Mapping[str, Any], image_tokens: int, text_tokens: int) -> float:
@@ -85,7 +90,9 @@ def choice(bytes_a_row: float, flops_a_row: float, rows: int, samples: int, vari
 def choice_line(what: str, now: str, found: Choice) -> str:
     """What a training prints; `now` is "column" or "fly"."""
     better = "column" if found.cached else "fly"
-    verdict = "as it is" if better == now else f'model.{what} = "{better}" would be cheaper'
+    saved = abs(found.cost_cached - found.gpu_hours_fly)
+    worth = better != now and saved > max(1.0, 0.1 * found.gpu_hours_fly)
+    verdict = f'model.{what} = "{better}" would be cheaper' if worth else "as it is"
     return (
         f"{what}: cached they take {found.cached_gb:,.1f} GB and {found.gpu_hours_cached:,.1f} GPU hours once, encoded "
         f"while training {found.gpu_hours_fly:,.1f} GPU hours; {verdict}"

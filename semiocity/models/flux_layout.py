@@ -99,6 +99,34 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return made
 
 
+def from_original(state: Mapping[str, Tensor], outputs: Mapping[str, int]) -> dict[str, Tensor]:
+    """Inverse of `to_original`; `outputs`: diffusers' layer -> its number of outputs. Names may begin with
+    "model.diffusion_model.", as in ComfyUI's own files. KeyError for a tensor that is not there or not known."""
+    state = {name.removeprefix("model.diffusion_model."): tensor for name, tensor in state.items()}
+    double, single = blocks(outputs)
+    left = set(state)
+    made: dict[str, Tensor] = {}
+
+    def take(name: str) -> Tensor:
+        left.discard(name)
+        return state[name]
+
+    for name, parts in layers(double, single):
+        if parts[0] not in outputs:
+            continue
+        for kind in ("weight", "bias"):
+            whole = take(f"{name}.{kind}")
+            pieces = (swap_halves(whole) if name == SWAPPED else whole).split([outputs[part] for part in parts])
+            made |= {f"{part}.{kind}": piece for part, piece in zip(parts, pieces)}
+    for i in range(double):
+        made |= {f"transformer_blocks.{i}.{p}": take(f"double_blocks.{i}.{n}") for n, p in DOUBLE_NORMS.items()}
+    for i in range(single):
+        made |= {f"single_transformer_blocks.{i}.{p}": take(f"single_blocks.{i}.{n}") for n, p in SINGLE_NORMS.items()}
+    if left:
+        raise KeyError(f"{min(left)} is no part of this Flux model")
+    return made
+
+
 def blocks(names: Mapping[str, object]) -> tuple[int, int]:
     """Numbers of double and of single blocks."""
 
