@@ -1,4 +1,7 @@
-"""A Flux pipeline of a few thousand random weights, saved as the real one is: every part through its own class."""
+"""A Flux pipeline of a few thousand random weights, saved as the real one is: every part through its own class.
+
+`python tests/tiny_flux.py FOLDER` makes one, for rehearsals without a GPU.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from tiny_models import randomise
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -120,5 +122,7 @@ def tokenizers() -> tuple[Any, Any]:
     return clip, T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
-def torch_generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+if __name__ == "__main__":
+    import sys
+
+    print(save_flux(Path(sys.argv[1])))

@@ -136,7 +136,8 @@ def source_of(job: PromptJob, run: Path) -> Source:
     if (weights.resolve(model) / "model_index.json").is_file():
         return Source(model, about=about)
     raise UserError(
-        f"model: {model}: no Flux pipeline and no export of one; `semiocity train` writes runs/NAME/export when it is done"
+        f"model: {model}: no Flux pipeline and no export of one; `semiocity train` writes runs/NAME/export "
+        "when it is done"
     )
 
 
@@ -211,7 +212,9 @@ def _about(model: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     if isinstance(found, dict) and found.get("family") not in (None, "flux"):
-        raise UserError(f"model: {model}: a model of family {found['family']}, which paints layouts; leave `prompts` out")
+        raise UserError(
+            f"model: {model}: a model of family {found['family']}, which paints layouts; leave `prompts` out"
+        )
     return found if isinstance(found, dict) and found.get("family") == "flux" else {}
 
 

@@ -80,7 +80,9 @@ def regenerate(manifest: Path, out: Path, model: Path | None = None) -> list[str
     device = choose_device(job.device)
     if (found := settings(job, source, device)) != wanted:
         different = [key for key in wanted if found.get(key) != wanted[key]]
-        raise UserError(f"{manifest}: made with another {different[0]} ({wanted[different[0]]}, now {found[different[0]]})")
+        raise UserError(
+            f"{manifest}: made with another {different[0]} ({wanted[different[0]]}, now {found[different[0]]})"
+        )
     by_key: dict[str, list[dict[str, Any]]] = {}
     for image in old["images"]:
         by_key.setdefault(image["key"], []).append(image)

@@ -1,7 +1,7 @@
 """Flux.1's mathematics: latents, tokens, times and loss, as pure functions.
 
-Sources: Black Forest Labs' reference code (`flux/sampling.py`, `flux/util.py`), Esser et al. 2024 (rectified flow, arXiv
-2403.03206) and Lipman et al. 2023 (flow matching, arXiv 2210.02747). The transformer itself is diffusers'
+Sources: Black Forest Labs' reference code (`flux/sampling.py`, `flux/util.py`), Esser et al. 2024 (rectified flow,
+arXiv 2403.03206) and Lipman et al. 2023 (flow matching, arXiv 2210.02747). The transformer itself is diffusers'
 `FluxTransformer2DModel`; anything that is called as it is will do.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def unscale_latent(latent: Tensor, scale: float, shift: float) -> Tensor:
 
 
 def draw_latent(moments: Tensor, noise: Tensor) -> Tensor:
-    """A draw of the VAE's posterior N(mean, exp(logvar)): [b, 2c, h, w] and standard normal [b, c, h, w] -> [b, c, h, w].
+    """A draw of the VAE's posterior N(mean, exp(logvar)): [b, 2c, h, w] and standard normal noise -> [b, c, h, w].
 
     logvar is kept within [−30, 20], as the VAE's own distribution does.
     """
@@ -191,7 +192,7 @@ def sample_euler(
     b, _, h, w = noise.shape
     times = sampling_times(steps, shift.mu((h // PATCH) * (w // PATCH))).float().tolist()
     x = noise.float()
-    for t, then in zip(times[:-1], times[1:]):
+    for t, then in pairwise(times):
         now = torch.full((b,), t, dtype=torch.float32, device=x.device)
         x = x + (then - t) * velocity(model, x, now, prompts, pooled, guidance, dtype).float()
     return x

@@ -161,7 +161,7 @@ def adapters_to_original(
     lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .lora_up.weight, .alpha.
 
     `outputs`: layer -> its number of outputs. An adapter of a matrix that is several layers here has the sum of their
-    ranks: their downs one below the other, their ups along a diagonal; alpha grows with the rank, so that the scale stays.
+    ranks: their downs one below the other, their ups along a diagonal; alpha grows with the rank, so the scale stays.
     """
     made: dict[str, Tensor] = {}
     left = set(adapters)

@@ -267,5 +267,3 @@ def test_names_are_chosen_by_pattern() -> None:
     assert flux_names.chosen(names, ["*to_q"], ["b.*"]) == ["a.attn.to_q", "to_q"]
     assert flux_names.block_of("single_transformer_blocks.12.attn.to_q.weight") == "single_transformer_blocks.12"
     assert flux_names.block_of("x_embedder.weight") == "x_embedder"
-
-

@@ -79,7 +79,10 @@ def test_latents_are_the_vaes_of_the_fitted_picture_and_its_mirror_image(
         assert moments.shape == (2, 2 * CHANNELS, bucket[1] // 8, bucket[0] // 8)
         # The largest box of the bucket's shape in the middle, by Pillow alone.
         wide, high = bucket
-        cut_w, cut_h = min(image.width, round(image.height * wide / high)), min(image.height, round(image.width * high / wide))
+        cut_w, cut_h = (
+            min(image.width, round(image.height * wide / high)),
+            min(image.height, round(image.width * high / wide)),
+        )
         left, top = (image.width - cut_w) // 2, (image.height - cut_h) // 2
         fitted = image.resize((wide, high), Image.Resampling.LANCZOS, box=(left, top, left + cut_w, top + cut_h))
         for variant, picture in enumerate((fitted, fitted.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):

@@ -43,7 +43,9 @@ def cache(dataset: Path, model: Path, **latent: Any) -> Path:
     return add_column(dataset, "text", encoder="flux", model=str(model), tokens=TOKENS)
 
 
-def flux(task: str, pretrained: Path, zero: dict[str, Any], model: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+def flux(
+    task: str, pretrained: Path, zero: dict[str, Any], model: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
     """A tiny training of `flux-full` or `flux-lora`."""
     own = {
         "pretrained": str(pretrained),

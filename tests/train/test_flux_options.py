@@ -12,10 +12,12 @@ from flux_data import add_column, cache, captioned_city, flux
 from tiny_flux import TOKENS, save_flux
 from train_ranks import job_of
 
-from semiocity.config import write_json
+from semiocity.config import load_toml, write_json
 from semiocity.errors import UserError
 from semiocity.launch import jobs
+from semiocity.train.options import TrainJob, identity
 
+JOBS = Path(__file__).parents[2] / "jobs"
 FP32 = {"stage": 2, "precision": "fp32"}
 
 
@@ -32,8 +34,12 @@ def cached(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("task", "wrong", "message"),
     [
-        ("flux-lora", {"targets": ["attn.to_z"]}, r"targets: 'attn.to_z' matches no linear layer; there are .*attn.to_q"),
-        ("flux-lora", {"text_encoders": ["clip"]}, "the cached column cannot be used; set texts = \"fly\""),
+        (
+            "flux-lora",
+            {"targets": ["attn.to_z"]},
+            r"targets: 'attn.to_z' matches no linear layer; there are .*attn.to_q",
+        ),
+        ("flux-lora", {"text_encoders": ["clip"]}, 'the cached column cannot be used; set texts = "fly"'),
         ("flux-lora", {"ranks": 4}, "ranks: unknown key; did you mean rank"),
         ("flux-full", {"train": ["blocks.*"]}, r"train: 'blocks.\*' matches no parameter; there are .*proj_out.bias"),
         ("flux-full", {"rates": {"*.nothing": 0.5}}, "rates: '\\*.nothing' matches no parameter"),
@@ -47,7 +53,7 @@ def test_options_that_do_not_fit_are_named(model: Path, task: str, wrong: dict[s
 
 
 def test_a_size_that_is_no_whole_number_of_tokens_is_refused(model: Path) -> None:
-    with pytest.raises(UserError, match="data.size: 40×40: 40 is no multiple of 16"):
+    with pytest.raises(UserError, match=r"data\.size: 40×40: 40 is no multiple of 16"):
         job_of(Path("x"), **flux("flux-full", model, FP32, data={"size": 40}))
 
 
@@ -65,6 +71,13 @@ def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f'"{key}" = {_toml(inner)}' for key, inner in value.items()) + "}"
     return json.dumps(value)
+
+
+@pytest.mark.parametrize("file", sorted(JOBS.glob("*train-flux*.toml")), ids=lambda file: file.stem)
+def test_shipped_jobs_are_valid(model: Path, file: Path) -> None:
+    job = load_toml(file, TrainJob, [f"model.pretrained={model}"])
+    ranks = job.resources.nodes * job.resources.ranks_per_node
+    assert job.sample_images % ranks in (0, job.sample_images)
 
 
 def test_a_fitting_job_is_resolved_and_its_weights_are_mounted(cached: Path, model: Path, tmp_path: Path) -> None:
@@ -108,8 +121,6 @@ def test_a_column_of_another_stage_is_no_cache(cached: Path, model: Path, tmp_pa
 
 
 def test_weights_are_known_by_their_contents(model: Path, tmp_path: Path) -> None:
-    from semiocity.train.options import identity
-
     moved = Path(shutil.copytree(model, tmp_path / "moved"))
     one, other = (identity(job_of(Path("x"), **flux("flux-lora", folder, FP32))) for folder in (model, moved))
     assert one == other

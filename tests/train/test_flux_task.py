@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,19 +40,21 @@ def town(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache(captioned_city(tmp_path_factory.mktemp("data") / "city", ROWS), model, flip=True)
 
 
-def one_step(model: Path, dataset: Path, rate: float, factors: dict[str, float]) -> tuple[float, dict[str, torch.Tensor]]:
-    """The first step in plain torch: loss over all rows, clipping, AdamW with eps 0.01. Returns loss and new weights."""
+def one_step(
+    model: Path, dataset: Path, rate: float, factors: dict[str, float]
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The first step in plain torch: loss over all rows, clipping, AdamW with eps 0.01. Loss and new weights."""
     pipeline = FluxPipeline.from_pretrained(model)
     view = Dataset.open(dataset).view(["base.image", "caption.text"], "train")
     losses, parameters = [], dict(pipeline.transformer.named_parameters())
     for row in range(ROWS):
         fields = view.read(row)
-        import io
-
         picture = np.array(Image.open(io.BytesIO(fields["base.image"])).convert("RGB")).astype(np.float32)
         random = generator(0, 0, row)
         share, drop, flip = random.random(3)
-        noise, draw = (torch.from_numpy(random.standard_normal((1, CHANNELS, 4, 4), dtype=np.float32)) for _ in range(2))
+        noise, draw = (
+            torch.from_numpy(random.standard_normal((1, CHANNELS, 4, 4), dtype=np.float32)) for _ in range(2)
+        )
         pixels = torch.from_numpy(picture[:, ::-1].copy() if flip < 0.5 else picture).permute(2, 0, 1)[None] / 127.5 - 1
         text = "" if drop < 0.2 else fields["caption.text"].decode()
         with torch.no_grad():
@@ -71,7 +74,9 @@ def one_step(model: Path, dataset: Path, rate: float, factors: dict[str, float])
             guidance=torch.ones(1),
             return_dict=False,
         )[0]
-        losses.append(torch.nn.functional.mse_loss(predicted, FluxPipeline._pack_latents(noise - latent, 1, CHANNELS, 4, 4)))
+        losses.append(
+            torch.nn.functional.mse_loss(predicted, FluxPipeline._pack_latents(noise - latent, 1, CHANNELS, 4, 4))
+        )
     loss = torch.stack(losses).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -85,7 +90,13 @@ def one_step(model: Path, dataset: Path, rate: float, factors: dict[str, float])
 
 def test_a_step_is_that_of_plain_torch(ranks: Ranks, model: Path, town: Path, tmp_path: Path) -> None:
     """Forward, loss, gradients over two ranks and two parts, clipping, rates by layer, and AdamW."""
-    own = {**FLY, "stratified_t": False, "average": False, "rates": {"single_transformer_blocks.*": 0.25}, "recompute": 2}
+    own = {
+        **FLY,
+        "stratified_t": False,
+        "average": False,
+        "rates": {"single_transformer_blocks.*": 0.25},
+        "recompute": 2,
+    }
     settings = flux("flux-full", model, FP32, own, steps=1, sample_every=0)
     settings |= {"optimizer": {"lr": 1e-2, "eps": 1e-2, "clip": 1.0}}
     assert ranks.call(train, settings, tmp_path / "run", town, 0, 0) == [True, True]

@@ -55,7 +55,9 @@ class FluxTask(Task):
         self.folder = weights.resolve(options.pretrained)
         self.fly_latents, self.fly_texts = options.latents == "fly", options.texts == "fly"
         self.dtype = torch.bfloat16 if job.zero.precision == "bf16" else torch.float32
-        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        )
         self.config = options.transformer()
         vae = flux_parts.config(self.folder, "vae", "model.pretrained")
         self.factor, self.channels = flux_parts.vae_factor(vae), int(vae["latent_channels"])
@@ -97,7 +99,9 @@ class FluxTask(Task):
         said = flux_cost.text_flops(options.text_tokens)
         tokens = round(pixels / (flux.PATCH * self.factor) ** 2)
         step = flux_cost.training_flops(self.config, tokens, options.text_tokens) / 1e12
-        notes = [f"{step:,.3g} TFLOP an image ({tokens} image tokens and {options.text_tokens} of text), all weights trained"]
+        notes = [
+            f"{step:,.3g} TFLOP an image ({tokens} image tokens and {options.text_tokens} of text), all weights trained"
+        ]
         notes.append(
             flux_cost.choice_line("latents", options.latents, flux_cost.choice(size, encode, rows, samples, variants))
         )
@@ -108,8 +112,8 @@ class FluxTask(Task):
     # -- loading ------------------------------------------------------------------------------------------------------
 
     def _transformer(self) -> Any:
-        """The pretrained transformer, on the device: every rank would else need its size in host memory. The weights are
-        stored in bf16, so that nothing is lost when they are loaded in it."""
+        """The pretrained transformer, on the device: every rank would else need its size in host memory. The weights
+        are stored in bf16, so that nothing is lost when they are loaded in it."""
         loader: Any = FluxTransformer2DModel
         model = loader.from_pretrained(
             self.folder / TRANSFORMER,
@@ -285,7 +289,7 @@ class FluxTask(Task):
     # -- results ------------------------------------------------------------------------------------------------------
 
     def sample(self, modules: Modules, batch: Tensors) -> Tensor:
-        """Pictures of the fixed prompts, or the dataset's beside what is made of their captions: [b, H, W or 2·W, 3]."""
+        """Pictures of the fixed prompts, or the dataset's beside those made of their captions: [b, H, W or 2·W, 3]."""
         prompts = self.options.sample_prompts
         if prompts:
             texts = [prompts[row % len(prompts)] for row in batch["row"].tolist()]

@@ -36,7 +36,7 @@ KOHYA = {CLIP: "lora_te1", T5: "lora_te2"}
 
 
 def full(task: FluxFullTask, trained: Tensors, folder: Path, facts: dict[str, Any]) -> None:
-    """A pipeline folder: the transformer written, everything else linked or copied; and one file in the original layout."""
+    """A pipeline folder, the transformer written, the rest linked or copied; and one file in the original layout."""
     state = _whole(task, trained)
     loader: Any = FluxTransformer2DModel
     with torch.device("meta"):

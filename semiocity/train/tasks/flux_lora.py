@@ -65,7 +65,10 @@ class FluxLoraTask(FluxTask):
     def notes(self, rows: int) -> list[str]:
         shapes, layers = flux_names.linear_layers(self.config), self.options.layers()
         trained = sum(sum(shapes[name]) * self.options.rank for name in layers)
-        return [f"adapters of rank {self.options.rank} at {len(layers)} layers: {trained:,} parameters", *super().notes(rows)]
+        return [
+            f"adapters of rank {self.options.rank} at {len(layers)} layers: {trained:,} parameters",
+            *super().notes(rows),
+        ]
 
     def export(self, weights: Mapping[str, Tensors], folder: Path, facts: dict[str, Any]) -> None:
         """`lora.safetensors` for diffusers, `lora-comfyui.safetensors`, and the model card."""

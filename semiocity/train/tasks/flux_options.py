@@ -161,7 +161,7 @@ class FluxFullOptions(FluxOptions):
     """Patterns of parameters to train, such as "single_transformer_blocks.*" or "*.attn.*"; the others are frozen."""
     freeze: tuple[str, ...] = ()
     """Patterns of parameters that stay frozen nevertheless, such as "time_text_embed.*"."""
-    rates: dict[str, Annotated[float, Field(ge=0)]] = {}
+    rates: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Pattern -> factor of the learning rate; the first that matches a parameter counts, 1 where none does:
     {"transformer_blocks.*" = 0.5}."""
     export_original: bool = True
@@ -207,7 +207,7 @@ class FluxLoraOptions(FluxOptions):
     def _consistent(self) -> FluxLoraOptions:
         if self.text_encoders and self.texts == "column":
             raise ValueError(
-                'text_encoders: adapters in a text encoder change its embeddings, so the cached column cannot be used; '
+                "text_encoders: adapters in a text encoder change its embeddings, so the cached column cannot be used; "
                 'set texts = "fly"'
             )
         layers = list(flux_names.linear_layers(self.transformer()))
