@@ -16,10 +16,13 @@ from safetensors.torch import load
 from stage_data import STREET, read_column, run_stage, street_rows, write_base
 from tiny_flux import CHANNELS, TOKENS, save_flux
 
+from semiocity.config import StageJob, load_toml
 from semiocity.data.aspects import bucket_ids
 from semiocity.data.manifest import merge, read_column_manifest, read_manifest
 from semiocity.errors import UserError
 from semiocity.stages.base import make_stage
+
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,13 @@ def test_texts_are_those_of_the_pipeline(wide_street: Path, model: Path, pipelin
         assert scalars["tokens"] == len(pipeline.tokenizer_2(words[key]).input_ids)
     merge(wide_street, "text", made.name)
     assert read_column_manifest(wide_street, "text", made.name)["model"] == stage.model_revision()
+
+
+@pytest.mark.parametrize("name", ["latent", "text"])
+def test_shipped_jobs_are_valid(name: str) -> None:
+    job = load_toml(JOBS / f"{name}.toml", StageJob)
+    stage = make_stage(job.stage, job.args)
+    assert (stage.name, stage.args.device, job.resources.gpus_per_node) == (name, "cuda", 1)
 
 
 def test_other_weights_are_another_revision_wherever_they_lie(model: Path, tmp_path: Path) -> None:

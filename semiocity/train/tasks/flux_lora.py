@@ -57,6 +57,9 @@ class FluxLoraTask(FluxTask):
             # As a pattern, since peft takes names in a list for endings.
             target_modules="|".join(re.escape(name) for name in layers),
         )
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):  # T5 has some of its own, which is not for frozen weights
+                module.p = 0.0
         model = inject_adapter_in_model(config, model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".lora_" in name)
