@@ -11,6 +11,7 @@ from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Stric
 from semiocity.data import manifest
 from semiocity.data.views import check_reading, read_view
 from semiocity.errors import UserError
+from semiocity.files import read_json
 
 if TYPE_CHECKING:
     from semiocity.train.options import TrainJob
@@ -227,6 +228,8 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
         raise UserError(
             f"{run}/export: no trained model yet; run `semiocity train` first (`semiocity status` shows it)"
         )
+    if read_json(run / "export" / "config.json").get("family") == "flux":
+        raise UserError(f"{job_file}: prompts: missing; {run.name} trained Flux, so name a file of prompts to paint")
     return Work(
         kind="generate",
         run=run,
