@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DOUBLE = {
+DOUBLE: dict[str, tuple[str, ...]] = {
     "img_mod.lin": ("norm1.linear",),
     "txt_mod.lin": ("norm1_context.linear",),
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -26,12 +26,12 @@ DOUBLE = {
     "txt_mlp.2": ("ff_context.net.2",),
 }
 """Layer of a double block -> diffusers' layers, whose outputs it has one after the other."""
-SINGLE = {
+SINGLE: dict[str, tuple[str, ...]] = {
     "modulation.lin": ("norm.linear",),
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
     "linear2": ("proj_out",),
 }
-OUTSIDE = {
+OUTSIDE: dict[str, tuple[str, ...]] = {
     "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
     "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
     "vector_in.in_layer": ("time_text_embed.text_embedder.linear_1",),

@@ -115,7 +115,7 @@ def test_a_missing_column_is_named_with_what_makes_it(model: Path, tmp_path: Pat
 def test_a_column_of_another_stage_is_no_cache(cached: Path, model: Path, tmp_path: Path) -> None:
     dataset = Path(shutil.copytree(cached, tmp_path / "city"))
     add_column(dataset, "hash", hasher="dct")
-    settings = flux("flux-full", model, FP32, data={"size": 32, "fields": {"latent": "hash.sha256"}})
+    settings = flux("flux-full", model, FP32, data={"size": 32, "fields": {"latent": "hash.record"}})
     with pytest.raises(UserError, match="column hash was not made by `semiocity latent`"):
         submit(dataset, settings, tmp_path)
 
