@@ -67,7 +67,7 @@ def load_pipeline(source: Source, dtype: torch.dtype, lora_scale: float = 1.0) -
     loader: Any = FluxPipeline
     parts = {} if source.original is None else {"transformer": load_original(source.original, source.base, dtype)}
     pipeline = loader.from_pretrained(
-        weights.resolve(source.base), local_files_only=True, use_safetensors=True, torch_dtype=dtype, **parts
+        weights.resolve(source.base), local_files_only=True, use_safetensors=True, dtype=dtype, **parts
     )
     if source.lora is not None:
         pipeline.load_lora_weights(str(source.lora.parent), weight_name=source.lora.name, adapter_name="lora")

@@ -34,7 +34,7 @@ def fitted(data: bytes, sizes: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
 def load_vae(folder: Path, device: str | torch.device, dtype: torch.dtype) -> Any:
     """An AutoencoderKL in eval mode, frozen; from a local folder, safetensors only."""
     loader: Any = AutoencoderKL
-    vae = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype)
+    vae = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
     return vae.to(device).eval().requires_grad_(False)
 
 

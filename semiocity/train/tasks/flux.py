@@ -119,7 +119,7 @@ class FluxTask(Task):
             self.folder / TRANSFORMER,
             local_files_only=True,
             use_safetensors=True,
-            torch_dtype=self.dtype,
+            dtype=self.dtype,
             device_map={"": self.device} if self.device.type == "cuda" else None,
         )
         flux.recompute_blocks(model, None if self.options.recompute == "all" else self.options.recompute)
