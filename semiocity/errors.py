@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """Work was told to end early, amid something that leaves nothing behind: the next attempt does that anew."""
+
+
+class BadNode(UserError):
+    """This machine lacks what the job needs and other machines have: the work should go on elsewhere."""

@@ -38,7 +38,7 @@ SUFFIXES = (".tar", ".parquet", ".json")
 
 @dataclass(frozen=True)
 class ShardPath:
-    """The three files of one shard of one column revision, and its lease."""
+    """The three files of one shard of one column revision, its lease and its journal."""
 
     folder: Path
     """…/columns/COLUMN/REVISION"""
@@ -68,6 +68,11 @@ class ShardPath:
     @property
     def lease(self) -> Path:
         return self.parent / f"{self.stem}.lease"
+
+    @property
+    def journal(self) -> Path:
+        """What is done of the shard while it is in the making (`semiocity.stages.journal`)."""
+        return self.parent / f".{self.stem}.journal.tmp"
 
     def __str__(self) -> str:
         return f"{self.folder.parent.name}/{self.folder.name}/{self.stem}"

@@ -81,6 +81,10 @@ class BadRow(Exception):
     """This row's input cannot be used; the message is the tombstone's reason."""
 
 
+class BrokenStage(Exception):
+    """A stage breaks its contract, as by giving fewer results than it got rows: a fault in code, not in any row."""
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """What a stage may know of the dataset beyond its rows."""
@@ -109,6 +113,8 @@ class StageArgs(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch: int = Field(1, ge=1)
     """Rows in one call of `process`. Batches have fixed borders inside a shard."""
+    batch_timeout_s: float = Field(3600, ge=0)
+    """Seconds after which a batch counts as hung: the task ends, comes back, and finds the row. 0: never."""
     rehearse_slow_batch_s: float = Field(0, ge=0)
     """Seconds added to each batch, to rehearse what happens when a task is killed. Changes no byte."""
 
@@ -174,7 +180,8 @@ class Stage(ABC):
     def process(self, rows: list[Row]) -> list[Made | Tombstone]:
         """Make one batch: as many results as rows, in their order.
 
-        A row whose input is bad becomes a Tombstone here. An exception makes the caller try the rows one by one.
+        A row whose input is bad becomes a Tombstone here. An exception makes the caller try the rows one by one, lack
+        of memory half as many at a time. NotImplementedError and BrokenStage fail the task.
         """
 
 
