@@ -23,6 +23,7 @@ __all__ = [
     "Job",
     "ReduceJob",
     "Resources",
+    "Retries",
     "StageJob",
     "Strict",
     "apply_set",
@@ -137,6 +138,20 @@ def _literals(field: Any) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- jobs and cluster
 
 
+class Retries(Strict):
+    """How often a job may come back by itself after each cause; beyond that it has failed (docs/retries.md)."""
+
+    preemption: int = Field(100, ge=0)
+    """Also: a job that was stopped by a signal, saved, and goes on."""
+    time_limit: int = Field(10, ge=0)
+    crash: int = Field(1, ge=0)
+    """Errors and signals. Once is enough to find the row that kills a stage; what was no accident happens again."""
+    out_of_memory: int = Field(2, ge=0)
+    """Of the host and of the GPU."""
+    node_failure: int = Field(3, ge=0)
+    """Also: a node that lacks what the job needs; it is excluded."""
+
+
 class Resources(Strict):
     """What one task of a job asks of the cluster."""
 
@@ -155,6 +170,8 @@ class Resources(Strict):
     shards_per_task: int = Field(1, ge=1)
     partition: str | None = None
     """Overrides the cluster's partition for this job."""
+    retries: Retries | None = None
+    """Budgets of coming back for this job, instead of the cluster's."""
 
     @model_validator(mode="after")
     def _ranks_match_gpus(self) -> Resources:
@@ -232,8 +249,18 @@ class Cluster(Strict):
     """Interface for NCCL's and gloo's rendezvous, such as ib0."""
     max_array: int = Field(1001, ge=1)
     """The cluster's MaxArraySize; longer arrays are split."""
-    max_restarts: int = Field(100, ge=0)
-    """How often one job may come back before it counts as failed."""
+    retries: Retries = Retries()
+    """Budgets of coming back, for jobs that have none of their own."""
     local_parallelism: int = Field(2, ge=1)
     """Array tasks at the same time with the local executor."""
     container: Container = Container()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "max_restarts" in data:
+            raise ValueError(
+                "max_restarts is now a budget for each cause: write it as preemption = "
+                f"{data['max_restarts']} in the table [retries]"
+            )
+        return data

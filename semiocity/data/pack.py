@@ -31,6 +31,7 @@ def pack_shards(
     owner: Owner,
     stop: Callable[[], bool] = lambda: False,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
+    gone: Callable[[Owner], bool] = lambda holder: False,
 ) -> bool:
     """Pack those of `shards` that are missing and that nobody else works on. False when `stop` said to leave early."""
     # Looked at one by one: ten thousand tasks must not list the folders of all shards.
@@ -42,7 +43,7 @@ def pack_shards(
         report({"shard": shard, "done_shards": done, "shards": len(shards)})
         if shard in absent:
             path = plan.path(shard)
-            with lease(path.lease, owner) as held:
+            with lease(path.lease, owner, gone=gone) as held:
                 if not held:
                     report({"leased": shard})  # somebody alive packs it
                 elif not complete(path):  # complete: another task has packed it since

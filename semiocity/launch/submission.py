@@ -17,8 +17,8 @@ from typing import Any
 from semiocity.config import Cluster
 from semiocity.data import manifest, views
 from semiocity.errors import UserError
-from semiocity.files import read_json
-from semiocity.launch import slurm, squeue
+
+from semiocity.launch import bad_nodes, ends, slurm, squeue
 from semiocity.launch.jobs import Work, image_of
 from semiocity.launch.runs import Attempt, alive, attempts, last_line, new_attempt, snapshot
 
@@ -55,7 +55,10 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
     if busy and work.shards == 0:
         raise UserError(f"{work.run.name} is already running (job {', '.join(busy)}); see `semiocity status`")
     attempt = new_attempt(work.run)
-    launch = _launch(work, cluster, image, snapshot(work.run))
+    excluded = bad_nodes.of_run(work.run) if cluster.executor == "slurm" else {}
+    for node, why in excluded.items():
+        print(f"keeping away from {node}: {why}")
+    launch = replace(_launch(work, cluster, image, snapshot(work.run)), exclude=tuple(excluded))
     data: dict[str, Any] = {
         "kind": work.kind,
         "job": work.job,
@@ -71,6 +74,8 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
         "tasks": tasks,
         "merge": len(tasks) if work.kind in MERGED else None,
         "jobs": [],
+        "live": sorted(busy),
+        "excluded": excluded,
     }
     attempt.write(data)
     print(f"{describe(work)}: {len(tasks)} task{'s' * (len(tasks) != 1)} -> {_short(attempt.folder)}")
@@ -226,6 +231,7 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
     running: dict[int, tuple[Any, int]] = {}
     jobs: list[str] = [""] * (len(data["tasks"]) + (data["merge"] is not None))
     interrupted = False
+    retries = slurm.retries(launch.cluster, launch.resources)
 
     def start(index: int, restart: int) -> None:
         job = slurm.start_local(replace(launch, restart=restart), attempt, index)
@@ -240,13 +246,14 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
             for index, (job, restart) in list(running.items()):
                 if job.done():
                     del running[index]
-                    if attempt.requeue_file(job.job_id, restart).exists() and not interrupted:
-                        if read_json(attempt.task_file(index)).get("reason") == "SIGINT":
-                            # Ctrl-C reached the task, but not us: we were starting another one (see start_local).
-                            interrupted = True
-                            waiting.clear()
-                        else:
-                            waiting.append((index, restart + 1))
+                    if interrupted:
+                        continue
+                    if ends.interrupted(attempt, index, job.job_id):
+                        # Ctrl-C reached the task, but not us: we were starting another one (see start_local).
+                        interrupted = True
+                        waiting.clear()
+                    elif ends.settle(attempt, index, job.job_id, restart, retries):
+                        waiting.append((index, restart + 1))
             _progress(attempt, len(data["tasks"]), final=not running and not waiting)
             if interrupted and not running:
                 raise UserError(

@@ -135,8 +135,8 @@ def test_a_judgement_that_is_out_of_date_removes_nothing(tmp_path: Path, monkeyp
     other = lease(path, Owner.here("faster"))
     judge = lease_module._superseded
 
-    def slow_judge(text: str, owner: Owner) -> bool:
-        answer = judge(text, owner)
+    def slow_judge(text: str, owner: Owner, gone: Callable[[Owner], bool]) -> bool:
+        answer = judge(text, owner, gone)
         monkeypatch.setattr(lease_module, "_superseded", judge)
         if answer:
             assert other.__enter__()

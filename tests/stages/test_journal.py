@@ -115,7 +115,7 @@ def test_whatever_is_left_of_a_journal_the_bytes_are_the_same(
         stage = Noted()
         assert contents(run_stage(stage, own)) == calm, f"seed {seed}, case {case}, {len(left)} bytes left"
         if case == 0:
-            assert len(set(stage.seen)) < 2 * BATCH, "what is sound was used"
+            assert len(set(stage.seen)) <= 2 * BATCH, "what is sound was used"
 
 
 def test_a_journal_of_something_else_is_thrown_away(rows: Path, tmp_path: Path, calm: dict[str, bytes]) -> None:
