@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """Work was told to end early, amid something that leaves nothing behind: the next attempt does that anew."""
+    """Work was told to end early, amid something that the next attempt begins anew, or goes on with."""
 
 
 class BadNode(UserError):

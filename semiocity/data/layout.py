@@ -71,7 +71,7 @@ class ShardPath:
 
     @property
     def journal(self) -> Path:
-        """What is done of the shard while it is in the making (`semiocity.stages.journal`)."""
+        """What is done of the shard while it is in the making (`semiocity.data.journal`)."""
         return self.parent / f".{self.stem}.journal.tmp"
 
     def __str__(self) -> str:

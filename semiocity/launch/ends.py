@@ -1,6 +1,6 @@
 """How attempts at tasks ended: notes in the attempt's folder, read as evidence, and what follows from them.
 
-    attempts/0001/ends/JOB.RESTART    lines KEY=VALUE: what a failing task said of itself, then what the batch script saw
+    attempts/0001/ends/JOB.RESTART    lines KEY=VALUE: what a failing task said, then what the batch script saw
 
 Only attempts that did not simply succeed have one. Standard library only.
 """
@@ -193,7 +193,7 @@ def settle(attempt: Attempt, index: int, job: str, restart: int, retries: Mappin
         found = cause_of(evidence(attempt, facts, job))
     else:  # nobody but the kernel, or a person, kills here
         found = cause_of(Evidence(code=-9, log=log_end(attempt, job)))
-    note(attempt, job, restart, found.name, found.detail)
+    note(attempt, job, restart, found.name, found.detail, socket.gethostname())
     again = read(end_file(attempt, job, restart)).get("again") != "no"
     budget = causes.BUDGETS.get(found.name, "none") if again else "none"
     mine = f"task={index}\nbudget={budget}\n"

@@ -17,7 +17,6 @@ from typing import Any
 from semiocity.config import Cluster
 from semiocity.data import manifest, views
 from semiocity.errors import UserError
-
 from semiocity.launch import bad_nodes, ends, slurm, squeue
 from semiocity.launch.jobs import Work, image_of
 from semiocity.launch.runs import Attempt, alive, attempts, last_line, new_attempt, snapshot

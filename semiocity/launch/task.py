@@ -51,7 +51,7 @@ def main(run: str, number: int, index: int) -> str:
     except BaseException as error:
         cause, reason = said(error)
         again = not isinstance(error, FAULTS_IN_CODE)
-        ends.note(attempt, world.job_id, world.restart, cause, reason, world.rank, again)
+        ends.note(attempt, world.job_id, world.restart, cause, reason, node_name(), world.rank, again)
         report(state="failed", cause=cause, reason=reason)
         if isinstance(error, UserError):
             print(f"semiocity: {error}", file=sys.stderr, flush=True)
@@ -67,6 +67,11 @@ def main(run: str, number: int, index: int) -> str:
         asked = attempt.requeue_file(world.job_id, world.restart)
         asked.write_text(causes.of_signal(stop.reason), encoding="utf-8")
     raise SystemExit(REQUEUE_EXIT)
+
+
+def node_name() -> str:
+    """This machine, by the name that SLURM has for it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def said(error: BaseException) -> tuple[str, str]:
@@ -87,14 +92,14 @@ def check_node(data: dict[str, Any]) -> None:
     if data["executor"] != "slurm":
         return
     if not Path(data["dataset"]).is_dir():
-        raise BadNode(f"{data['dataset']}: not there on {socket.gethostname()}; its file system is not mounted")
+        raise BadNode(f"{data['dataset']}: not there on {node_name()}; its file system is not mounted")
     if data["kind"] == "train":
         try:
             free = shutil.disk_usage("/dev/shm").free
         except OSError as error:
-            raise BadNode(f"/dev/shm on {socket.gethostname()}: {error.strerror}") from None
+            raise BadNode(f"/dev/shm on {node_name()}: {error.strerror}") from None
         if free < SHARED_MEMORY_BYTES:
-            raise BadNode(f"/dev/shm on {socket.gethostname()}: {free >> 20} MB left; what died there may have left it")
+            raise BadNode(f"/dev/shm on {node_name()}: {free >> 20} MB left; what died there may have left it")
 
 
 class Reporter:
@@ -107,7 +112,7 @@ class Reporter:
             "job": world.job_id,
             "restart": world.restart,
             "ranks": world.size,
-            "host": socket.gethostname(),
+            "host": node_name(),
             "pid": os.getpid(),
             "started": round(time.time(), 1),
         }

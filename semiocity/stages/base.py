@@ -12,7 +12,10 @@ from pydantic import Field
 
 from semiocity.config import Strict, check, digest
 from semiocity.data.manifest import behind
+from semiocity.data.results import Made, Tombstone
 from semiocity.errors import UserError
+
+__all__ = ["Made", "Tombstone"]
 
 
 class Methods(NamedTuple):
@@ -59,22 +62,6 @@ class Row(NamedTuple):
     fields: dict[str, bytes | None]
     """All of `needs()` with a payload; of `wants()` those that the row has, else None."""
     scalars: dict[str, Any]
-
-
-class Made(NamedTuple):
-    """A row of the new column: field → (extension, payload), and the scalars that go into the index."""
-
-    fields: dict[str, tuple[str, bytes]]
-    scalars: dict[str, Any]
-
-
-class Tombstone(NamedTuple):
-    """In place of a row that failed."""
-
-    kind: Literal["permanent", "retry"]
-    """`permanent`: the input is bad. `retry`: it may succeed another time (memory, I/O)."""
-    reason: str
-    """The same input gives the same words: no addresses, times or hosts."""
 
 
 class BadRow(Exception):

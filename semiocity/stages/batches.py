@@ -1,14 +1,14 @@
-"""One batch of rows: as a whole, with fewer at a time when memory does not suffice, row by row when one of them fails."""
+"""One batch of rows: as a whole, fewer at a time when memory does not suffice, row by row when one of them fails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from semiocity.data.journal import Journal, Result
 from semiocity.stages.base import Row
 from semiocity.stages.hands import Failure, Hands
 from semiocity.stages.inputs import Batch
-from semiocity.stages.journal import Journal, Result
 
 
 class Shrink(Exception):

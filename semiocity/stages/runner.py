@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semiocity.data import manifest
+from semiocity.data.results import write
 from semiocity.errors import UserError
 from semiocity.stages import faults
-from semiocity.stages.base import DatasetInfo, Made, Stage, Tombstone, check_needs, parents_of, revision
+from semiocity.stages.base import DatasetInfo, Stage, Tombstone, check_needs, parents_of, revision
 from semiocity.stages.target import Target
 
 if TYPE_CHECKING:
+    from semiocity.data.journal import Journal
     from semiocity.data.lease import Owner
-    from semiocity.data.shard import ShardWriter
     from semiocity.stages.hands import Hands
-    from semiocity.stages.journal import Journal
 
 Stop = Callable[[], bool]
 Report = Callable[[dict[str, Any]], None]
@@ -136,8 +136,8 @@ class ShardMaker:
 
     def make(self, stop: Stop, report: Report) -> bool:
         """Publish the shard; False when stopped."""
+        from semiocity.data.journal import Journal
         from semiocity.stages.batches import Shrink
-        from semiocity.stages.journal import Journal
 
         self.hands.load(self.target.info, str(self.head.execution["device"]))
         journal = Journal(self.path, asdict(self.head), self.head.execution["batch"], asdict(self.owner))
@@ -165,10 +165,10 @@ class ShardMaker:
         with ExitStack() as open_files:
             inputs = Inputs(self.target, self.shard, open_files)
             writer = open_files.enter_context(ShardWriter(self.path, self.head))
-            made = sum(_write(writer, key, result) for key, result in journal.replay())
+            made = sum(write(writer, key, result) for key, result in journal.replay())
             if deadly is not None:
                 key = inputs.keys[journal.done]
-                _write(writer, key, deadly)
+                write(writer, key, deadly)
                 journal.add(journal.done, [(key, deadly)], 1, deadly.reason)
             begun, began, error = journal.done, time.monotonic(), None
             for batch in ahead(inputs.batches(journal.batch, journal.done), open_files):
@@ -178,7 +178,7 @@ class ShardMaker:
                 taken_apart = alone or journal.done % journal.batch != 0
                 end = journal.done + len(batch)
                 for piece in make_batch(self.hands, journal, batch, journal.done, taken_apart):
-                    made += sum(_write(writer, key, result) for key, result in piece.results)
+                    made += sum(write(writer, key, result) for key, result in piece.results)
                     error = error or (piece.failure and piece.failure.error)
                     why = piece.failure.tombstone.reason if piece.failure else None
                     journal.add(journal.done, piece.results, piece.size, why)
@@ -225,12 +225,3 @@ class ShardMaker:
                 f"{where}: every row ran out of memory; ask for more memory, or lower args.batch"
             ) from error
         raise RuntimeError(f"{where}: no row succeeded ({reason}); not published") from error
-
-
-def _write(writer: ShardWriter, key: str, result: Made | Tombstone) -> bool:
-    """Write one row; whether it was made."""
-    if isinstance(result, Tombstone):
-        writer.tombstone(key, result.kind, result.reason)
-        return False
-    writer.add(key, result.fields, result.scalars)
-    return True

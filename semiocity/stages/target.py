@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semiocity.data.journal import died_in
 from semiocity.data.manifest import BASE, ShardPath, column_folder, complete, read_receipt
 from semiocity.errors import UserError
 from semiocity.stages.base import DatasetInfo, Stage
 from semiocity.stages.faults import HUNG, KILLED
-from semiocity.stages.journal import died_in
 
 
 @dataclass(frozen=True)

@@ -95,16 +95,16 @@ def test_budgets_are_separate(job: Job) -> None:
 
 
 def test_a_task_that_says_it_would_end_the_same_way_does_not_come_back(job: Job) -> None:
-    ends.note(job.attempt, "12", 0, causes.CRASH, "TypeError: x", again=False)
+    ends.note(job.attempt, "12", 0, causes.CRASH, "TypeError: x", "n1", again=False)
     assert job.end(1) == []
-    ends.note(job.attempt, "12", 1, causes.REFUSED, "no such file")
+    ends.note(job.attempt, "12", 1, causes.REFUSED, "no such file", "n1")
     assert job.end(2, restart=1) == []
     assert job.note(0)["reason"] == "TypeError: x" and job.note(1)["cause"] == "refused"
 
 
 def test_the_first_rank_that_fails_is_the_cause(job: Job) -> None:
-    ends.note(job.attempt, "12", 0, causes.OUT_OF_MEMORY, "MemoryError: 3 GB\nof all", rank=3)
-    ends.note(job.attempt, "12", 0, causes.CRASH, "RuntimeError: connection closed by peer", rank=0)
+    ends.note(job.attempt, "12", 0, causes.OUT_OF_MEMORY, "MemoryError: 3 GB\nof all", "n2", rank=3)
+    ends.note(job.attempt, "12", 0, causes.CRASH, "RuntimeError: connection closed by peer", "n1", rank=0)
     note = job.note()
     assert (note["cause"], note["reason"], note["rank"]) == ("out_of_memory", "MemoryError: 3 GB of all", "3")
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import pytest
 from stage_data import contents, run_stage, stage_revision, street_rows, write_base
 
+from semiocity.data.journal import Journal, died_in
 from semiocity.data.lease import Owner
 from semiocity.data.manifest import ShardPath, column_folder
 from semiocity.stages.base import BadRow, Made, Row, Stage, StageArgs, Tombstone
-from semiocity.stages.journal import Journal, died_in
 from semiocity.stages.runner import run_shards
 
 ROWS, BATCH = 12, 2
@@ -163,5 +163,5 @@ def test_a_journal_that_cannot_be_written_is_given_up(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("semiocity.stages.journal._write", full)
+    monkeypatch.setattr("semiocity.data.journal._write", full)
     assert contents(run_stage(Noted(), own)) == calm

@@ -411,7 +411,7 @@ def test_a_stage_that_cannot_be_loaded_apart_fails_the_task_with_its_own_words(o
         def load(self, info: DatasetInfo, device: str) -> None:
             raise UserError("weights/config.json: missing")
 
-    with pytest.raises(UserError, match="weights/config.json: missing"):
+    with pytest.raises(UserError, match=r"weights/config\.json: missing"):
         run_stage(Unloadable(), own, careful=True)
 
     class Crashing(Probe):

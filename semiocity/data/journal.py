@@ -20,12 +20,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import IO, Any
 
 from semiocity.data.manifest import ShardPath
+from semiocity.data.results import Made, Refused, Tombstone
 from semiocity.files import canonical
-from semiocity.stages.base import Made, Tombstone
 
 MAGIC = b"semiocity journal 1\n"
 SYNC_S = 5.0
@@ -35,7 +34,7 @@ _LEFT = {"left": True}
 _FRAME = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 
-Result = tuple[str, Made | Tombstone]
+Result = tuple[str, Made | Tombstone | Refused]
 """Key and what became of the row."""
 
 
@@ -75,6 +74,14 @@ class Journal:
         self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
         self._begin(keep=self._read())
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.left()
+        self.close()
 
     def replay(self) -> Iterator[Result]:
         """The finished rows of earlier attempts, in order."""
@@ -267,8 +274,8 @@ def _packed(results: Sequence[Result]) -> tuple[list[Any], list[bytes]]:
     said: list[Any] = []
     payloads: list[bytes] = []
     for key, result in results:
-        if isinstance(result, Tombstone):
-            said.append([key, result.kind, result.reason])
+        if not isinstance(result, Made):
+            said.append([key, *result])
             continue
         fields = [[name, ext, len(payload)] for name, (ext, payload) in result.fields.items()]
         payloads += [payload for _, payload in result.fields.values()]
@@ -278,12 +285,14 @@ def _packed(results: Sequence[Result]) -> tuple[list[Any], list[bytes]]:
 
 def _results(said: Mapping[str, Any], payloads: memoryview) -> Iterator[Result]:
     offset = 0
-    for key, first, second in said["results"]:
-        if isinstance(first, str):
-            yield key, Tombstone(first, second)  # type: ignore[arg-type]
-            continue
-        fields = {}
-        for name, ext, size in first:
-            fields[name] = (ext, bytes(payloads[offset : offset + size]))
-            offset += size
-        yield key, Made(fields, second)
+    for key, *words in said["results"]:
+        if len(words) == 3:
+            yield key, Refused(*words)
+        elif isinstance(words[0], str):
+            yield key, Tombstone(*words)
+        else:
+            fields = {}
+            for name, ext, size in words[0]:
+                fields[name] = (ext, bytes(payloads[offset : offset + size]))
+                offset += size
+            yield key, Made(fields, words[1])
