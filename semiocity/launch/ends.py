@@ -59,7 +59,16 @@ def end_file(attempt: Attempt, job: str, restart: int) -> Path:
     return attempt.folder / "ends" / f"{job}.{restart}"
 
 
-def note(attempt: Attempt, job: str, restart: int, cause: str, reason: str, rank: int = 0, again: bool = True) -> None:
+def note(
+    attempt: Attempt,
+    job: str,
+    restart: int,
+    cause: str,
+    reason: str,
+    node: str,
+    rank: int = 0,
+    again: bool = True,
+) -> None:
     """Leave a failing task's own word. Of several ranks the first is the cause; the others' words are its echo.
 
     Not `again`: it would end the same way, within budget or not.
@@ -68,7 +77,7 @@ def note(attempt: Attempt, job: str, restart: int, cause: str, reason: str, rank
         "cause": cause,
         "reason": reason,
         "rank": rank,
-        "host": socket.gethostname(),
+        "host": node,
         "time": round(time.time()),
     }
     if not again:

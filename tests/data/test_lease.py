@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,15 @@ except OSError as error:
     call = [sys.executable, "-c", code, str(tmp_path / "a.lease")]
     assert subprocess.run(call, capture_output=True, text=True, check=True).stdout.startswith("OSError")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_holder_that_the_queue_no_longer_has_is_followed_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.lease"
+    path.write_text(json.dumps({**vars(Owner("71", 2, 3, "elsewhere", 1)), "nonce": "x"}))
+    with lease(path, Owner.here("90")) as held:
+        assert not held
+    with lease(path, Owner.here("90"), gone=lambda holder: holder.job == "70") as held:
+        assert not held
+    with lease(path, Owner.here("90"), gone=lambda holder: (holder.job, holder.task) == ("71", 3)) as held:
+        assert held
+    assert not path.exists()
