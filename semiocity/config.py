@@ -145,9 +145,11 @@ class Retries(Strict):
     """Also: a job that was stopped by a signal, saved, and goes on."""
     time_limit: int = Field(10, ge=0)
     crash: int = Field(1, ge=0)
-    """Errors and signals. Once is enough to find the row that kills a stage; what was no accident happens again."""
+    """Errors that may pass, and signals. Once is enough to find the row that kills a stage; what was no accident happens again."""
     out_of_memory: int = Field(2, ge=0)
     """Of the host and of the GPU."""
+    hung: int = Field(3, ge=0)
+    """No progress for too long: a batch of a stage, ranks that wait for one another."""
     node_failure: int = Field(3, ge=0)
     """Also: a node that lacks what the job needs; it is excluded."""
 

@@ -64,7 +64,7 @@ BUDGETS: dict[str, str] = {
     PREEMPTION: "preemption",
     TIME_LIMIT: "time_limit",
     CRASH: "crash",
-    HUNG: "crash",
+    HUNG: "hung",
     KILLED: "crash",
     OUT_OF_MEMORY: "out_of_memory",
     GPU_OUT_OF_MEMORY: "out_of_memory",

@@ -51,10 +51,10 @@ else
   cause=$(guess)
 fi
 case $cause in
-  preemption | time_limit) budget=$cause ;;
+  preemption | time_limit | hung) budget=$cause ;;
   out_of_memory | gpu_out_of_memory) budget=out_of_memory ;;
   node_failure | bad_node) budget=node_failure ;;
-  crash | hung | killed) budget=crash ;;
+  crash | killed) budget=crash ;;
   *) budget=none ;; # refused, cancelled: coming back would not help
 esac
 grep -qx again=no "$end" 2>/dev/null && budget=none # it would end the same way

@@ -41,7 +41,7 @@ def make_batch(hands: Hands, journal: Journal, batch: Batch, start: int, alone: 
         outcome = hands.call(rows)
         if not isinstance(outcome, Failure):
             results = iter(outcome)
-            placed = [(key, next(results) if isinstance(row, Row) else row) for key, row in batch]
+            placed: list[Result] = [(key, next(results) if isinstance(row, Row) else row) for key, row in batch]
             yield Piece(placed, journal.batch, None)
             return
         failure = outcome

@@ -116,7 +116,7 @@ class Apart:
             case ("fatal", str(name), str(text)):
                 self._end()
                 _raise(name, text)
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def close(self) -> None:
         if self.child is not None:

@@ -15,7 +15,7 @@ from semiocity.launch.causes import Evidence, cause_of
 from semiocity.launch.runs import Attempt
 
 SOURCE = Path(__file__).parents[2]
-RETRIES = {"preemption": 2, "time_limit": 1, "crash": 1, "out_of_memory": 1, "node_failure": 1}
+RETRIES = {"preemption": 2, "time_limit": 1, "crash": 1, "out_of_memory": 1, "hung": 1, "node_failure": 1}
 
 
 class Job:

@@ -85,11 +85,13 @@ def test_a_row_that_kills_its_task_is_found_by_the_job_itself(project: Project) 
 def test_a_node_that_lacks_something_is_excluded_and_the_job_goes_elsewhere(project: Project, cluster: Any) -> None:
     folder = run(project, "elsewhere", "--set", "resources.shards_per_task=4", node="n1")
     assert not tombstones(folder)
-    (note,) = notes(project, "elsewhere")
-    assert (note["cause"], note["host"], note["nodes"]) == ("bad_node", "n1", "n1")
+    found = notes(project, "elsewhere")
+    # Once; on a machine so busy that SLURM kills the batch script before it could say where not to run, again.
+    assert 1 <= len(found) <= 3
+    assert {(note["cause"], note["host"], note["nodes"]) for note in found} == {("bad_node", "n1", "n1")}
     attempt = json.loads((project.folder / "runs/elsewhere/attempts/0001/attempt.json").read_text())
     job = cluster.job(attempt["jobs"][0])
-    assert (job["ExcNodeList"], job["Restarts"]) == ("n1", "1") and job["NodeList"] != "n1"
+    assert (job["ExcNodeList"], job["Restarts"]) == ("n1", str(len(found))) and job["NodeList"] != "n1"
 
 
 def test_a_fault_in_code_does_not_come_back_and_is_named(project: Project) -> None:

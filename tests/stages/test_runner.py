@@ -18,6 +18,7 @@ import pytest
 from stage_data import contents, read_column, run_stage, shards_of, stage_revision
 
 from semiocity.data.columns import Dataset
+from semiocity.data.journal import died_in
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import ShardPath, column_folder, merge, read_receipt
 from semiocity.errors import UserError
@@ -466,3 +467,21 @@ def test_a_row_that_ends_all_processes_of_its_job_is_found_by_the_attempts_after
     assert {key: {row[2][0]: row[2][1]} for key, row in found.items() if row[2]} == {bad: said}
     assert deaths == (2 if batch > 1 else 1)
     assert not [name for name in contents(folder) if name.endswith(".tmp")]
+
+
+def test_a_hanging_batch_ends_its_task_with_the_stacks_in_its_log(own: Path, tmp_path: Path) -> None:
+    bad = keys_of(own)[5]
+    stage = Probe(batch=3, fault=on(bad, hang))
+    stage.args = StageArgs(batch=3, batch_timeout_s=3)
+    child = os.fork()
+    if child == 0:
+        with (tmp_path / "log").open("w") as log:
+            sys.__stderr__ = log
+            run_stage(stage, own)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    log_text = (tmp_path / "log").read_text()
+    assert log_text.startswith("Timeout (0:00:03)!") and "in hang" in log_text
+    path = ShardPath(column_folder(own, "probe", stage_revision(stage, own)), 1)
+    assert died_in(path), "the next attempt looks at this shard in a child process"
