@@ -145,7 +145,7 @@ class Retries(Strict):
     """Also: a job that was stopped by a signal, saved, and goes on."""
     time_limit: int = Field(10, ge=0)
     crash: int = Field(1, ge=0)
-    """Errors that may pass, and signals. Once is enough to find the row that kills a stage; what was no accident happens again."""
+    """Errors that may pass, and signals. Once is enough to find the row that kills a stage."""
     out_of_memory: int = Field(2, ge=0)
     """Of the host and of the GPU."""
     hung: int = Field(3, ge=0)

@@ -14,3 +14,7 @@ class Stopped(Exception):
 
 class BadNode(UserError):
     """This machine lacks what the job needs and other machines have: the work should go on elsewhere."""
+
+
+class OutOfMemory(UserError):
+    """The memory that was asked for does not suffice, however little is done at a time."""

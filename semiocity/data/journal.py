@@ -170,17 +170,20 @@ class Journal:
 
     def _begin(self, keep: int) -> None:
         """Write a file of our own with the first `keep` frames of the old one, and let it take the other's place."""
-        temporary = self.path.with_name(f"{self.path.name.removesuffix('.tmp')}.{os.getpid()}.{time.time_ns():x}.tmp")
+        new = self.path.with_name(self.path.name.replace(".journal.", ".journal.new."))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = temporary.open("x+b", buffering=0)
+            fresh = not self.path.exists()
+            if not fresh:
+                new.unlink(missing_ok=True)  # somebody died at this very place
+            self._file = (self.path if fresh else new).open("x+b", buffering=0)
             _write(self._file, MAGIC + _frame(_pack({"bound": self.bound, "batch": self.batch})))
             if keep:
                 self._copy(keep)
                 os.fsync(self._file.fileno())
-            temporary.rename(self.path)
+            if not fresh:
+                new.rename(self.path)
         except OSError:
-            temporary.unlink(missing_ok=True)
             self._forget(self.batch)
             self._give_up()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from semiocity.errors import BadNode, UserError
+from semiocity.errors import BadNode, OutOfMemory, UserError
 from semiocity.files import write_json
 from semiocity.launch import causes, ends
 from semiocity.launch.preempt import REQUEUE_EXIT, StopFlag
@@ -24,7 +24,7 @@ from semiocity.stages.base import BrokenStage
 REPORT_EVERY_S = 2.0
 FAULTS_IN_CODE = (
     *(TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError),
-    *(ImportError, SyntaxError, BrokenStage),
+    *(ImportError, SyntaxError, BrokenStage, OutOfMemory),
 )
 """What happens again when it is tried again."""
 SHARED_MEMORY_BYTES = 16 << 20
@@ -80,6 +80,8 @@ def said(error: BaseException) -> tuple[str, str]:
     match error:
         case BadNode():
             return causes.BAD_NODE, str(error)
+        case OutOfMemory():
+            return causes.OUT_OF_MEMORY, str(error)
         case UserError():
             return causes.REFUSED, str(error)
         case MemoryError():

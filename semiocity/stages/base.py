@@ -15,8 +15,6 @@ from semiocity.data.manifest import behind
 from semiocity.data.results import Made, Tombstone
 from semiocity.errors import UserError
 
-__all__ = ["Made", "Tombstone"]
-
 
 class Methods(NamedTuple):
     """A stage that can be done in several ways: `args.SELECTOR` names the class."""

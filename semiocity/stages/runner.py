@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from semiocity.data import manifest
 from semiocity.data.results import write
-from semiocity.errors import UserError
+from semiocity.errors import OutOfMemory, UserError
 from semiocity.stages import faults
 from semiocity.stages.base import DatasetInfo, Stage, Tombstone, check_needs, parents_of, revision
 from semiocity.stages.target import Target
@@ -221,7 +221,7 @@ class ShardMaker:
         """A shard in which every row failed by an exception says something about the stage, not about the rows."""
         where = f"{self.target.dataset}: column {self.target.column}: shard {self.shard:08d}"
         if faults.OUT_OF_MEMORY in reason:
-            raise UserError(
+            raise OutOfMemory(
                 f"{where}: every row ran out of memory; ask for more memory, or lower args.batch"
             ) from error
         raise RuntimeError(f"{where}: no row succeeded ({reason}); not published") from error

@@ -128,3 +128,39 @@ def test_a_task_killed_from_outside_comes_back_once(project: Project) -> None:
     calm = run(project, "calm", batch=4)
     for shard in range(4):
         assert ShardPath(folder, shard).tar.read_bytes() == ShardPath(calm, shard).tar.read_bytes()
+
+
+def test_a_node_that_goes_down_costs_a_batch_and_scancel_is_final(project: Project, cluster: Any) -> None:
+    """SLURM brings the job back by itself; it goes on inside the shard. What a person cancels stays away."""
+    seen = project.folder / "down.txt"
+    run(
+        project,
+        "down",
+        "--set",
+        "resources.shards_per_task=4",
+        wait=False,
+        batch=2,
+        rehearse_slow_batch_s=2.0,
+        seen=str(seen),
+    )
+    attempt = json.loads((project.folder / "runs/down/attempts/0001/attempt.json").read_text())
+    job = attempt["jobs"][0]
+    done = keys(project, 0)[:4]
+
+    def lines() -> list[str]:
+        return seen.read_text().splitlines() if seen.exists() else []
+
+    project.wait(lambda: len(lines()) >= 6, "two batches done, the third under way")
+    node = cluster.job(job)["NodeList"]
+    cluster.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    try:
+        project.wait(lambda: len(lines()) >= 10, "gone on elsewhere")
+    finally:
+        cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    assert [lines().count(key) for key in done] == [1] * 4, "what was finished is not computed again"
+    assert cluster.job(job)["Restarts"] == "1"
+    cluster.call("scancel", job.partition("_")[0])
+    project.wait(lambda: bool(project.run_status("down")["problems"]), "ended")
+    (problem,) = [problem for problem in project.run_status("down")["problems"] if problem["task"] == 0]
+    assert problem["reason"].startswith("cancelled")
+    assert cluster.job(job)["JobState"] == "CANCELLED"
