@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
@@ -21,6 +22,8 @@ from semiocity.errors import BadNode, UserError
 from semiocity.stages import faults
 from semiocity.stages.base import BrokenStage, DatasetInfo, Made, Row, Stage, Tombstone
 
+SETTLE_S = 1.0
+"""A job that is killed as a whole may lose the child a moment before us: then nobody is to draw conclusions."""
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -108,6 +111,8 @@ class Apart:
             answer = self.pipe.recv()
         except (EOFError, OSError):
             code = self._end()
+            if code == -signal.SIGKILL:
+                time.sleep(SETTLE_S)
             return Failure(faults.killed(code), memory=code == -signal.SIGKILL)
         match answer:
             case ("device lost", str(name), str(text)):
