@@ -173,7 +173,7 @@ class Resources(Strict):
     partition: str | None = None
     """Overrides the cluster's partition for this job."""
     retries: Retries | None = None
-    """Budgets of coming back for this job, instead of the cluster's."""
+    """Budgets of coming back for this job; what is not given is the cluster's."""
 
     @model_validator(mode="after")
     def _ranks_match_gpus(self) -> Resources:
@@ -252,7 +252,7 @@ class Cluster(Strict):
     max_array: int = Field(1001, ge=1)
     """The cluster's MaxArraySize; longer arrays are split."""
     retries: Retries = Retries()
-    """Budgets of coming back, for jobs that have none of their own."""
+    """How often a job may come back by itself, by cause (docs/retries.md)."""
     local_parallelism: int = Field(2, ge=1)
     """Array tasks at the same time with the local executor."""
     container: Container = Container()

@@ -44,8 +44,9 @@ class Launch:
 
 
 def retries(cluster: Cluster, asked: Resources) -> dict[str, int]:
-    """Cause → how often a job may come back after it."""
-    return (asked.retries or cluster.retries).model_dump()
+    """Budget → how often a job may come back by it: the job's own where it says so, else the cluster's."""
+    own = asked.retries.model_dump(exclude_unset=True) if asked.retries else {}
+    return {**cluster.retries.model_dump(), **own}
 
 
 def environment(launch: Launch) -> dict[str, str]:

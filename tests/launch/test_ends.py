@@ -159,7 +159,8 @@ def test_every_cause_has_words_advice_and_a_budget_that_exists() -> None:
     assert set(causes.WHAT) == set(causes.ADVICE)
     assert set(causes.BUDGETS.values()) == set(Retries.model_fields)
     assert slurm.retries(Cluster(), Resources()) == Retries().model_dump()
-    assert slurm.retries(Cluster(), Resources(retries=Retries(crash=7)))["crash"] == 7
+    merged = slurm.retries(Cluster(retries=Retries(hung=5)), Resources(retries=Retries(crash=7)))
+    assert (merged["crash"], merged["hung"], merged["preemption"]) == (7, 5, 100)
 
 
 # ---------------------------------------------------------------- nodes

@@ -14,6 +14,7 @@ from project import Project, make_project
 
 from semiocity.data.manifest import ShardPath
 from semiocity.data.shard import ShardReader
+from semiocity.launch import ends
 
 pytestmark = [pytest.mark.slurm]
 
@@ -58,9 +59,9 @@ def tombstones(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def notes(project: Project, name: str) -> list[dict[str, str]]:
-    """Notes of attempts that ended badly, oldest first."""
-    found = sorted((project.folder / "runs" / name).glob("attempts/*/ends/*"), key=lambda path: path.stat().st_mtime)
-    return [dict(line.split("=", 1) for line in reversed(path.read_text().splitlines())) for path in found]
+    """Notes of attempts that ended badly, oldest first, but for the merge, which refuses what is incomplete."""
+    paths = sorted((project.folder / "runs" / name).glob("attempts/*/ends/*"), key=lambda path: path.stat().st_mtime)
+    return [note for path in paths if (note := ends.read(path))["cause"] != "refused"]
 
 
 def test_a_row_that_kills_its_task_is_found_by_the_job_itself(project: Project) -> None:
