@@ -91,7 +91,7 @@ _OF_THE_STEP = {
 }
 _HUNG = re.compile(r"^Timeout \(.*\)!", re.MULTILINE)  # faulthandler's
 _FATAL = re.compile(r"^Fatal Python error: (.*)", re.MULTILINE)  # faulthandler's, too
-_CANCELLED = re.compile(r"CANCELLED AT \S+ \*\*\*")
+_CANCELLED = re.compile(r"\*\*\* JOB \d+ ON \S+ CANCELLED AT \S+ \*\*\*")  # a step's says nothing: preemption, too
 _SIGNALS = {"SIGUSR2": TIME_LIMIT, "SIGTERM": PREEMPTION, "SIGINT": CANCELLED}
 _KILLS = {137, 9, -9}
 
@@ -157,7 +157,8 @@ def _name(evidence: Evidence) -> str:
     if evidence.said in WHAT:
         return evidence.said
     if evidence.stopped:
-        return CANCELLED if state == "CANCELLED" else of_signal(evidence.reason)
+        cancelled = evidence.code is None and _CANCELLED.search(evidence.log)
+        return CANCELLED if cancelled or state == "CANCELLED" else of_signal(evidence.reason)
     if not evidence.started and evidence.code is None:
         return {"NODE_FAIL": NODE_FAILURE, "BOOT_FAIL": NODE_FAILURE}.get(state, NEVER_STARTED)
     if state in _STATES:

@@ -155,6 +155,41 @@ def test_shell_and_python_agree_on_the_cause(job: Job, code: int, log: str, caus
     assert job.note(1)["budget"] == causes.BUDGETS[cause]
 
 
+GONE = "slurmstepd-n1: error: *** JOB 4 ON n1 CANCELLED AT 2026-11-24T10:44:37 ***"
+STEP = "slurmstepd-n1: error: *** STEP 4.0 ON n1 CANCELLED AT 2026-11-24T10:44:37 ***"
+OOM = "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=12.0"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "cause", "detail"),
+    [
+        (Evidence(said="crash", reason="KeyError: 'x'", log=OOM, code=1), causes.CRASH, "KeyError: 'x'"),
+        (Evidence(stopped=True, reason="SIGUSR2", code=85), causes.TIME_LIMIT, "SIGUSR2"),
+        (Evidence(stopped=True, reason="SIGTERM", code=85, log=STEP), causes.PREEMPTION, "SIGTERM"),
+        (Evidence(stopped=True, reason="SIGTERM", log=GONE), causes.CANCELLED, "SIGTERM"),
+        (Evidence(stopped=True, reason="SIGTERM", state="CANCELLED"), causes.CANCELLED, "SIGTERM"),
+        (Evidence(stopped=True, reason="SIGINT"), causes.CANCELLED, "SIGINT"),
+        (Evidence(started=False), causes.NEVER_STARTED, ""),
+        (Evidence(started=False, state="BOOT_FAIL"), causes.NODE_FAILURE, ""),
+        (Evidence(started=False, code=255, log="FATAL:   no image"), causes.BAD_NODE, "FATAL:   no image"),
+        (Evidence(state="NODE_FAIL"), causes.NODE_FAILURE, ""),
+        (Evidence(state="TIMEOUT"), causes.TIME_LIMIT, ""),
+        (Evidence(state="PREEMPTED"), causes.PREEMPTION, ""),
+        (Evidence(state="OUT_OF_MEMORY", code=137), causes.OUT_OF_MEMORY, ""),
+        (Evidence(state="CANCELLED by 1000"), causes.CANCELLED, ""),
+        (Evidence(log=GONE), causes.CANCELLED, ""),
+        (Evidence(log=OOM), causes.OUT_OF_MEMORY, ""),
+        (Evidence(), causes.LOST, ""),
+        (Evidence(code=139), causes.CRASH, "SIGSEGV"),
+        (Evidence(code=-11), causes.CRASH, "SIGSEGV"),
+        (Evidence(code=1, log="ValueError: odd\nsrun: error: n1: task 0: Exited"), causes.CRASH, "ValueError: odd"),
+        (Evidence(code=1, over_budget=1, reason="x"), causes.CRASH, "x; retries.crash = 1 is used up"),
+    ],
+)
+def test_evidence_and_cause(evidence: Evidence, cause: str, detail: str) -> None:
+    assert cause_of(evidence) == (cause, detail)
+
+
 def test_every_cause_has_words_advice_and_a_budget_that_exists() -> None:
     assert set(causes.WHAT) == set(causes.ADVICE)
     assert set(causes.BUDGETS.values()) == set(Retries.model_fields)

@@ -476,7 +476,7 @@ def test_a_hanging_batch_ends_its_task_with_the_stacks_in_its_log(own: Path, tmp
     child = os.fork()
     if child == 0:
         with (tmp_path / "log").open("w") as log:
-            sys.__stderr__ = log
+            sys.__stderr__ = log  # type: ignore[misc]
             run_stage(stage, own)
         os._exit(0)
     _, status = os.waitpid(child, 0)
