@@ -184,6 +184,8 @@ class Journal:
             if not fresh:
                 new.rename(self.path)
         except OSError:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
             self._forget(self.batch)
             self._give_up()
 
