@@ -22,9 +22,9 @@ from semiocity.data.ustar import BLOCK
 def reindex(path: ShardPath, receipt: dict[str, Any]) -> bytes | None:
     """The bytes of the shard's parquet, or None when they cannot be had back exactly.
 
-    The tar must be the one that the receipt names. Scalars are in base's `meta`, or the beginning of its caption; those that a stage made are in the
-    parquet alone, so that its index can be made again only where it has none. Another version of pyarrow may write
-    other bytes: they are not taken either.
+    The tar must be the one that the receipt names. Scalars are in base's `meta`, or are the beginning of its caption;
+    those that a stage made are in the parquet alone, so that its index can be made again only where it has none.
+    Another version of pyarrow may write other bytes: they are not taken either.
     """
     if not path.tar.exists() or sha256_file(path.tar) != receipt["sha256"]:
         return None

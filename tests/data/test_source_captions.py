@@ -90,7 +90,7 @@ def test_what_was_packed_before_grows_as_it_is_and_a_changed_recipe_brings_the_s
         old, dataset = packed(described(tmp_path / "in"), tmp_path / "out")
     assert "caption" not in dataset.column("base").scalars
     before = tree(old.folder)
-    with pytest.raises(UserError, match="base.caption is a field"):
+    with pytest.raises(UserError, match=r"base\.caption is a field"):
         list(search(tmp_path / "out", '"car" in base.caption'))
     write_files(tmp_path / "in", {"9.jpg": jpeg(seed=9), "9.txt": b"a late car"})
     grown, dataset = packed(folder_recipe(tmp_path / "in"), tmp_path / "out")

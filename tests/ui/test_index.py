@@ -226,7 +226,7 @@ def test_captions_of_the_source_are_searched_and_shown_without_opening_a_tar(tmp
     assert pack_shards(plan, range(plan.shards), Owner.here())
     merge(tmp_path / "out", "base", plan.revision)
     shelf = Library(tmp_path / "out", contents=False, cache=tmp_path / "index").wait()
-    rows = shelf.searcher.find(query.parse({"q": ["RAIN"]}, shelf.index)).rows
+    rows = shelf.searcher.find(query.parse({"q": ["RED car"]}, shelf.index)).rows
     (tile,) = lines(shelf, rows.tolist())
     assert tile["caption"] == "a red car in the rain"
     where = query.parse({"where": ['word(base.caption, "houses")']}, shelf.index)
