@@ -33,6 +33,10 @@ GALLERY = ".browse"
 """Where a gallery keeps its index in the dataset's folder. It holds keys and captions: it goes when rows
 are taken down."""
 
+GATHERED = ".gathered"
+"""In the folder of a revision: what a reduce stage that is not done has read of other columns. It holds keys: it goes
+when rows are taken down."""
+
 SUFFIXES = (".tar", ".parquet", ".json")
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from semiocity.data.layout import GATHERED
 from semiocity.data.lease import STALE_S
 from semiocity.data.manifest import named_files
 
@@ -36,6 +37,8 @@ def leftovers(dataset: Path, grace_s: float = GRACE_S) -> Iterator[Path]:
             unnamed = COMPACTED.fullmatch(path.name) and named and path not in named
             if (unnamed or TEMPORARY.fullmatch(path.name)) and old(path, grace_s):
                 yield path
+            elif path.name == GATHERED and old(path, max(grace_s, GRACE_S)):
+                yield path  # its job may wait in a queue: younger ones are not for `repair`
         for thousand in sorted(revision.glob("[0-9]" * 5)):
             for path in _listed(thousand, lambda name: name.endswith(".lease") or name.startswith(".")):
                 dead = path.suffix == ".lease" or TEMPORARY.fullmatch(path.name)
