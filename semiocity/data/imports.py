@@ -25,6 +25,7 @@ from semiocity.config import canonical, fsync_folder, read_json, write_atomic, w
 from semiocity.data import sidecars
 from semiocity.data.imported_rows import CONTENT, UNMATCHED, stem_of
 from semiocity.data.keys import printable, to_bytes, to_text
+from semiocity.data.layout import IMPORTS
 from semiocity.data.listing import id_hash
 from semiocity.data.manifest import BASE, FORMAT, column_folder, read_manifest
 from semiocity.data.plan import Plan
@@ -72,7 +73,7 @@ def pin(
     facts = read_manifest(dataset)
     plan = Plan.open(dataset, facts["columns"][BASE]["revision"])
     chosen = kind or sidecars.kind_of(inputs)
-    imports = dataset / "imports"
+    imports = dataset / IMPORTS
     imports.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making.", dir=imports) as scratch:
         join = _Join(Path(scratch) / "join.sqlite", {item.id_sha256 for item in read_removed(dataset)})

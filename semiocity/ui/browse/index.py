@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from semiocity.data import filter as filters
 from semiocity.data.columns import Dataset
 from semiocity.data.filter import Filter
+from semiocity.data.layout import gallery_state
 from semiocity.data.manifest import BASE
 from semiocity.errors import UserError
 from semiocity.files import digest, read_json
@@ -52,9 +53,7 @@ class Options:
 
 def key_of(dataset: Dataset, options: Options) -> str:
     """What names an index: changes with the dataset's columns, the options and VERSION."""
-    columns = {name: [column.revision, column.digest] for name, column in dataset.columns.items()}
-    classes = [spec.name for spec in dataset.classes]
-    return f"{digest([columns, classes])}-{digest([VERSION, asdict(options)], 6)}"
+    return f"{gallery_state(dataset.facts)}-{digest([VERSION, asdict(options)], 6)}"
 
 
 def chosen_shards(dataset: Dataset, options: Options) -> range:
