@@ -254,8 +254,8 @@ def _remedy(dataset: Path, view: Mapping[str, Any]) -> str:
     if used == view["revision"]:
         return f"`{again}` builds it again, from the same revisions"
     return (
-        f"This is a former build, {view['revision']}; what began with it cannot go on with the same rows: begin another "
-        f"run with {view['name']} as it is now (`{again}`, should that be stale too)"
+        f"This is a former build, {view['revision']}; what began with it cannot go on with the same rows: begin "
+        f"another run with {view['name']} as it is now (`{again}`, should that be stale too)"
     )
 
 
