@@ -27,7 +27,7 @@ from semiocity.data.imported_rows import CONTENT, UNMATCHED, stem_of
 from semiocity.data.keys import printable, to_bytes, to_text
 from semiocity.data.layout import IMPORTS
 from semiocity.data.listing import id_hash
-from semiocity.data.manifest import BASE, FORMAT, column_folder, read_manifest
+from semiocity.data.manifest import BASE, FORMAT, column_folder, current, read_column_manifest, read_manifest
 from semiocity.data.plan import Plan
 from semiocity.data.removed import read_removed
 from semiocity.data.sidecars import Columns, Item, Kind
@@ -301,6 +301,18 @@ def _write(scratch: Path, join: _Join, kind: Kind, rows: int) -> tuple[Report, d
         "blocks": blocks,
     }
     return Report(scratch, digest, kind, matched, rows - matched, unmatched), content
+
+
+def job_of(dataset: Path, column: str) -> Path:
+    """The job file of an imported column, as it is now. Raises UserError when the column was not imported."""
+    revision = read_manifest(dataset)["columns"].get(column, {}).get("revision") or current(dataset, column)
+    made = read_column_manifest(dataset, column, revision)["stage"] if revision else {}
+    if made.get("name") != "import":
+        raise UserError(f"--again {column}: {dataset} has no imported column of this name (`semiocity columns`)")
+    path = dataset / IMPORTS / made["args"]["digest"] / f"{column}.toml"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; import again with --from")
+    return path
 
 
 def write_job(report: Report, dataset: Path, column: str | None, missing: str, made_by: str) -> Path:
