@@ -13,7 +13,7 @@ from semiocity.data.recipe import Recipe, load_recipe
 
 SHARDS = Path(__file__).parents[2] / "shards"
 RECIPES = sorted(path.stem for path in SHARDS.glob("*.toml"))
-OFFERED = re.compile(r"# (\[\[?[a-z_.]+\]\]?|[a-z_]+ = .*)")
+OFFERED = re.compile(r"# (\[\[?[a-z_.]+\]\]?( +#.*)?|[a-z_]+ = .*)")
 """A line of TOML in a comment."""
 
 
