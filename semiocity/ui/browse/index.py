@@ -31,6 +31,7 @@ from semiocity.data.layout import gallery_state
 from semiocity.data.manifest import BASE
 from semiocity.errors import UserError
 from semiocity.files import digest, read_json
+from semiocity.ui.browse.chosen import Views
 
 VERSION = 1
 """Raised when the files hold something else for the same dataset."""
@@ -87,6 +88,8 @@ class Index:
         self.ranges: dict[str, dict[str, Any]] = facts["ranges"]
         self.classes: dict[int, str] = {int(i): source for i, source in facts["classes"].items()}
         self.texts: list[str] = facts["texts"]
+        self.views: Views | None = None
+        """The dataset's saved views, once somebody shows the index with its dataset."""
         self._batches = self.table.to_batches()
         self.scalars, self.tables = _by_column(self.table)
         """What filter expressions may name: column → scalar → kind; and the same as tables."""
