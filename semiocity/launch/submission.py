@@ -23,7 +23,7 @@ from semiocity.launch.jobs import Work, image_of
 from semiocity.launch.runs import Attempt, alive, attempts, last_line, new_attempt, snapshot
 
 # Work whose results are merged by one more task when all others have ended.
-MERGED = {"pack", "stage", "reduce", "view", "generate"}
+MERGED = {"pack", "stage", "reduce", "view", "generate", "export"}
 POLL_S = {"local": 0.2, "slurm": 3.0}
 
 
@@ -138,6 +138,10 @@ def complete(work: Work) -> bool:
             )
         case "view":
             return views.is_built(work.dataset, work.column, work.revision, work.shards)
+        case "export":
+            from semiocity.data.export import engine, wish
+
+            return engine.is_finished(wish.Wish.from_json(work.job["export"]), work.job["inputs"])
         case "train":
             from semiocity.train.options import TrainJob, is_done
 
@@ -149,7 +153,7 @@ def complete(work: Work) -> bool:
 def _succeeded(work: Work, attempt: Attempt) -> bool:
     from semiocity.launch.status import task_states
 
-    if work.kind in ("pack", "stage", "reduce", "view", "train"):
+    if work.kind in ("pack", "stage", "reduce", "view", "export", "train"):
         return complete(work)
     return all(state["state"] == "done" for state in task_states(attempt, live={}))
 
@@ -211,6 +215,10 @@ def plan_tasks(
 def _missing(work: Work) -> list[int]:
     if work.kind == "view":
         return views.missing(views.view_folder(work.dataset, work.column) / work.revision, work.shards)
+    if work.kind == "export":
+        from semiocity.data.export import engine, wish
+
+        return engine.missing(wish.Wish.from_json(work.job["export"]), work.job["inputs"])
     return manifest.missing(manifest.column_folder(work.dataset, work.column, work.revision), work.shards)
 
 
