@@ -195,20 +195,20 @@ class _Join:
         )
 
     def refuse_ambiguous(self) -> None:
-        found = self._db.execute(
-            "SELECT origin, group_concat(key, ' and ') FROM (SELECT DISTINCT n, key FROM fits) JOIN items USING (n) "
-            "GROUP BY n HAVING count(*) > 1 ORDER BY n LIMIT 1"
-        ).fetchone()
-        if found:
+        if found := self._first_of_several("n", "origin", "key"):
             raise UserError(f"{found[0]}: fits several rows ({found[1]}); name the row by its key or its whole path")
 
     def refuse_twice(self) -> None:
-        found = self._db.execute(
-            "SELECT key, group_concat(origin, ' and ') FROM (SELECT DISTINCT n, key FROM fits) JOIN items USING (n) "
-            "GROUP BY key HAVING count(*) > 1 ORDER BY key LIMIT 1"
-        ).fetchone()
-        if found:
+        if found := self._first_of_several("key", "key", "origin"):
             raise UserError(f"row {found[0]}: has two captions: {found[1]}")
+
+    def _first_of_several(self, one: str, named: str, others: str) -> tuple[str, str] | None:
+        """What names the first item (or row) that fits several rows (or items), and these."""
+        found: tuple[str, str] | None = self._db.execute(
+            f"SELECT {named}, group_concat({others}, ' and ') FROM (SELECT DISTINCT n, key FROM fits) "
+            f"JOIN items USING (n) GROUP BY {one} HAVING count(*) > 1 ORDER BY {one} LIMIT 1"
+        ).fetchone()
+        return found
 
     def unmatched(self) -> Iterator[dict[str, str]]:
         query = (

@@ -100,10 +100,10 @@ def repair(dataset: Path, apply: bool = False, quick: bool = False, workers: int
         steps += done + [_merge(dataset, step, columns) for step in found if step.kind == "merge"]
     else:
         steps += found
-    for path in leftovers(dataset, STALE_S):
-        steps.append(Step("leftover", str(path.relative_to(dataset)), "left by somebody who died"))
+    for dead in leftovers(dataset, STALE_S):
+        steps.append(Step("leftover", str(dead.relative_to(dataset)), "left by somebody who died"))
         if apply:
-            remove(path)
+            remove(dead)
     return steps
 
 
