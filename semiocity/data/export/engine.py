@@ -195,6 +195,7 @@ def _finish(wish: Wish, exporter: Exporter) -> dict[str, Any]:
     with lease(out / STATE / "lease", Owner.here("export")) as held:
         if not held:
             raise UserError(f"{out}: another export is writing into this folder")
+        check_folder(wish, exporter)  # two may have taken a new folder at the same moment
         if absent := _todo(out, exporter):
             raise UserError(
                 f"{out}: {len(absent)} shards are not there, the first is {absent[0]:08d}: another export is writing "
