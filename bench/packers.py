@@ -15,10 +15,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(name.removesuffix(".jpg") for name in os.listdir(folder) if name.endswith(".jpg"))
+
+
+def content(path: str) -> bytes:
+    """What Path.read_bytes does, in half the time: all contenders in Python read so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
 def samples(folder: Path) -> Iterator[tuple[str, bytes, bytes]]:
     """(name, jpg, json)"""
-    for name in sorted(path.stem for path in folder.glob("*.jpg")):
-        yield name, (folder / f"{name}.jpg").read_bytes(), (folder / f"{name}.json").read_bytes()
+    for name in names(folder):
+        yield name, content(f"{folder}/{name}.jpg"), content(f"{folder}/{name}.json")
 
 
 def fsync(path: Path) -> None:
@@ -51,10 +64,9 @@ def ours(source: Path, out: Path) -> None:
         {},
         {"image": "jpg", "meta": "json"},
     )
-    keys = {key_of(name): (image, meta) for name, image, meta in samples(source)}
     with ShardWriter(ShardPath(out, 0), head) as writer:
-        for key in sorted(keys):
-            image, meta = keys[key]
+        for key, name in sorted((key_of(name), name) for name in names(source)):
+            image, meta = content(f"{source}/{name}.jpg"), content(f"{source}/{name}.json")
             writer.add(key, {"image": ("jpg", image), "meta": ("json", meta)})
         writer.publish()
 
