@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 
 BLOCK = 512
@@ -31,7 +32,7 @@ def ustar_header(name: str, size: int) -> bytes:
 
 
 class HashedFile:
-    """A new file, hashed while it is written. Nothing is copied on the way: what is added must not change any more.
+    """A new file, hashed while it is written. Large pieces are not copied: what is added must not change any more.
 
     Hashing takes as long as all the rest together, so a thread does it; another brings to disk what is written, so that
     the fsync at the end has little left to wait for. Raises FileExistsError, and OSError from any call once writing or
@@ -40,8 +41,8 @@ class HashedFile:
 
     CHUNK = 1 << 20
     """Bytes that are written and hashed together; about what a processor's cache keeps from the one to the other."""
-    PARTS = 256
-    """Pieces that are written without joining them first; the system takes 1,024."""
+    SMALL = 4096
+    """Bytes: neighbours that are smaller are joined, so that a chunk has no more pieces than `writev` takes (1,024)."""
     WAITING = 4
     """Chunks that may wait to be hashed; then the writer waits."""
     SYNC = 16 << 20
@@ -73,7 +74,11 @@ class HashedFile:
         """Write what was added, and have it hashed."""
         if not self._held:
             return
-        parts = self._parts if len(self._parts) <= self.PARTS else [b"".join(self._parts)]
+        parts = [
+            part
+            for small, group in groupby(self._parts, lambda part: len(part) < self.SMALL)
+            for part in ([b"".join(group)] if small else group)
+        ]
         while len(self._hashing) >= self.WAITING:
             self._hashing.popleft().result()
         self._hashing.append(self._hasher.submit(self._digest, parts))
