@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from semiocity.config import Cluster, Resources
 from semiocity.errors import UserError
-from semiocity.launch import container, squeue
+from semiocity.launch import container, site, squeue
 from semiocity.launch.runs import Attempt
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Launch:
     """With the local executor: how often this task came back. SLURM counts by itself."""
 
 
-def teardown(attempt: Attempt, max_restarts: int) -> list[str]:
+def teardown(attempt: Attempt, cluster: Cluster) -> list[str]:
     """Shell lines after srun, outside the container: bring the job back when rank 0 asked for it, else keep the code.
 
     The exit code is a hint only: with --kill-on-bad-exit one rank's death can hide it. The file decides.
@@ -52,8 +52,8 @@ def teardown(attempt: Attempt, max_restarts: int) -> list[str]:
     )
     return [
         "rc=$?",
-        f'if [ -e {marker} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]; then',
-        '  scontrol requeue "$SLURM_JOB_ID"',
+        f'if [ -e {marker} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {cluster.max_restarts} ]; then',
+        f"  {site.come_back(cluster, attempt.run.name)}",
         "fi",
         "exit $rc",
     ]
@@ -69,6 +69,7 @@ def environment(launch: Launch) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(launch.resources.cpus_per_rank),
+        **site.OFFLINE,
         **({"SEMIOCITY_RESTART": str(launch.restart)} if launch.restart else {}),
         # On cores that others use too, threads that wait by spinning cost several times the work itself.
         **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"} if cpu_only else {}),
@@ -98,8 +99,7 @@ def python(launch: Launch) -> str:
 def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()) -> dict[str, Any]:
     """Parameters of submitit's SlurmExecutor. `after` are job ids to wait for, however they end."""
     cluster, asked = launch.cluster, launch.resources
-    extra: dict[str, Any] = {"requeue": True, **cluster.sbatch}
-    srun = [f"--cpus-per-task={asked.cpus_per_rank}"]  # srun ignores SLURM_CPUS_PER_TASK since 22.05
+    srun = [f"--cpus-per-task={asked.cpus_per_rank}", *cluster.srun]  # srun ignores SLURM_CPUS_PER_TASK since 22.05
     if asked.nodes * asked.ranks_per_node > 1:
         srun.append("--kill-on-bad-exit=1")
     if asked.gpus_per_node:
@@ -110,8 +110,7 @@ def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()
         "nodes": asked.nodes,
         "ntasks_per_node": asked.ranks_per_node,
         "cpus_per_task": asked.cpus_per_rank,
-        "gpus_per_node": asked.gpus_per_node or None,
-        "mem": None if asked.mem_gb is None else f"{asked.mem_gb * 1024:.0f}M",
+        **site.request(cluster, asked),
         "partition": asked.partition or cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -120,9 +119,9 @@ def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()
         "signal_delay_s": asked.signal_delay_s,
         "array_parallelism": asked.array_parallelism,
         "setup": list(cluster.setup) or None,
-        "teardown": teardown(attempt, cluster.max_restarts),
+        "teardown": teardown(attempt, cluster),
         "srun_args": srun,
-        "additional_parameters": extra,
+        "additional_parameters": site.extra(cluster),
         "stderr_to_stdout": True,
     }
     # No wckey: submitit's own would be refused where a site keeps accounts by them.
