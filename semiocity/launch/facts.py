@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,38 +22,33 @@ PACKAGES = ("semiocity", "submitit", "pydantic", "numpy", "pyarrow", "pillow", "
 
 def of_work(work: Work) -> dict[str, Any]:
     """A `Work` as JSON, flat in attempt.json."""
-    return {
-        "kind": work.kind,
-        "job": work.job,
-        "run": str(work.run),
-        "dataset": str(work.dataset),
-        "column": work.column,
-        "revision": work.revision,
-        "columns": work.columns,
-        "resources": work.resources.model_dump(mode="json"),
-        "shards": work.shards,
-        "together": work.together,
-        "units": work.units,
-        "binds": [str(path) for path in work.binds],
-    }
+    return {field.name: _plain(getattr(work, field.name)) for field in fields(work)}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Path():
+            return str(value)
+        case Resources():
+            return value.model_dump(mode="json")
+        case tuple():
+            return [_plain(item) for item in value]
+        case _:
+            return value
 
 
 def work_of(data: Mapping[str, Any], run: Path, dataset: Path) -> Work:
     """The work of an attempt, to be done in the folder `run` and over `dataset`."""
+    known = {field.name: data[field.name] for field in fields(Work) if field.name in data}
     return Work(
-        kind=data["kind"],
-        run=run,
-        dataset=dataset,
-        job=data["job"],
-        resources=Resources.model_validate(data["resources"]),
-        image=Path(data["image"]) if data["image"] else None,
-        column=data["column"],
-        revision=data["revision"],
-        shards=data["shards"],
-        together=data["together"],
-        units=data["units"],
-        columns=data["columns"],
-        binds=tuple(Path(path) for path in data["binds"]),
+        **known
+        | {
+            "run": run,
+            "dataset": dataset,
+            "resources": Resources.model_validate(data["resources"]),
+            "image": Path(data["image"]) if data["image"] else None,
+            "binds": tuple(Path(path) for path in data["binds"]),
+        }
     )
 
 

@@ -1,4 +1,4 @@
-"""The submission lock: of two submissions of one run at the same moment, the second waits and sees what the first did."""
+"""The submission lock: of two submissions of a run at the same moment, the second waits and sees what the first did."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from semiocity.files import read_json
 
 BEAT_S = 5.0
 STALE_S = 60.0
-"""A lock on another machine that nobody touched for so long is anybody's; on this machine a dead holder is seen at once."""
+"""A lock of another machine that nobody touched for so long is anybody's; on this machine a dead holder is seen."""
 PATIENCE_S = 900.0
 """Longer than a submission asks a busy controller."""
 
@@ -43,7 +43,7 @@ def submission(run: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
                     return
             if time.monotonic() > end:
                 raise UserError(
-                    f"{path}: {holder(path)} has been submitting for long; if that process is gone, remove it"
+                    f"{path}: {holder(path)} has been submitting for long; remove it if that process is gone"
                 )
             if not told:
                 told = True
@@ -73,8 +73,8 @@ def _name(uid: int) -> str:
 
 
 def process(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's clock ticks: tells it from a later one of the same number.
-    None when there is no such process."""
+    """When a process of this machine started, in the kernel's clock ticks: tells it from a later one of the same
+    number. None when there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -33,8 +33,8 @@ class UnderWay:
 
 
 def under_way(work: Work, limited: bool = False) -> UnderWay:
-    """What is under way in `work`'s run. squeue is called once, if an attempt was queued before or the number of jobs is
-    `limited`; UserError when it cannot be asked, since work that may be queued must not be queued again."""
+    """What is under way in `work`'s run. squeue is called once, if an attempt was queued before or the number of jobs
+    is `limited`; UserError when it cannot be asked, since work that may be queued must not be queued again."""
     earlier = {attempt: attempt.read() for attempt in attempts(work.run) if attempt.file.exists()}
     queue: list[squeue.Queued] = []
     if limited or any(data["executor"] == "slurm" for data in earlier.values()):

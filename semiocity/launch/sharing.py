@@ -21,8 +21,8 @@ SHELL = ["umask 0002", "export SLURM_UMASK=0002"]
 def share(group: str, *folders: Path) -> None:
     """Make `folders`, and those above them up to the project's, the group's own; from here on, umask 0002.
 
-    Folders that are somebody else's are left as they are when we may write to them. Raises UserError when the group does
-    not exist, when we are not in it, or when a folder is closed to us.
+    Folders that are somebody else's are left as they are when we may write to them. Raises UserError when the group
+    does not exist, when we are not in it, or when a folder is closed to us.
     """
     gid = _gid(group)
     os.umask(UMASK)
@@ -40,8 +40,8 @@ def _open(folder: Path, gid: int, group: str) -> None:
     if os.geteuid() not in (0, found.st_uid):
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(
-                f"{folder}: not writable for you; its owner (user {found.st_uid}) must run "
-                f"`chgrp -R {group} {folder} && chmod -R g+rwX {folder} && find {folder} -type d -exec chmod g+s {{}} +`"
+                f"{folder}: not writable for you; its owner (user {found.st_uid}) must run `chgrp -R {group} {folder} "
+                f"&& chmod -R g+rwX {folder} && find {folder} -type d -exec chmod g+s {{}} +`"
             )
         return
     try:
@@ -49,7 +49,7 @@ def _open(folder: Path, gid: int, group: str) -> None:
         folder.chmod(wanted)
     except PermissionError:
         raise UserError(
-            f"shared_group is {group!r}, but you are not a member of it (`id` shows your groups): {folder} cannot be shared"
+            f"{folder}: cannot be shared: shared_group is {group!r}, but you are not a member of it (`id` shows yours)"
         ) from None
 
 

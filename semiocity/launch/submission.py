@@ -126,9 +126,9 @@ def _submit(
         print(f"queued as SLURM job {', '.join(squeue.whole_jobs(data['jobs']))}")
     if left:
         print(
-            f"{left} more tasks found no room: the site lets you have so many jobs in the queue and no more. Run the same "
-            "command again later; it queues what is missing then (set max_submitted in jobs/cluster.toml, and tasks are "
-            "made longer so that all fit)"
+            f"{left} more tasks found no room: the site lets you have no more jobs in the queue. Run the same command "
+            "again later; it queues what is missing then (with max_submitted in jobs/cluster.toml tasks are made longer, "
+            "so that all fit)"
         )
     return attempt, launch, left
 
@@ -161,8 +161,8 @@ def _dry_run(work: Work, cluster: Cluster, image: Path | None) -> str:
 
 
 def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any]) -> None:
-    """Queue an attempt's tasks and the merge behind them. What is queued is noted, also when the rest is refused; at the
-    site's limit the attempt is cut to what was taken."""
+    """Queue an attempt's tasks and the merge behind them. What is queued is noted, also when the rest is refused; at
+    the site's limit the attempt is cut to what was taken."""
     jobs: list[str] = data["jobs"]
 
     def note(queued: Iterator[list[str]]) -> None:
