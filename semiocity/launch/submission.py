@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace as with_
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from semiocity.errors import UserError
 from semiocity.files import write_json
 from semiocity.launch import estimate, facts, identity, lock, scheduler, sharing, sizing, slurm, squeue
 from semiocity.launch.compact import compact
-from semiocity.launch.follow import describe, failure, follow_slurm, progress, run_local, short
+from semiocity.launch.follow import describe, failure, follow_slurm, last_task_done, progress, run_local, short
 from semiocity.launch.jobs import Work, image_of
 from semiocity.launch.queued import UnderWay, under_way
 from semiocity.launch.runs import Attempt, new_attempt, snapshot
@@ -56,14 +57,19 @@ def submit(
             sharing.share(cluster.shared_group, work.run, work.dataset)
         with lock.submission(work.run):
             submitted = _submit(work, cluster, image, replace, code)
-        if submitted is None:
-            return False
+        if isinstance(submitted, UnderWay):
+            if not (wait and submitted.queued):
+                return False
+            print("waiting for them")
+            for _ in follow_slurm(submitted.queued):
+                pass
+            continue  # to what they may have left
         attempt, launch, left = submitted
         data = attempt.read()
         if cluster.executor == "slurm":
             if not wait:
                 return False
-            for _ in follow_slurm(attempt, data["jobs"]):
+            for _ in follow_slurm(data["jobs"], partial(last_task_done, attempt, data)):
                 progress(attempt, len(data["tasks"]))
         else:
             run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
@@ -79,9 +85,9 @@ def submit(
 
 def _submit(
     work: Work, cluster: Cluster, image: Path | None, replace: bool, code: Path | None
-) -> tuple[Attempt, slurm.Launch, int] | None:
-    """Plan, freeze and queue one attempt, with the run's submission lock held. None when there is nothing to submit;
-    otherwise the attempt and how many planned tasks did not find room in the queue."""
+) -> tuple[Attempt, slurm.Launch, int] | UnderWay:
+    """Plan, freeze and queue one attempt, with the run's submission lock held. Returns the attempt and how many planned
+    tasks found no room in the queue; or what is under way, when that is everything that is missing."""
     busy = under_way(work, limited=cluster.executor == "slurm" and cluster.max_submitted is not None)
     if not replace:
         identity.refuse_another(work, busy.jobs)
@@ -93,7 +99,7 @@ def _submit(
     tasks = plan_tasks(work, cluster, busy.tasks, rows_to_retry(work), room)
     if not tasks:
         print(f"{describe(work)}: everything that is missing is already queued or running; see `semiocity status`")
-        return None
+        return busy
     if cluster.executor == "slurm":
         draft = _launch(work, cluster, image, code or work.run / "code" / "SNAPSHOT")
         if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):

@@ -14,9 +14,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key")
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="site file (default: jobs/cluster.toml, if any)")
     parser.add_argument("--dry-run", action="store_true", help="print the sbatch file, submit nothing")
-    parser.add_argument(
-        "--replace", action="store_true", help="let the run's name stand for other arguments now"
-    )
+    parser.add_argument("--replace", action="store_true", help="let the run's name stand for other arguments now")
     parser.add_argument("--wait", action="store_true", help="follow queued tasks to their end")
 
 
