@@ -9,6 +9,7 @@ from importlib import import_module
 from types import ModuleType
 
 from semiocity.errors import UserError
+from semiocity.launch import sharing
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "everything from packing to the report page, on this machine or the cluster"),
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Exit status: 0 all is well, 1 something failed or is incomplete, 2 bad input, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
     arguments = parser(words[0] if words else "").parse_args(words)
+    sharing.follow_site_file()
     try:
         status: int = _module(arguments.verb).run(arguments)
         return status

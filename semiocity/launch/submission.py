@@ -54,7 +54,7 @@ def submit(
             print(f"{describe(work)}: complete, nothing to do")
             return True
         if cluster.shared_group:
-            sharing.share(cluster.shared_group, work.run, work.dataset)
+            sharing.share(cluster.shared_group, work.run, work.dataset, *(work.dataset / "plans").glob("**/"))
         with lock.submission(work.run):
             submitted = _submit(work, cluster, image, replace, code)
         if isinstance(submitted, UnderWay):
@@ -96,6 +96,15 @@ def _submit(
     for attempt in busy.over:
         compact(attempt)
     room = _room(cluster, work, busy)
+    if room is not None and room < 1:
+        full = (
+            f"you have {busy.submitted} jobs in the queue, and max_submitted in jobs/cluster.toml is "
+            f"{cluster.max_submitted}; the same command queues what is missing when some have ended"
+        )
+        if not busy.queued:
+            raise UserError(f"{describe(work)}: nothing was queued: {full}")
+        print(f"{describe(work)}: the rest has to wait: {full}")
+        return busy
     tasks = plan_tasks(work, cluster, busy.tasks, rows_to_retry(work), room)
     if not tasks:
         print(f"{describe(work)}: everything that is missing is already queued or running; see `semiocity status`")
@@ -133,8 +142,8 @@ def _submit(
     if left:
         print(
             f"{left} more tasks found no room: the site lets you have no more jobs in the queue. Run the same command "
-            "again later; it queues what is missing then (with max_submitted in jobs/cluster.toml tasks are made longer, "
-            "so that all fit)"
+            "again later; it queues what is missing then (with max_submitted in jobs/cluster.toml tasks are made "
+            "longer, so that all fit)"
         )
     return attempt, launch, left
 
@@ -143,13 +152,7 @@ def _room(cluster: Cluster, work: Work, busy: UnderWay) -> int | None:
     """How many tasks the site's limit lets us queue now, the merge beside them; None without a limit."""
     if cluster.executor != "slurm" or cluster.max_submitted is None:
         return None
-    room = cluster.max_submitted - busy.submitted - (work.kind in MERGED)
-    if room < 1:
-        raise UserError(
-            f"{describe(work)}: nothing was queued: you have {busy.submitted} jobs in the queue, and max_submitted in "
-            f"jobs/cluster.toml is {cluster.max_submitted}; run the same command again when some have ended"
-        )
-    return room
+    return cluster.max_submitted - busy.submitted - (work.kind in MERGED)
 
 
 def _dry_run(work: Work, cluster: Cluster, image: Path | None) -> str:
