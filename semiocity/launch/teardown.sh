@@ -71,7 +71,8 @@ elif [ "$used" -gt "$allowed" ]; then
   echo "semiocity: ended by $cause, and retries.$budget = $allowed is used up; not again by itself" >&2
   exit 0
 elif [ "$may_return" != yes ]; then
-  echo "semiocity: ended by $cause; jobs do not come back by themselves on this cluster" >&2
+  run=$(basename "$(dirname "$(dirname "$attempt")")")
+  echo "semiocity: ended by $cause; jobs do not come back by themselves here: semiocity retry $run" >&2
   exit 0
 fi
 echo "semiocity: ended by $cause ($used of at most $allowed); the job comes back" >&2
