@@ -8,9 +8,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from semiocity import ranks
 from semiocity.errors import UserError
 from semiocity.files import write_json
 from semiocity.launch.preempt import REQUEUE_EXIT, StopFlag
@@ -28,13 +30,15 @@ def main(run: str, number: int, index: int) -> str:
     stop = StopFlag().install()
     world = from_environment()
     attempt = Attempt(Path(run), number)
+    world = replace(world, folder=ranks.folder_of(attempt.folder, world.job_id, world.restart))
     reporter = Reporter(attempt.task_file(index), world) if world.rank == 0 else None
     report: Callable[..., None] = reporter or _silent
     report(state="running")
     data = attempt.read()
     try:
         work = MERGES[data["kind"]] if index == data["merge"] else KINDS[data["kind"]]
-        finished = work(data, index, world, stop, report)
+        with ranks.recorded(world):
+            finished = work(data, index, world, stop, report)
     except UserError as error:
         report(state="failed", reason=str(error))
         print(f"semiocity: {error}", file=sys.stderr, flush=True)
