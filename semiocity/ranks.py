@@ -83,7 +83,7 @@ def superseded(place: Place) -> str | None:
     newer = [restart for _, restart, _ in restarts(attempt, place.job_id) if restart > place.restart]
     if newer:
         return f"restart {max(newer)} of job {place.job_id} has begun, this is restart {place.restart}"
-    if attempt.name.isdigit():
+    if attempt.is_dir():
         for other in attempt.parent.iterdir():
             if other.name.isdigit() and int(other.name) > int(attempt.name) and restarts(other):
                 return f"attempt {other.name} at this run has begun, this is attempt {attempt.name}"
