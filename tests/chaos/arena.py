@@ -55,7 +55,10 @@ class Arena:
     """Whether the project lies on a small disk of its own."""
     job: tuple[str, ...] = ()
     """The command line that is typed again and again."""
-    submissions: int = 0
+    submitted: list[float] = field(default_factory=list)
+    """When it was typed and something was queued."""
+    missed: list[tuple[str, str]] = field(default_factory=list)
+    """Disturbances that the work was over before."""
     strikes: list[dict[str, Any]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     """What the command line said, for a failing test's message."""

@@ -20,10 +20,10 @@ CAPTION = [
     "args.batch=2", "args.rehearse_slow_batch_s=0.05", "resources.shards_per_task=4", "resources.array_parallelism=3",
     "resources.timeout_min=30",
 ]  # fmt: skip
-STEPS = 30
+STEPS, CHECKPOINT_EVERY = 30, 4
 TRAIN = [
     "data.size=32", "model.channels=8", "model.spade_hidden=8", "model.mult=[1, 1]", "model.res_blocks=1",
-    f"steps={STEPS}", "global_batch=4", "log_every=1", "checkpoint_every=4", "sample_every=0", "resources.nodes=2",
+    f"steps={STEPS}", "global_batch=4", "log_every=1", f"checkpoint_every={CHECKPOINT_EVERY}", "sample_every=0", "resources.nodes=2",
     "resources.timeout_min=30", "rehearse.slow_step_s=0.05", "hang.times=20", "hang.at_least_s=60",
 ]  # fmt: skip
 JOBS = {
@@ -53,7 +53,6 @@ def drive(arena: Arena, work: str, strikes: list[tuple[str, str]], chance: rando
     arena.job = job_line(work)
     waiting = list(enumerate(strikes))
     name = ""
-    submitted_at = 0.0
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         if waiting and not name:
@@ -71,32 +70,33 @@ def drive(arena: Arena, work: str, strikes: list[tuple[str, str]], chance: rando
             assert done.returncode in (0, 1, 2), arena.said[-1]
             if "nothing to do" in done.stdout:
                 arena.disarm()
+                arena.missed = [strike for _, strike in waiting]
                 _fill_in(arena)
                 return
-            arena.submissions += 1
-            if time.monotonic() - submitted_at < 1:
-                time.sleep(1)  # nobody types faster
-            submitted_at = time.monotonic()
+            arena.submitted.append(time.time())
+            time.sleep(1)  # nobody types faster
         time.sleep(0.1)
-    raise AssertionError(f"{work} is not complete after {PATIENCE_S} s and {arena.submissions} submissions")
+    raise AssertionError(f"{work} is not complete after {PATIENCE_S} s and {len(arena.submitted)} submissions")
 
 
 def _strike(arena: Arena, work: str, phase: str, kind: str, hit: dict[str, Any], chance: random.Random) -> None:
-    before = len(arena.units())
-    began = time.time()
+    before, began = len(arena.units()), time.time()
     KINDS[kind](arena, hit, chance)
     arena.release(hit["id"])
-    arena.strikes.append(
-        {"work": work, "phase": phase, "kind": kind, "units_before": before, "began": began, "restart": hit["restart"]}
-    )
+    arena.strikes.append({"phase": phase, "kind": kind, "job": hit["job"], "units_before": before, "began": began})
 
 
 def _fill_in(arena: Arena) -> None:
-    """For each strike, the seconds to the next unit of work that another process did."""
+    """For each strike, the seconds to the next unit of work of what it hit, or of whatever was submitted in its place."""
     units = arena.units()
     for strike in arena.strikes:
-        later = [unit["time"] for unit in units[strike["units_before"] :] if unit["time"] > strike["began"] + 0.1]
-        strike["recovery_s"] = round(later[0] - strike["began"], 1) if later else None
+        again = min((at for at in arena.submitted if at > strike["began"]), default=float("inf"))
+        later = [
+            unit["time"]
+            for unit in units[strike["units_before"] :]
+            if unit["time"] > strike["began"] and (unit["job"] == strike["job"] or unit["time"] > again)
+        ]
+        strike["recovery_s"] = round(min(later) - strike["began"], 1) if later else None
 
 
 # ---------------------------------------------------------------- what came out
@@ -142,9 +142,28 @@ def first_steps(project: Path) -> list[int]:
     return [json.loads(line)["first_step"] for line in file.read_text().splitlines()]
 
 
-def duplicates(arena: Arena, work: str) -> int:
+def repeated(arena: Arena, work: str) -> int:
     """Rows or steps that were computed more than once."""
     if work == "caption":
         counted = Counter(unit["unit"] for unit in arena.units())
         return sum(count - 1 for count in counted.values())
     return max(0, len(arena.units()) - STEPS)
+
+
+def figures(arena: Arena, work: str) -> dict[str, Any]:
+    """What `soak_report.chaos_table` wants to know of a scenario."""
+    again = repeated(arena, work)
+    return {
+        "work": work,
+        "strikes": arena.strikes,
+        "repeated": again,
+        "wanted": len(arena.units()) - again,
+        "submissions": len(arena.submitted),
+    }
+
+
+def really_resumed(arena: Arena) -> bool:
+    """Whether a training that was brought down after its first checkpoint went on from one."""
+    starts = first_steps(arena.project)
+    late = [strike for strike in arena.strikes if strike["units_before"] > CHECKPOINT_EVERY + 1]
+    return len(starts) == 1 or not late or starts[-1] > 0
