@@ -23,8 +23,8 @@ CAPTION = [
 STEPS, CHECKPOINT_EVERY = 30, 4
 TRAIN = [
     "data.size=32", "model.channels=8", "model.spade_hidden=8", "model.mult=[1, 1]", "model.res_blocks=1",
-    f"steps={STEPS}", "global_batch=4", "log_every=1", f"checkpoint_every={CHECKPOINT_EVERY}", "sample_every=0", "resources.nodes=2",
-    "resources.timeout_min=30", "rehearse.slow_step_s=0.05", "hang.times=20", "hang.at_least_s=60",
+    f"steps={STEPS}", "global_batch=4", "log_every=1", f"checkpoint_every={CHECKPOINT_EVERY}", "sample_every=0",
+    "resources.nodes=2", "resources.timeout_min=30", "rehearse.slow_step_s=0.05", "hang.times=20", "hang.at_least_s=60",
 ]  # fmt: skip
 JOBS = {
     "caption": ("caption", "jobs/caption.toml", CAPTION),
@@ -87,7 +87,7 @@ def _strike(arena: Arena, work: str, phase: str, kind: str, hit: dict[str, Any],
 
 
 def _fill_in(arena: Arena) -> None:
-    """For each strike, the seconds to the next unit of work of what it hit, or of whatever was submitted in its place."""
+    """For each strike, the seconds to the next unit of what it hit, or of whatever was submitted in its place."""
     units = arena.units()
     for strike in arena.strikes:
         again = min((at for at in arena.submitted if at > strike["began"]), default=float("inf"))

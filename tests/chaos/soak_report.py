@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,39 +23,43 @@ def write_section(path: Path, title: str, text: str) -> None:
 
 
 def chaos_table(scenarios: Sequence[dict[str, Any]], seed: int, kinds: Sequence[str]) -> str:
-    """Figures of scenarios as Markdown. A scenario: {"work", "strikes", "units", "repeated", "submissions", "wanted"}."""
-    lines = [
-        f"Seed {seed}. Every scenario ended with the bytes of an undisturbed one, nothing lost, repeated or left.",
-        "",
+    """Figures of scenarios (see `scenario.figures`) as Markdown."""
+    return "\n".join(
+        [
+            f"Seed {seed}. Every scenario ended with the bytes of an undisturbed one; nothing was lost or left.",
+            "",
+            "| work | scenarios | disturbances | rows or steps | computed again | submissions |",
+            "|---|---|---|---|---|---|",
+            *(_work_line(work, scenarios) for work in sorted({scenario["work"] for scenario in scenarios})),
+            "",
+            "Disturbances by kind and by the point at which they came; seconds from a disturbance to the next row or",
+            "step of what it hit, median and longest:",
+            "",
+            *_by_kind(scenarios, kinds),
+        ]
+    )
+
+
+def _work_line(work: str, scenarios: Sequence[dict[str, Any]]) -> str:
+    mine = [scenario for scenario in scenarios if scenario["work"] == work]
+    wanted, again = sum(s["wanted"] for s in mine), sum(s["repeated"] for s in mine)
+    strikes, submissions = sum(len(s["strikes"]) for s in mine), sum(s["submissions"] for s in mine)
+    share = f"{again} ({100 * again / max(wanted, 1):.1f} %)"
+    return f"| {work} | {len(mine)} | {strikes} | {wanted} | {share} | {submissions} |"
+
+
+def _by_kind(scenarios: Sequence[dict[str, Any]], kinds: Sequence[str]) -> Iterator[str]:
+    strikes = [
+        (strike["kind"], f"{scenario['work']} {strike['phase']}", strike["recovery_s"])
+        for scenario in scenarios
+        for strike in scenario["strikes"]
     ]
-    lines += [
-        "| work | scenarios | disturbances | rows or steps | computed again | submissions |",
-        "|---|---|---|---|---|---|",
-    ]
-    for work in sorted({scenario["work"] for scenario in scenarios}):
-        mine = [scenario for scenario in scenarios if scenario["work"] == work]
-        wanted, again = sum(s["wanted"] for s in mine), sum(s["repeated"] for s in mine)
-        strikes = sum(len(s["strikes"]) for s in mine)
-        share = f"{again} ({100 * again / max(wanted, 1):.1f} %)"
-        lines.append(
-            f"| {work} | {len(mine)} | {strikes} | {wanted} | {share} | {sum(s['submissions'] for s in mine)} |"
-        )
-    by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for scenario in scenarios:
-        for strike in scenario["strikes"]:
-            by_kind[strike["kind"]].append({**strike, "work": scenario["work"]})
-    phases = sorted({f"{s['work']} {s['phase']}" for found in by_kind.values() for s in found})
-    lines += [
-        "",
-        "Disturbances by kind and by the point at which they came; seconds from a disturbance to the next row or",
-        "step of what it hit, median and longest:",
-        "",
-    ]
-    lines += [f"| kind | {' | '.join(phases)} | all | seconds |", "|---" * (len(phases) + 3) + "|"]
+    places = sorted({place for _, place, _ in strikes})
+    yield f"| kind | {' | '.join(places)} | all | seconds |"
+    yield "|---" * (len(places) + 3) + "|"
     for kind in kinds:
-        found = by_kind[kind]
-        counts = [sum(f"{s['work']} {s['phase']}" == phase for s in found) for phase in phases]
-        times = [s["recovery_s"] for s in found if s["recovery_s"] is not None]
-        seconds = f"{median(times):.1f}, {max(times):.1f}" if times else ""
-        lines.append(f"| {kind} | {' | '.join(map(str, counts))} | {len(found)} | {seconds} |")
-    return "\n".join(lines)
+        mine = [(place, seconds) for name, place, seconds in strikes if name == kind]
+        counts = Counter(place for place, _ in mine)
+        times = [seconds for _, seconds in mine if seconds is not None]
+        shown = f"{median(times):.1f}, {max(times):.1f}" if times else ""
+        yield f"| {kind} | {' | '.join(str(counts[place]) for place in places)} | {len(mine)} | {shown} |"
