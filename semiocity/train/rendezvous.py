@@ -6,12 +6,13 @@ begun, and ends. Should it reach the new ranks' store by chance, the store's nam
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 import uuid
+from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch.distributed as dist
 
@@ -22,7 +23,7 @@ from semiocity.files import read_json, write_json
 TRIES = 20
 """Ports that are tried before giving up."""
 LOOK_EVERY_S = 0.2
-ANSWER_S = 10
+ANSWER_S = 5
 """A store that has not said its name within this time is none of ours."""
 NAME = "semiocity/name"
 
@@ -49,7 +50,7 @@ def meet(world: World, timeout_s: float) -> tuple[dist.Store, int]:
 
 def _open(world: World, name: str, timeout_s: float) -> tuple[dist.Store, int]:
     server, port = _listen(world)
-    nonce = uuid.uuid4().hex if world.folder else ""
+    nonce = uuid.uuid4().hex
     store = dist.TCPStore(
         "localhost",
         port,
@@ -58,11 +59,11 @@ def _open(world: World, name: str, timeout_s: float) -> tuple[dist.Store, int]:
         timeout=timedelta(seconds=timeout_s),
         master_listen_fd=server.detach(),
     )
-    store.set(NAME, name + nonce)
+    store.set(NAME, f"{name}/{nonce}")
     if world.folder:
         facts = {"port": port, "nonce": nonce, "host": socket.gethostname(), "time": round(time.time(), 1)}
         write_json(world.folder / ranks.RENDEZVOUS, facts)
-    return dist.PrefixStore(name + nonce, store), port
+    return dist.PrefixStore(nonce, store), port
 
 
 def _listen(world: World) -> tuple[socket.socket, int]:
@@ -87,18 +88,19 @@ def _find(world: World, name: str, timeout_s: float) -> tuple[dist.Store, int]:
     while time.monotonic() < end:
         ranks.refuse_superseded(world)
         place = _place(world)
-        if place is not None:
-            port, nonce = place
-            try:
-                store = dist.TCPStore(
-                    world.master_addr, port, wait_for_workers=False, timeout=timedelta(seconds=ANSWER_S)
-                )
-                if store.get(NAME).decode() == name + nonce:
-                    store.set_timeout(timedelta(seconds=timeout_s))
-                    return dist.PrefixStore(name + nonce, store), port
-                seen = f"{world.master_addr}:{port} belongs to other ranks"
-            except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
-                seen = f"{world.master_addr}:{port}: {str(error).splitlines()[0]}"
+        if place is None:
+            time.sleep(LOOK_EVERY_S)
+            continue
+        port, nonce = place
+        try:
+            store = dist.TCPStore(world.master_addr, port, wait_for_workers=False, timeout=timedelta(seconds=ANSWER_S))
+            its_name, _, its_nonce = store.get(NAME).decode("ascii", "replace").partition("/")
+            if its_name == name and nonce in (None, its_nonce):
+                store.set_timeout(timedelta(seconds=timeout_s))
+                return dist.PrefixStore(its_nonce, store), port
+            seen = f"{world.master_addr}:{port} belongs to other ranks"
+        except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
+            seen = f"{world.master_addr}:{port}: {str(error).splitlines()[0]}"
         time.sleep(LOOK_EVERY_S)
     raise UserError(
         f"rank {world.rank} on {socket.gethostname()} did not meet rank 0 within {timeout_s:.0f} s: {seen}. Can the "
@@ -106,16 +108,16 @@ def _find(world: World, name: str, timeout_s: float) -> tuple[dist.Store, int]:
     )
 
 
-def _place(world: World) -> tuple[int, str] | None:
+def _place(world: World) -> tuple[int, str | None] | None:
+    """Port and name of rank 0's store; None when it has not written them yet.
+
+    Other ports are not tried by guess: a program that listens there and never answers would hold this rank for good.
+    """
     if world.folder is None:
-        return world.port(0), ""
-    facts = _read(world.folder / ranks.RENDEZVOUS)
-    return (facts["port"], facts["nonce"]) if facts else None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        facts: dict[str, Any] = read_json(path)
-    except (FileNotFoundError, UserError):
-        return None
-    return facts
+        return world.port(0), None
+    with suppress(FileNotFoundError, UserError):
+        # Opening the folder makes NFS forget that the file was not there a moment ago.
+        os.listdir(world.folder)  # noqa: PTH208
+        facts = read_json(world.folder / ranks.RENDEZVOUS)
+        return facts["port"], facts["nonce"]
+    return None

@@ -16,12 +16,14 @@ from semiocity import ranks
 from semiocity.launch.first_cause import first_cause
 from semiocity.launch.runs import Attempt
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
+# Ranks take long to start on a busy machine.
+PATIENCE_S = 1200
 
 PACK = ["--set", "source.size=[32, 32]", "--set", "source.train=24", "--set", "source.val=4", "--set", "shard_rows=16"]
 TRAIN = [
     "data.size=32", "model.channels=8", "model.spade_hidden=8", "model.mult=[1, 1]", "model.res_blocks=1",
-    "steps=16", "global_batch=4", "log_every=1", "checkpoint_every=5", "sample_every=0", "resources.nodes=2", "resources.timeout_min=20", "rehearse.slow_step_s=0.2",
+    "steps=16", "global_batch=4", "log_every=1", "checkpoint_every=5", "sample_every=0", "resources.nodes=2", "resources.ranks_per_node=1", "resources.timeout_min=40", "rehearse.slow_step_s=0.2",
 ]  # fmt: skip
 
 
@@ -60,10 +62,10 @@ def ended(project: Project, name: str) -> Callable[[], bool]:
 def test_a_rank_that_stands_still_is_found_and_the_job_goes_on(project: Project) -> None:
     """SIGSTOP inside a training of 2 nodes × 2 ranks: stacks of the others, one requeue, all steps in the end."""
     run = train(project, "hung", "resources.ranks_per_node=2", "hang.times=5", "hang.at_least_s=6")
-    project.wait(lambda: step(run) >= 7, "past step 7")
+    project.wait(lambda: step(run) >= 7, "past step 7", PATIENCE_S)
     victim = records(run)[2]
     os.kill(victim["pid"], signal.SIGSTOP)
-    project.wait(lambda: (run / "done.json").exists(), "finished after the hang")
+    project.wait(lambda: (run / "done.json").exists(), "finished after the hang", PATIENCE_S)
     cause = first_cause(Attempt(run, 1), restart=0)
     assert cause is not None
     assert (cause.kind, cause.rank, cause.host) == ("hung", 2, victim["host"]), cause
@@ -81,9 +83,9 @@ def test_a_rank_that_stands_still_is_found_and_the_job_goes_on(project: Project)
 
 def test_a_killed_rank_ends_the_job_and_is_named(project: Project) -> None:
     run = train(project, "killed")
-    project.wait(lambda: step(run) >= 2, "past step 2")
+    project.wait(lambda: step(run) >= 2, "past step 2", PATIENCE_S)
     os.kill(records(run)[1]["pid"], signal.SIGKILL)
-    project.wait(ended(project, "killed"), "ended")
+    project.wait(ended(project, "killed"), "ended", PATIENCE_S)
     cause = first_cause(Attempt(run, 1))
     assert cause is not None
     assert (cause.kind, cause.rank) == ("killed", 1), cause
@@ -92,7 +94,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(project: Project) -> None:
 
 def test_the_error_of_the_rank_that_failed_first_is_the_cause(project: Project) -> None:
     run = train(project, "raised", "rehearse.fail=[1, 3]")
-    project.wait(ended(project, "raised"), "ended")
+    project.wait(ended(project, "raised"), "ended", PATIENCE_S)
     cause = first_cause(Attempt(run, 1))
     assert cause is not None
     assert (cause.kind, cause.rank) == ("failed", 1), cause
