@@ -92,7 +92,8 @@ def node_down(arena: Arena, hit: Hit, chance: random.Random) -> None:
     arena.cluster.call("scontrol", "update", f"NodeName={hit['node']}", "State=DOWN", "Reason=chaos")
     arena.release(hit["id"])
     time.sleep(2.0)
-    arena.cluster.call("scontrol", "update", f"NodeName={hit['node']}", "State=RESUME")
+    # Its daemon may have reported for work in between, which brings the node back by itself.
+    _call(arena, "scontrol", "update", f"NodeName={hit['node']}", "State=RESUME")
 
 
 def time_limit(arena: Arena, hit: Hit, chance: random.Random) -> None:

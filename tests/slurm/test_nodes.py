@@ -23,7 +23,8 @@ PATIENCE_S = 1200
 PACK = ["--set", "source.size=[32, 32]", "--set", "source.train=24", "--set", "source.val=4", "--set", "shard_rows=16"]
 TRAIN = [
     "data.size=32", "model.channels=8", "model.spade_hidden=8", "model.mult=[1, 1]", "model.res_blocks=1",
-    "steps=16", "global_batch=4", "log_every=1", "checkpoint_every=5", "sample_every=0", "resources.nodes=2", "resources.ranks_per_node=1", "resources.timeout_min=40", "rehearse.slow_step_s=0.2",
+    "steps=16", "global_batch=4", "log_every=1", "checkpoint_every=5", "sample_every=0", "resources.nodes=2",
+    "resources.ranks_per_node=1", "resources.timeout_min=40", "rehearse.slow_step_s=0.2",
 ]  # fmt: skip
 
 
