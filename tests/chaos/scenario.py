@@ -24,7 +24,8 @@ STEPS, CHECKPOINT_EVERY = 30, 4
 TRAIN = [
     "data.size=32", "model.channels=8", "model.spade_hidden=8", "model.mult=[1, 1]", "model.res_blocks=1",
     f"steps={STEPS}", "global_batch=4", "log_every=1", f"checkpoint_every={CHECKPOINT_EVERY}", "sample_every=0",
-    "resources.nodes=2", "resources.ranks_per_node=1", "resources.timeout_min=30", "rehearse.slow_step_s=0.05", "hang.times=20", "hang.at_least_s=60",
+    "resources.nodes=2", "resources.ranks_per_node=1", "resources.timeout_min=30", "rehearse.slow_step_s=0.05",
+    "hang.times=20", "hang.at_least_s=60",
 ]  # fmt: skip
 JOBS = {
     "caption": ("caption", "jobs/caption.toml", CAPTION),
