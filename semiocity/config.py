@@ -231,8 +231,14 @@ class ReduceJob(Job):
 class Container(Strict):
     """How images are run on this cluster."""
 
+    runtime: Literal["apptainer", "pyxis", "none"] = "apptainer"
+    """Who runs the image: Apptainer; SLURM's plugin Pyxis with Enroot; or nobody, jobs run in this environment."""
     image: Path | None = None
-    """Image for every job that names none."""
+    """Image for every job that names none. With Pyxis a squashfs file, such as one made by `enroot import`."""
+    verify_key: Path | None = None
+    """Public key (PEM): an image that is not signed with its private half is refused at submission."""
+    python: str = "python3"
+    """The image's interpreter, where it is not the first `python3` on the image's PATH."""
     binds: list[str] = []
     """Further folders to mount, `/scratch` or `/a:/b:ro`."""
     apptainer: str = "apptainer"
@@ -269,6 +275,14 @@ class Purged(Strict):
     """Files that were not touched for so long are deleted."""
     warn_days: int = Field(7, ge=0)
     """`semiocity doctor` warns from so many days before that."""
+
+    @model_validator(mode="after")
+    def _image_has_a_runtime(self) -> Container:
+        if self.runtime == "none" and self.image is not None:
+            raise ValueError('runtime is "none", so image would not be used; drop one of the two')
+        if self.verify_key is not None and self.runtime != "apptainer":
+            raise ValueError(f'verify_key needs runtime = "apptainer": images of {self.runtime} carry no signature')
+        return self
 
 
 class Cluster(Strict):

@@ -10,9 +10,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from semiocity import ranks
 from semiocity.errors import BadNode, OutOfMemory, UserError
 from semiocity.files import write_json
 from semiocity.launch import causes, ends
@@ -40,6 +42,7 @@ def main(run: str, number: int, index: int) -> str:
     stop = StopFlag().install()
     world = from_environment()
     attempt = Attempt(Path(run), number)
+    world = replace(world, folder=ranks.folder_of(attempt.folder, world.job_id, world.restart))
     reporter = Reporter(attempt.task_file(index), world) if world.rank == 0 else None
     report: Callable[..., None] = reporter or _silent
     report(state="running")
@@ -47,7 +50,8 @@ def main(run: str, number: int, index: int) -> str:
     try:
         check_node(data)
         work = MERGES[data["kind"]] if index == data["merge"] else KINDS[data["kind"]]
-        finished = work(data, index, world, stop, report)
+        with ranks.recorded(world):
+            finished = work(data, index, world, stop, report)
     except BaseException as error:
         cause, reason = said(error)
         again = not isinstance(error, FAULTS_IN_CODE)
