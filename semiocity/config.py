@@ -246,6 +246,14 @@ class Container(Strict):
     env: dict[str, str] = {}
     """Environment of every job, in a container or not. No secrets: it is written into the sbatch file."""
 
+    @model_validator(mode="after")
+    def _image_has_a_runtime(self) -> Container:
+        if self.runtime == "none" and self.image is not None:
+            raise ValueError('runtime is "none", so image would not be used; drop one of the two')
+        if self.verify_key is not None and self.runtime != "apptainer":
+            raise ValueError(f'verify_key needs runtime = "apptainer": images of {self.runtime} carry no signature')
+        return self
+
 
 class Notify(Strict):
     """Who hears of it when a run ends or fails (see semiocity.launch.notices)."""
@@ -276,14 +284,6 @@ class Purged(Strict):
     warn_days: int = Field(7, ge=0)
     """`semiocity doctor` warns from so many days before that."""
 
-    @model_validator(mode="after")
-    def _image_has_a_runtime(self) -> Container:
-        if self.runtime == "none" and self.image is not None:
-            raise ValueError('runtime is "none", so image would not be used; drop one of the two')
-        if self.verify_key is not None and self.runtime != "apptainer":
-            raise ValueError(f'verify_key needs runtime = "apptainer": images of {self.runtime} carry no signature')
-        return self
-
 
 class Cluster(Strict):
     """The site (`jobs/cluster.toml`): written once, used by every job. docs/sites.md tells what is for which site."""
@@ -300,7 +300,7 @@ class Cluster(Strict):
     gpu_type: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
     """The site's name of the GPUs: `--gres=gpu:a100:8`."""
     memory_option: Literal["mem", "mem-per-cpu", "mem-per-gpu", "none"] = "mem"
-    """How memory is asked for; `none` where nodes are given whole and `--mem` is refused. A job's mem_gb is a node's."""
+    """How memory is asked for; `none` where nodes are whole and `--mem` is refused. A job's mem_gb is a node's."""
     exclusive: bool = False
     """Ask for whole nodes."""
     requeue: bool = True
@@ -327,7 +327,7 @@ class Cluster(Strict):
     models: Path = Path("models")
     """Shared folder of weights, where `semiocity fetch` puts them."""
     checkpoint_quota_gb: float | None = Field(None, gt=0)
-    """Most that the checkpoints of all runs may take together (10⁹ bytes); a training that would go beyond is refused."""
+    """Most that the checkpoints of all runs may take (10⁹ bytes); a training that would go beyond is refused."""
     purged: list[Purged] = []
     """Folders whose old files the site deletes."""
     notify: Notify = Notify()
