@@ -64,6 +64,7 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
         "column": work.column,
         "revision": work.revision,
         "columns": work.columns,
+        "inputs": work.inputs,
         "executor": cluster.executor,
         "host": socket.gethostname(),
         "image": str(image) if image else None,

@@ -194,6 +194,31 @@ def _evaluate(data: dict[str, Any], index: int, world: World, stop: StopFlag, re
     return True
 
 
+def _report(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.evaluate.report import write
+
+    write(Path(data["run"]), Path(data["dataset"]))
+    return True
+
+
+def _export(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.data.export.engine import export
+    from semiocity.data.export.selection import Rows
+    from semiocity.launch.pages import ExportJob
+
+    job = ExportJob.model_validate(data["job"])
+    rows = Rows(job.split, job.filter, job.view)
+    told = lambda done, shards: report(done_shards=done, shards=shards)  # noqa: E731
+    export(Path(data["dataset"]), job.to, job.out, job.fields, rows, job.options(), job.workers, told)
+    return True
+
+
+def _pipeline(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.launch.pipeline_gate import run
+
+    return run(data, index, world, report)
+
+
 KINDS: dict[str, Work] = {
     "pack": _pack,
     "stage": _stage,
@@ -202,6 +227,9 @@ KINDS: dict[str, Work] = {
     "train": _train,
     "generate": _generate,
     "evaluate": _evaluate,
+    "report": _report,
+    "export": _export,
+    "pipeline": _pipeline,
 }
 
 # What the attempt's last task does when all others have ended.

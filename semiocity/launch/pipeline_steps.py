@@ -1,0 +1,237 @@
+"""What a step of a pipeline reads and makes, found without its inputs; and its work, once they are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from semiocity.config import Resources, load_toml
+from semiocity.data import manifest
+from semiocity.data.manifest import BASE
+from semiocity.errors import UserError
+from semiocity.launch import jobs
+from semiocity.launch.jobs import Work
+
+FILES = ("pack", "stage", "reduce", "view", "train", "generate", "evaluate", "report", "export")
+"""Keys of a step that name its file, and say what kind of step it is."""
+
+RESULTS = {"model": "export/config.json", "samples": "samples/manifest.json", "scores": "scores.json"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as the pipeline's file gives it."""
+
+    name: str
+    kind: str
+    """One of FILES."""
+    file: Path
+    sets: tuple[str, ...] = ()
+    job: Path = Path("jobs/pack.toml")
+    """With kind pack: what packing asks of the cluster."""
+    after: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """For attempt.json; `Step(**…)` of it with paths is the step again."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "file": str(self.file),
+            "sets": list(self.sets),
+            "job": str(self.job),
+            "after": list(self.after),
+        }
+
+
+def step_of(data: Mapping[str, Any]) -> Step:
+    """The step that `as_json` gave."""
+    return Step(
+        data["name"], data["kind"], Path(data["file"]), tuple(data["sets"]), Path(data["job"]), tuple(data["after"])
+    )
+
+
+class Thing(NamedTuple):
+    """Something that one step makes and another reads."""
+
+    kind: str
+    """column, view, model, samples, scores or copy."""
+    folder: Path
+    """The dataset's or run's folder."""
+    name: str = ""
+    """Of a column or view."""
+
+    def __str__(self) -> str:
+        if self.kind in ("column", "view"):
+            return f"{self.kind} {self.name} of {self.folder.name}"
+        return f"the {self.kind} of {self.folder.name}"
+
+    def exists(self) -> bool:
+        """Whether some form of it is there; whether it is up to date shows when the step is planned."""
+        match self.kind:
+            case "column":
+                return manifest.current(self.folder, self.name) is not None
+            case "view":
+                return (self.folder / "views" / self.name / "view.json").exists()
+            case _:
+                return (self.folder / RESULTS[self.kind]).exists()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a step reads and makes."""
+
+    dataset: Path
+    resources: Resources
+    image: Path | None
+    makes: tuple[Thing, ...]
+    reads: Mapping[Thing, tuple[str, ...]] = field(default_factory=dict)
+    """What it reads, and of a column which fields."""
+    fields: tuple[str, ...] = ()
+    """Fields of the column that it makes; empty where only its rows will tell."""
+
+
+def describe(step: Step) -> Facts:
+    """Check a step's job file, as far as its inputs are not needed for that. Raises UserError."""
+    match step.kind:
+        case "pack":
+            return _pack(step)
+        case "stage":
+            job, made = jobs.load_stage(step.file, step.sets)
+            fields = [*made.fields(), *made.scalars()]
+            # Scalars named after the dataset's classes are not known before it is.
+            return _column(job, job.column or made.column, made.needs(), fields if made.name != "caption" else [])
+        case "reduce":
+            from semiocity.config import ReduceJob
+            from semiocity.stages.reduce import make_reduce
+
+            reducing = load_toml(step.file, ReduceJob, step.sets)
+            reduce = make_reduce(reducing.reduce, reducing.args, where=f"{step.file}: args")
+            column = reducing.column or reduce.column
+            return _column(reducing, column, reduce.needs(), [*reduce.fields(), *reduce.scalars()])
+        case "view":
+            from semiocity.data.views import ViewJob
+
+            view = load_toml(step.file, ViewJob, step.sets)
+            named = Thing("view", view.dataset.resolve(), view.name or step.file.stem)
+            split = () if view.split in ("", "base.split") else (view.split,)
+            return Facts(
+                named.folder, view.resources, view.image, (named,), _columns(named.folder, (*view.fields, *split))
+            )
+        case "train":
+            from semiocity.train.options import TrainJob, needs
+
+            train = load_toml(step.file, TrainJob, step.sets)
+            dataset = train.dataset.resolve()
+            rows = _rows(dataset, train.data.view, needs(train))
+            run = jobs.run_folder(train.run, train.task, dataset.name)
+            return Facts(dataset, train.resources, train.image, (Thing("model", run),), rows)
+        case "generate":
+            from semiocity.evaluate.options import GenerateJob
+
+            generate = load_toml(step.file, GenerateJob, step.sets)
+            run, dataset = _run(generate.run, step), generate.dataset.resolve()
+            model = {} if generate.model else {Thing("model", run): ()}
+            rows = _rows(dataset, generate.view, ("base.label",))
+            return Facts(dataset, generate.resources, generate.image, (Thing("samples", run),), {**rows, **model})
+        case "evaluate":
+            from semiocity.evaluate.options import EvaluateJob
+
+            evaluate = load_toml(step.file, EvaluateJob, step.sets)
+            run, dataset = _run(evaluate.run, step), evaluate.dataset.resolve()
+            reads = _columns(dataset, ("base.image", "base.label")) | {Thing("samples", run): ()}
+            return Facts(dataset, evaluate.resources, evaluate.image, (Thing("scores", run),), reads)
+        case "report":
+            from semiocity.evaluate.options import EvaluateJob
+
+            report = load_toml(step.file, EvaluateJob, step.sets)
+            run, dataset = _run(report.run, step), report.dataset.resolve()
+            return Facts(dataset, report.resources, report.image, (Thing("page", run),), {Thing("scores", run): ()})
+        case _:
+            from semiocity.launch.pages import ExportJob
+
+            export = load_toml(step.file, ExportJob, step.sets)
+            dataset = export.dataset.resolve()
+            named_fields = tuple(item.rpartition("=")[2] for item in export.fields if "." in item) or ("base.image",)
+            rows = _rows(dataset, export.view, named_fields)
+            return Facts(dataset, export.resources, export.image, (Thing("copy", export.out.resolve()),), rows)
+
+
+def build(step: Step) -> Work:
+    """The step's work. Its inputs must be there. Raises UserError."""
+    from semiocity.launch import pages
+
+    match step.kind:
+        case "pack":
+            return jobs.pack(step.file, step.sets, step.job)
+        case "stage":
+            return jobs.stage(step.file, step.sets)
+        case "reduce":
+            return jobs.reduce(step.file, step.sets)
+        case "view":
+            return jobs.view(step.file, step.sets)
+        case "train":
+            return jobs.train(step.file, step.sets)
+        case "generate":
+            return jobs.generate(step.file, step.sets)
+        case "evaluate":
+            return jobs.evaluate(step.file, step.sets)
+        case "report":
+            return pages.report(step.file, step.sets)
+        case _:
+            return pages.export(step.file, step.sets)
+
+
+def frozen(step: Step, folder: Path) -> Step:
+    """The same step with copies of its files in `folder`, so that editing a job file later changes nothing queued."""
+    target = folder / step.name / step.file.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(step.file.read_bytes())
+    if step.kind != "pack":
+        return Step(step.name, step.kind, target, step.sets, step.job, step.after)
+    job = folder / step.name / f"job-{step.job.name}"
+    if step.job.exists():
+        job.write_bytes(step.job.read_bytes())
+    # What lies beside a recipe is found from its folder.
+    sets = (*step.sets, f"folder={json.dumps(str(step.file.parent.resolve()))}")
+    return Step(step.name, step.kind, target, sets, job, step.after)
+
+
+def _pack(step: Step) -> Facts:
+    from semiocity.data.recipe import load_recipe
+    from semiocity.launch.jobs import PackJob
+
+    recipe = load_recipe(step.file, step.sets)
+    job = load_toml(step.job, PackJob) if step.job.exists() else PackJob()
+    dataset = (Path("data") / recipe.name).resolve()
+    return Facts(dataset, job.resources, job.image, (Thing("column", dataset, BASE),))
+
+
+def _column(job: Any, column: str, needs: tuple[str, ...], fields: list[str]) -> Facts:
+    dataset = job.dataset.resolve()
+    made = Thing("column", dataset, column)
+    return Facts(dataset, job.resources, job.image, (made,), _columns(dataset, needs), tuple(fields))
+
+
+def _columns(dataset: Path, references: tuple[str, ...]) -> dict[Thing, tuple[str, ...]]:
+    found: dict[Thing, tuple[str, ...]] = {Thing("column", dataset, BASE): ()}
+    for reference in references:
+        column, _, name = reference.partition(".")
+        thing = Thing("column", dataset, column)
+        found[thing] = (*found.get(thing, ()), name)
+    return found
+
+
+def _rows(dataset: Path, view: str | None, references: tuple[str, ...]) -> dict[Thing, tuple[str, ...]]:
+    """What a job reads that takes rows of a dataset, or of a saved view."""
+    if view is None:
+        return _columns(dataset, references)
+    return {Thing("view", dataset, view.partition("@")[0]): ()}
+
+
+def _run(name: str | None, step: Step) -> Path:
+    if name is None:
+        raise UserError(f"{step.file}: run: missing; name the training run that is meant, here or as the pipeline's")
+    return jobs.run_folder(name)
