@@ -38,6 +38,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "gc": ("gc", "delete revisions and leftovers that nothing refers to"),
     "ledger": ("ledger", "check which samples went into each batch of a training"),
     "status": ("status", "what is done, running, failed and missing"),
+    "logs": ("logs", "the end of the log that matters: the failing task's first"),
+    "cancel": ("cancel", "end what is queued or running of a run, so that it does not come back"),
+    "retry": ("retry", "a run's job again: what is missing and not under way"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),
     "image": ("image", "build the Apptainer image that jobs run in, unless it is there already"),
 }

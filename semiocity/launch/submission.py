@@ -69,6 +69,7 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
         "host": socket.gethostname(),
         "image": str(image) if image else None,
         "code": str(launch.code),
+        "resources": work.resources.model_dump(mode="json"),
         "tasks": tasks,
         "merge": len(tasks) if work.kind in MERGED else None,
         "jobs": [],
@@ -238,6 +239,8 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
         try:
             while waiting and len(running) < parallel and not interrupted:
                 start(*waiting.popleft())
+            if attempt.cancelled.exists():
+                waiting.clear()
             for index, (job, restart) in list(running.items()):
                 if job.done():
                     del running[index]

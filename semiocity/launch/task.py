@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from semiocity.errors import UserError
-from semiocity.files import write_json
+from semiocity.files import read_json, write_json
 from semiocity.launch.preempt import REQUEUE_EXIT, StopFlag
 from semiocity.launch.runs import Attempt
 from semiocity.launch.world import World, from_environment
@@ -47,7 +47,7 @@ def main(run: str, number: int, index: int) -> str:
         report(state="done")
         return "done"
     report(state="stopped", reason=stop.reason or "stopped")
-    if world.rank == 0:
+    if world.rank == 0 and not attempt.cancelled.exists():
         # Written only now: every rank has saved and passed a barrier, so the job may come back.
         attempt.requeue_file(world.job_id, world.restart).touch()
     raise SystemExit(REQUEUE_EXIT)
@@ -60,6 +60,7 @@ class Reporter:
         self.path = path
         self.written = 0.0
         self.facts: dict[str, Any] = {
+            "spent_s": _spent_s(path, world.job_id),
             "job": world.job_id,
             "restart": world.restart,
             "ranks": world.size,
@@ -74,6 +75,17 @@ class Reporter:
         if "state" in facts or now - self.written >= REPORT_EVERY_S:
             self.written = now
             write_json(self.path, {**self.facts, "updated": round(now, 1)})
+
+
+def _spent_s(path: Path, job: str) -> float:
+    """Seconds that this job ran before it was brought back."""
+    try:
+        before = read_json(path)
+    except (FileNotFoundError, UserError):
+        return 0.0
+    if before.get("job") != job:
+        return 0.0
+    return round(before.get("spent_s", 0.0) + before.get("updated", 0.0) - before.get("started", 0.0), 1)
 
 
 def _silent(**_facts: Any) -> None:
