@@ -22,7 +22,7 @@ from semiocity.data.layout import ShardPath, column_folder
 from semiocity.errors import UserError
 from semiocity.launch import squeue
 from semiocity.launch.runs import Attempt, alive, attempts
-from semiocity.launch.slurm_calls import call
+from semiocity.launch.scheduler import call
 
 GONE_S = 60.0
 """How long tasks that were told to end may take; SLURM kills them after its KillWait, 30 s by default."""
@@ -44,7 +44,9 @@ class Found:
     def __str__(self) -> str:
         names = squeue.whole_jobs(self.jobs) if self.slurm else self.jobs
         what = "job" if self.slurm else "process"
-        return f"{self.attempt.run.name} attempt {self.attempt.number}: {len(self.jobs)} tasks, {what} {', '.join(names)}"
+        return (
+            f"{self.attempt.run.name} attempt {self.attempt.number}: {len(self.jobs)} tasks, {what} {', '.join(names)}"
+        )
 
 
 def find(run: Path) -> list[Found]:

@@ -20,9 +20,7 @@ TROUBLE = re.compile(r"^(Traceback \(most recent call last\):|semiocity: |\w*(Er
 TAIL_BYTES = 1 << 18
 
 
-def show(
-    run: Path, *, task: int | None, rank: int | None, attempt: int | None, lines: int, follow: bool
-) -> int:
+def show(run: Path, *, task: int | None, rank: int | None, attempt: int | None, lines: int, follow: bool) -> int:
     """Print the last `lines` lines of a task's log under one line on how it stands; with `follow` go on until it ends.
 
     Exit status 1 when the task shown has failed.
@@ -89,7 +87,9 @@ def _log(attempt: Attempt, state: Mapping[str, Any], rank: int | None) -> Path |
     logs = rank_logs(attempt, state["job"])
     if rank is not None:
         if logs and rank not in logs:
-            raise UserError(f"{attempt.run.name}: task {state['index']} has no log of rank {rank}; ranks: {_span(logs)}")
+            raise UserError(
+                f"{attempt.run.name}: task {state['index']} has no log of rank {rank}; ranks: {_span(logs)}"
+            )
         return logs.get(rank)
     if state["state"] in ("failed", "lost") and len(logs) > 1:
         return first_failure(logs)
@@ -105,7 +105,9 @@ def rank_logs(attempt: Attempt, job: str) -> dict[int, Path]:
 
 def first_failure(logs: Mapping[int, Path]) -> Path:
     """The log whose rank ended first with an error of its own; those of the others tell only that it went away."""
-    ended = {rank: path.stat().st_mtime for rank, path in logs.items() if TROUBLE.search("\n".join(last_lines(path, 400)))}
+    ended = {
+        rank: path.stat().st_mtime for rank, path in logs.items() if TROUBLE.search("\n".join(last_lines(path, 400)))
+    }
     return logs[min(ended, key=lambda rank: (ended[rank], rank))] if ended else logs[min(logs)]
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from semiocity.config import Cluster, Resources
 from semiocity.errors import UserError
-from semiocity.launch import slurm
-from semiocity.launch.pipeline_run import jobs_of, locked, start
+from semiocity.launch import facts, slurm
+from semiocity.launch.pipeline_run import jobs_of, known_work, locked, start
 from semiocity.launch.pipeline_steps import step_of
-from semiocity.launch.pipeline_why import is_complete, look, recalled, remembered, why
+from semiocity.launch.pipeline_why import is_complete, look, why
 from semiocity.launch.runs import Attempt
 from semiocity.launch.world import World
 
@@ -48,7 +48,7 @@ def run(data: dict[str, Any], index: int, world: World, report: Callable[..., No
         jobs = start(standing.work, cluster, standing.jobs)
     with locked(run, owner):
         data = attempt.read()
-        data["steps"][step.name] = {"jobs": jobs, "work": remembered(standing.work)}
+        data["steps"][step.name] = {"jobs": jobs, "work": facts.of_work(standing.work)}
         attempt.write(data)
         report(said=f"queued: {', '.join(jobs)}" if jobs else "complete")
         pass_on(data, step.name)
@@ -62,7 +62,7 @@ def check_inputs(data: Mapping[str, Any], name: str) -> None:
         known = data["steps"].get(parent)
         if known is None:
             lacking.append(f"{parent} was not started")
-        elif not is_complete(work := recalled(known["work"])):
+        elif not is_complete(work := known_work(known["work"])):
             lacking.append(f"{parent} is not complete ({why(work)})")
     if lacking:
         raise UserError(

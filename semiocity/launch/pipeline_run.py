@@ -24,11 +24,11 @@ from semiocity.config import Cluster
 from semiocity.data.lease import Owner, lease
 from semiocity.errors import UserError
 from semiocity.files import write_json
-from semiocity.launch import slurm, squeue, submission
+from semiocity.launch import facts, follow, slurm, squeue, submission
 from semiocity.launch.jobs import Work
 from semiocity.launch.pipeline import Pipeline
 from semiocity.launch.pipeline_steps import Step, build, frozen
-from semiocity.launch.pipeline_why import Standing, is_complete, look, recalled, remembered
+from semiocity.launch.pipeline_why import Standing, is_complete, look
 from semiocity.launch.runs import Attempt, attempts, new_attempt, snapshot
 
 
@@ -114,7 +114,7 @@ def run_here(pipeline: Pipeline, cluster: Cluster, chosen: Sequence[str]) -> boo
                 continue
             print(f"    {standing.why}", flush=True)
             assert standing.work is not None
-            submission.submit(standing.work, cluster, wait=True)
+            submission.submit(standing.work, cluster, wait=True, replace=standing.work.kind != "train")
             if not is_complete(build(pipeline.step(name))):
                 raise UserError(f"{name}: not complete; run the same command again for what is missing")
         except UserError as error:
@@ -206,7 +206,7 @@ def _queue(pipeline: Pipeline, cluster: Cluster, planned: Sequence[Planned], tod
             name = p.step.name
             if name in todo and p.standing.state == "waits":
                 after = [job for parent in p.parents for job in jobs_of(data, index, parent)]
-                for queued in slurm.submit(launch, attempt, [index[name]], after=after):
+                for queued in slurm.submit(launch, attempt, range(index[name], index[name] + 1), after=after):
                     data["jobs"][index[name]] = queued[0]
                 attempt.write(data)
                 print(f"{name}: waits as SLURM job {data['jobs'][index[name]]}")
@@ -216,7 +216,7 @@ def _queue(pipeline: Pipeline, cluster: Cluster, planned: Sequence[Planned], tod
                 assert p.standing.work is not None
                 jobs = start(p.standing.work, cluster, p.standing.jobs)
             if p.standing.work is not None:
-                data["steps"][name] = {"jobs": jobs, "work": remembered(p.standing.work)}
+                data["steps"][name] = {"jobs": jobs, "work": facts.of_work(p.standing.work)}
             said = f"queued: {', '.join(jobs)}" if jobs else p.standing.why or "complete"
             write_json(attempt.task_file(index[name]), {"state": "done", "step": name, "job": "", "said": said})
             attempt.write(data)
@@ -228,7 +228,7 @@ def _queue(pipeline: Pipeline, cluster: Cluster, planned: Sequence[Planned], tod
 def start(work: Work, cluster: Cluster, busy: Sequence[str] = ()) -> list[str]:
     """Queue a step's work; the ids of all whole jobs that are at it. `busy` are those that were before."""
     before = {attempt.number for attempt in attempts(work.run)}
-    submission.submit(work, cluster)
+    submission.submit(work, cluster, replace=work.kind != "train")
     made = [attempt.read()["jobs"] for attempt in attempts(work.run) if attempt.number not in before]
     return squeue.whole_jobs(job for job in [*busy, *(job for jobs in made for job in jobs)] if job)
 
@@ -238,6 +238,11 @@ def jobs_of(data: Mapping[str, Any], index: Mapping[str, int], name: str) -> lis
     known = data["steps"].get(name, {}).get("jobs", [])
     gate = data["jobs"][index[name]]
     return [*known, *([gate] if gate and name not in data["steps"] else [])]
+
+
+def known_work(data: Mapping[str, Any]) -> Work:
+    """A step's work, from what was noted of it when it was queued."""
+    return facts.work_of(data, Path(data["run"]), Path(data["dataset"]))
 
 
 def gates_waiting(run: Path) -> list[str]:
@@ -251,7 +256,7 @@ def gates_waiting(run: Path) -> list[str]:
     return sorted({name for job, name in found.items() if job in live})
 
 
-def follow(attempt: Attempt) -> bool:
+def follow_all(attempt: Attempt) -> bool:
     """Wait until no gate and no step is queued or running. Returns whether every step is complete."""
     seen: set[str] = set()
     said: set[str] = set()
@@ -266,7 +271,7 @@ def follow(attempt: Attempt) -> bool:
         if not live and jobs == seen:  # a gate may have queued something between two looks
             break
         seen = jobs
-        time.sleep(submission.POLL_S["slurm"] if live else 0.2)
+        time.sleep(follow.POLL_S["slurm"] if live else 0.2)
     data = attempt.read()
     left = [name for name in data["job"]["chosen"] if not _is_there(data, name)]
     for name in left:
@@ -276,7 +281,7 @@ def follow(attempt: Attempt) -> bool:
 
 def _is_there(data: Mapping[str, Any], name: str) -> bool:
     known = data["steps"].get(name)
-    return known is not None and is_complete(recalled(known["work"]))
+    return known is not None and is_complete(known_work(known["work"]))
 
 
 def show(planned: Sequence[Planned], as_text: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from semiocity.config import Cluster
@@ -36,7 +35,7 @@ def look(step: Step, cluster: Cluster) -> Standing:
     work = build(step)
     if is_complete(work) and not submission.rows_to_retry(work):
         return Standing("complete", "", work)
-    busy = submission.under_way(work)
+    busy = submission.under_way(work).tasks
     if busy and (work.shards == 0 or not submission.plan_tasks(work, cluster, busy, submission.rows_to_retry(work))):
         ids = ", ".join(sorted({job.partition("_")[0] for job in busy}))
         return Standing("running", f"job {ids}", work, tuple(busy))
@@ -192,17 +191,3 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else "unset" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else f"{text[:37]}…"
-
-
-def recalled(data: Mapping[str, Any]) -> Work:
-    """As much of a work as `is_complete` asks for, from `remembered`."""
-    from semiocity.config import Resources
-
-    places = {"run": Path(data["run"]), "dataset": Path(data["dataset"])}
-    return Work(**{**data, **places}, resources=Resources())
-
-
-def remembered(work: Work) -> dict[str, Any]:
-    """A work as JSON, for the gates of the steps that wait for it."""
-    names = ("kind", "job", "column", "revision", "shards", "inputs")
-    return {name: getattr(work, name) for name in names} | {"run": str(work.run), "dataset": str(work.dataset)}

@@ -38,4 +38,4 @@ def run(a: argparse.Namespace) -> int:
     if not a.wait:
         print(f"`semiocity status {attempt.run.name}` shows where it stands")
         return 0
-    return 0 if pipeline_run.follow(attempt) else 1
+    return 0 if pipeline_run.follow_all(attempt) else 1

@@ -74,7 +74,7 @@ def test_teardown_requeues_only_what_asked_for_it(tmp_path: Path) -> None:
 
     def run(code: int, **variables: str) -> tuple[int, str]:
         asked.write_text("")
-        lines = [f"(exit {code})", *slurm.teardown(attempt, max_restarts=2)]
+        lines = [f"(exit {code})", *slurm.teardown(attempt, Cluster(max_restarts=2))]
         environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "12", **variables}
         done = subprocess.run(["bash", "-c", "\n".join(lines)], env=environment)
         return done.returncode, asked.read_text().strip()
