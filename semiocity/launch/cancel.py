@@ -1,7 +1,7 @@
 """`semiocity cancel RUN`: end what is queued or running of a run, so that it does not come back.
 
-A cancelled attempt has a file `cancelled`: tasks that save then do not ask for being brought back, and neither the batch
-script nor the local executor starts anything of it again. What was done stays.
+A cancelled attempt has a file `cancelled`: tasks that save then do not ask for being brought back, and
+neither the batch script nor the local executor starts anything of it again. What was done stays.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def find(run: Path) -> list[Found]:
 
 
 def _runs(run: Path) -> list[Path]:
-    """The run, after it the runs of its steps when it is a pipeline: gates end first, so that they queue nothing more."""
+    """The run, and of a pipeline the runs of its steps after it: gates end first, so that they queue nothing more."""
     made = [attempt.read() for attempt in attempts(run) if attempt.file.exists()]
     steps = [Path(step["work"]["run"]) for data in made for step in data.get("steps", {}).values()]
     return list(dict.fromkeys([run, *steps]))

@@ -105,9 +105,8 @@ def rank_logs(attempt: Attempt, job: str) -> dict[int, Path]:
 
 def first_failure(logs: Mapping[int, Path]) -> Path:
     """The log whose rank ended first with an error of its own; those of the others tell only that it went away."""
-    ended = {
-        rank: path.stat().st_mtime for rank, path in logs.items() if TROUBLE.search("\n".join(last_lines(path, 400)))
-    }
+    troubled = {rank: path for rank, path in logs.items() if TROUBLE.search("\n".join(last_lines(path, 400)))}
+    ended = {rank: path.stat().st_mtime for rank, path in troubled.items()}
     return logs[min(ended, key=lambda rank: (ended[rank], rank))] if ended else logs[min(logs)]
 
 

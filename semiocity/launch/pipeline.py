@@ -79,6 +79,8 @@ class Pipeline:
     parents: Mapping[str, tuple[str, ...]]
     """Step → the steps that it waits for."""
     gate: Resources
+    sets: tuple[str, ...] = ()
+    """What the command line overrode, STEP.KEY=VALUE."""
 
     @property
     def run(self) -> Path:
@@ -115,7 +117,7 @@ def load(file: Path, sets: Sequence[str] = ()) -> Pipeline:
         order = list(TopologicalSorter(parents).static_order())
     except CycleError as error:
         raise UserError(f"{file}: steps wait for one another: {' → '.join(reversed(error.args[1]))}") from None
-    return Pipeline(file.stem, file, tuple(steps[name] for name in order), facts, parents, found.gate)
+    return Pipeline(file.stem, file, tuple(steps[name] for name in order), facts, parents, found.gate, tuple(sets))
 
 
 def check_cluster(pipeline: Pipeline, cluster: Cluster, chosen: Collection[str]) -> None:

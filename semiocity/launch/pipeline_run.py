@@ -162,10 +162,12 @@ def queue(pipeline: Pipeline, cluster: Cluster, chosen: Sequence[str]) -> Attemp
         todo = [p for p in planned if p.step.name in chosen and p.standing.state != "complete"]
         if not todo:
             return None
-        return _queue(pipeline, cluster, planned, [p.step.name for p in todo])
+        return _queue(pipeline, cluster, planned, [p.step.name for p in todo], chosen)
 
 
-def _queue(pipeline: Pipeline, cluster: Cluster, planned: Sequence[Planned], todo: Sequence[str]) -> Attempt:
+def _queue(
+    pipeline: Pipeline, cluster: Cluster, planned: Sequence[Planned], todo: Sequence[str], asked: Sequence[str]
+) -> Attempt:
     attempt = new_attempt(pipeline.run)
     steps = [frozen(p.step, attempt.folder / "files") for p in planned]
     index = {step.name: number for number, step in enumerate(steps)}
@@ -173,7 +175,9 @@ def _queue(pipeline: Pipeline, cluster: Cluster, planned: Sequence[Planned], tod
         "kind": "pipeline",
         "attempt": attempt.number,
         "job": {
-            "file": str(pipeline.file),
+            "file": str(pipeline.file.absolute()),
+            "sets": list(pipeline.sets),
+            "asked": list(asked),
             "steps": [step.as_json() for step in steps],
             "parents": {name: list(parents) for name, parents in pipeline.parents.items()},
             "chosen": list(todo),

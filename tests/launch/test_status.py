@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from semiocity.files import write_json
-from semiocity.launch import status
+from semiocity.launch import status, status_text
 from semiocity.launch.runs import Attempt, new_attempt
 
 
@@ -75,7 +75,7 @@ def test_a_failure_shows_reason_last_line_and_path(tmp_path: Path) -> None:
     log = attempt.submitit / "77_0_log.out"
     log.write_text("loading\nCUDA error: out of memory\n")
     facts = status.collect(tmp_path / "data", tmp_path / "runs")
-    text = status.render(facts)
+    text = status_text.render(facts)
     assert "RuntimeError: out of memory" in text
     assert "CUDA error: out of memory" in text
     assert "77_0_log.out" in text
