@@ -109,14 +109,20 @@ def _release(item: Found) -> None:
     if item.data["kind"] not in ("pack", "stage", "reduce"):
         return
     folder = column_folder(Path(item.data["dataset"]), item.data["column"], item.data["revision"])
-    for index in range(len(item.data["tasks"])):
-        with suppress(OSError, ValueError, KeyError):
+    for index, shards in enumerate(item.data["tasks"]):
+        try:
             facts = json.loads(item.attempt.task_file(index).read_text())
-            path = ShardPath(folder, facts["shard"]).lease
-            held = json.loads(path.read_text())
-            job, _, task = str(facts["job"]).partition("_")
-            if facts["state"] != "done" and (held["job"], held["task"]) == (job, int(task or 0)):
-                path.unlink(missing_ok=True)
+        except (OSError, ValueError):
+            continue  # it never began
+        if facts.get("state") == "done":
+            continue
+        job, _, task = str(facts["job"]).partition("_")
+        for shard in shards:
+            path = ShardPath(folder, shard).lease
+            with suppress(OSError, ValueError, KeyError):
+                held = json.loads(path.read_text())
+                if (held["job"], held["task"]) == (job, int(task or 0)):
+                    path.unlink()
 
 
 def run(run: Path, yes: bool) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.launch import squeue
+from semiocity.launch.compact import packed_log
 from semiocity.launch.runs import Attempt, attempts
 from semiocity.launch.status import task_states
 
@@ -34,6 +35,9 @@ def show(run: Path, *, task: int | None, rank: int | None, attempt: int | None, 
     print(head + (f": {state['reason']}" if state["reason"] else ""))
     if len(failed) > 1 and task is None:
         print(f"tasks that failed: {', '.join(map(str, failed[:20]))}{' …' if len(failed) > 20 else ''} (--task N)")
+    if log is None and (text := packed_log(chosen, state["job"], rank or 0)):
+        print("\n".join(text.splitlines()[-lines:]))
+        return 0
     if log is None:
         if not follow:
             print("it has no log" + (" yet" if state["state"] in ("queued", "running") else ""))
