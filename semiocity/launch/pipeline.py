@@ -198,7 +198,8 @@ def _parents(file: Path, steps: Mapping[str, Step], facts: Mapping[str, Facts]) 
                     faults.append(
                         f"{file}: steps.{name}: needs {thing.name}.{field}, but {maker} makes {', '.join(known)}"
                     )
-        parents[name] = tuple(waits)
+        named = [makers[thing] for thing in fact.mentions if thing in makers]
+        parents[name] = tuple(dict.fromkeys([*waits, *named]))
     if faults:
         raise UserError("\n".join(faults))
     return parents

@@ -14,7 +14,7 @@ from typing import Any
 
 from semiocity.config import Cluster, Resources
 from semiocity.errors import UserError
-from semiocity.launch import facts, slurm
+from semiocity.launch import facts, slurm, squeue
 from semiocity.launch.pipeline_run import jobs_of, known_work, locked, start
 from semiocity.launch.pipeline_steps import step_of
 from semiocity.launch.pipeline_why import is_complete, look, why
@@ -42,7 +42,7 @@ def run(data: dict[str, Any], index: int, world: World, report: Callable[..., No
     check_inputs(data, step.name)
     standing = look(step, cluster)
     assert standing.work is not None
-    jobs: list[str] = list(standing.jobs)
+    jobs = squeue.whole_jobs(standing.jobs)
     if standing.state == "ready":
         print(f"{step.name}: {standing.why}", flush=True)
         jobs = start(standing.work, cluster, standing.jobs)

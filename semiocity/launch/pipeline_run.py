@@ -218,7 +218,10 @@ def _queue(
             jobs: list[str] = []
             if name in todo:
                 assert p.standing.work is not None
-                jobs = start(p.standing.work, cluster, p.standing.jobs)
+                running = p.standing.state == "running"
+                jobs = (
+                    squeue.whole_jobs(p.standing.jobs) if running else start(p.standing.work, cluster, p.standing.jobs)
+                )
             if p.standing.work is not None:
                 data["steps"][name] = {"jobs": jobs, "work": facts.of_work(p.standing.work)}
             said = f"queued: {', '.join(jobs)}" if jobs else p.standing.why or "complete"

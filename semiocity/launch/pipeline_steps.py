@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from semiocity.launch.jobs import Work
 FILES = ("pack", "stage", "reduce", "view", "train", "generate", "evaluate", "report", "export")
 """Keys of a step that name its file, and say what kind of step it is."""
 
+NAMED = re.compile(r"\b([a-z][a-z0-9_]*)\.[a-z]")
+"""A column in a filter expression."""
 RESULTS = {"model": "export/config.json", "samples": "samples/manifest.json", "scores": "scores.json"}
 
 
@@ -89,6 +92,8 @@ class Facts:
     makes: tuple[Thing, ...]
     reads: Mapping[Thing, tuple[str, ...]] = field(default_factory=dict)
     """What it reads, and of a column which fields."""
+    mentions: tuple[Thing, ...] = ()
+    """What it reads if it exists: columns that a filter names, as far as its words tell."""
     fields: tuple[str, ...] = ()
     """Fields of the column that it makes; empty where only its rows will tell."""
 
@@ -117,9 +122,10 @@ def describe(step: Step) -> Facts:
             view = load_toml(step.file, ViewJob, step.sets)
             named = Thing("view", view.dataset.resolve(), view.name or step.file.stem)
             split = () if view.split in ("", "base.split") else (view.split,)
-            return Facts(
-                named.folder, view.resources, view.image, (named,), _columns(named.folder, (*view.fields, *split))
-            )
+            words = {*NAMED.findall(view.filter or ""), *view.join}
+            mentions = tuple(Thing("column", named.folder, column) for column in sorted(words))
+            reads = _columns(named.folder, (*view.fields, *split))
+            return Facts(named.folder, view.resources, view.image, (named,), reads, mentions)
         case "train":
             from semiocity.train.options import TrainJob, needs
 
@@ -212,7 +218,7 @@ def _pack(step: Step) -> Facts:
 def _column(job: Any, column: str, needs: tuple[str, ...], fields: list[str]) -> Facts:
     dataset = job.dataset.resolve()
     made = Thing("column", dataset, column)
-    return Facts(dataset, job.resources, job.image, (made,), _columns(dataset, needs), tuple(fields))
+    return Facts(dataset, job.resources, job.image, (made,), _columns(dataset, needs), (), tuple(fields))
 
 
 def _columns(dataset: Path, references: tuple[str, ...]) -> dict[Thing, tuple[str, ...]]:

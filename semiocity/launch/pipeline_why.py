@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from semiocity.config import Cluster
@@ -38,8 +38,13 @@ def look(step: Step, cluster: Cluster) -> Standing:
     busy = submission.under_way(work).tasks
     if busy and (work.shards == 0 or not submission.plan_tasks(work, cluster, busy, submission.rows_to_retry(work))):
         ids = ", ".join(sorted({job.partition("_")[0] for job in busy}))
-        return Standing("running", f"job {ids}", work, tuple(busy))
-    return Standing("ready", why(work), work, tuple(busy))
+        return Standing("running", ids if ids.startswith("process") else f"job {ids}", work, _queued(busy))
+    return Standing("ready", why(work), work, _queued(busy))
+
+
+def _queued(busy: Iterable[str]) -> tuple[str, ...]:
+    """Those of the jobs that are SLURM's, for others to wait for."""
+    return tuple(job for job in busy if job[:1].isdigit())
 
 
 def is_complete(work: Work) -> bool:
@@ -104,9 +109,8 @@ def _changed_column(work: Work, current: str) -> str:
     if work.kind == "pack":
         plan = work.dataset / "plans" / current / "plan.json"
         before = read_json(plan)["recipe"] if plan.exists() else {}
-        skipped = {"folder", "note", "license"}
-        now = {key: value for key, value in work.job.items() if key in before and key not in skipped}
-        found = changes({key: value for key, value in before.items() if key in now}, now)
+        places = ("source.root ", "source.link_roots ", "blur.detector.path ", "note ", "license ")
+        found = [item for item in changes(before, work.job) if not item.startswith(places)]
         return "; ".join(found) or "files of the source have changed"
     if made["stage"]["name"] == manifest.EDIT:
         return "made anew below corrections by hand"

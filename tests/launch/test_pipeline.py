@@ -1,4 +1,4 @@
-"""A pipeline is checked as a whole before anything is queued, and does what is missing, in order, on this machine too."""
+"""A pipeline is checked as a whole before anything is queued, and does what is missing, in order."""
 
 from __future__ import annotations
 
@@ -109,6 +109,15 @@ def test_a_field_that_no_step_makes_is_refused(project: Path) -> None:
     file = write(project, STEPS + '[steps.view]\nview = "views/v.toml"\n')
     with pytest.raises(UserError, match=r"steps.view: needs hash.colour, but hash makes .*phash"):
         load(file)
+
+
+def test_a_view_waits_for_the_columns_that_its_filter_names(project: Path) -> None:
+    (project / "views").mkdir()
+    (project / "views" / "v.toml").write_text(
+        'dataset = "data/city"\nfields = ["base.image"]\nfilter = \'hash.detail > 0.5 and base.split == "a.b"\'\n'
+    )
+    found = load(write(project, STEPS + '[steps.view]\nview = "views/v.toml"\n'))
+    assert set(found.parents["view"]) == {"pack", "hash"}
 
 
 def test_every_example_is_sound(project: Path) -> None:
