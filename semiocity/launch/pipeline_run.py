@@ -196,9 +196,11 @@ def _queue(
         "steps": {},
     }
     attempt.write(data)
+    # A gate needs no node for itself, and where it has a partition of its own, none of the usual nodes' features.
+    small = {"exclusive": False} | ({"constraint": None} if pipeline.gate.partition else {})
     launch = slurm.Launch(
         name=pipeline.run.name,
-        cluster=cluster,
+        cluster=cluster.model_copy(update=small),
         resources=pipeline.gate,
         image=None,  # the image has no sbatch
         code=snapshot(pipeline.run),
@@ -218,10 +220,9 @@ def _queue(
             jobs: list[str] = []
             if name in todo:
                 assert p.standing.work is not None
-                running = p.standing.state == "running"
-                jobs = (
-                    squeue.whole_jobs(p.standing.jobs) if running else start(p.standing.work, cluster, p.standing.jobs)
-                )
+                jobs = squeue.whole_jobs(p.standing.jobs)
+                if p.standing.state == "ready":
+                    jobs = start(p.standing.work, cluster, p.standing.jobs)
             if p.standing.work is not None:
                 data["steps"][name] = {"jobs": jobs, "work": facts.of_work(p.standing.work)}
             said = f"queued: {', '.join(jobs)}" if jobs else p.standing.why or "complete"
