@@ -9,6 +9,7 @@ from importlib import import_module
 from types import ModuleType
 
 from semiocity.errors import UserError
+from semiocity.launch import sharing
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "everything from packing to the report page, on this machine or the cluster"),
@@ -37,6 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "du": ("du", "what datasets take: bytes and inodes by column and revision"),
     "gc": ("gc", "delete revisions and leftovers that nothing refers to"),
     "ledger": ("ledger", "check which samples went into each batch of a training"),
+    "repeat": ("repeat", "a run again from its folder alone: same job, revisions and code"),
     "status": ("status", "what is done, running, failed and missing"),
     "logs": ("logs", "the end of the log that matters: the failing task's first"),
     "cancel": ("cancel", "end what is queued or running of a run, so that it does not come back"),
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Exit status: 0 all is well, 1 something failed or is incomplete, 2 bad input, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
     arguments = parser(words[0] if words else "").parse_args(words)
+    sharing.follow_site_file()
     try:
         status: int = _module(arguments.verb).run(arguments)
         return status

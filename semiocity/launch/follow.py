@@ -6,18 +6,21 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import read_json
-from semiocity.launch import slurm, squeue
+from semiocity.launch import scheduler, slurm, squeue
+from semiocity.launch.compact import packed_states
 from semiocity.launch.jobs import Work
 from semiocity.launch.runs import Attempt, last_line
 
 POLL_S = {"local": 0.2, "slurm": 3.0}
+ASK_S = 30.0
+"""Most seconds between two looks at the queue, for whoever follows a job."""
 
 
 def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], parallel: int) -> None:
@@ -69,20 +72,38 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
         running[data["merge"]][0].wait()
 
 
-def follow_slurm(attempt: Attempt, jobs: Sequence[str]) -> Iterator[None]:
-    """Yield at every look at the queue until none of `jobs` is in it. A controller that is busy is asked again."""
+def follow_slurm(jobs: Collection[str], finished: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Yield every second until none of `jobs` is in the queue.
+
+    The queue is asked now and then only, and every second once `finished` (by the files) says that it must be empty
+    soon. A controller that is busy is asked again.
+    """
     silent = 0
+    pause_s, asked = POLL_S["slurm"], time.monotonic()
     while True:
-        try:
-            if not squeue.states(jobs):
-                return
-            silent = 0
-        except UserError:
-            silent += 1
-            if silent > 20:
-                raise
+        if finished() or time.monotonic() - asked >= pause_s:
+            try:
+                if not squeue.states(jobs):
+                    return
+                silent = 0
+                pause_s = min(ASK_S, 1.5 * pause_s)
+            except UserError:
+                silent += 1
+                pause_s = scheduler.pause(silent)
+                if silent > 20:
+                    raise
+            asked = time.monotonic()
         yield
-        time.sleep(POLL_S["slurm"] * (1 + silent))
+        time.sleep(1)
+
+
+def last_task_done(attempt: Attempt, data: Mapping[str, Any]) -> bool:
+    """Whether the task that runs after all others has ended well, by its file."""
+    index = len(data["tasks"]) - 1 if data["merge"] is None else data["merge"]
+    try:
+        return bool(read_json(attempt.task_file(index))["state"] == "done")
+    except (FileNotFoundError, UserError, KeyError):
+        return index in packed_states(attempt)
 
 
 def progress(attempt: Attempt, tasks: int, final: bool = False) -> None:

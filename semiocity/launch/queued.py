@@ -22,14 +22,17 @@ class UnderWay:
     """Job id -> shards, of attempts at the same work."""
     jobs: frozenset[str] = frozenset()
     """Job ids of every attempt of the run."""
+    live: frozenset[str] = frozenset()
+    """Every job in the queue of those who ever submitted this run."""
     submitted: int = 0
     """Jobs of this user in the queue, each task of an array counted. 0 when nobody had to be asked."""
     over: tuple[Attempt, ...] = ()
     """Attempts none of whose tasks is queued or running."""
 
     @property
-    def shards(self) -> set[int]:
-        return set(chain(*self.tasks.values()))
+    def queued(self) -> list[str]:
+        """Those of `tasks` that SLURM holds."""
+        return [job for job in self.tasks if job in self.live]
 
 
 def under_way(work: Work, limited: bool = False) -> UnderWay:
@@ -51,7 +54,7 @@ def under_way(work: Work, limited: bool = False) -> UnderWay:
         if (data["kind"], data["column"], data["revision"]) == (work.kind, work.column, work.revision):
             tasks |= found
     me = squeue.own_name()
-    return UnderWay(tasks, frozenset(jobs), sum(job.user == me for job in queue), tuple(over))
+    return UnderWay(tasks, frozenset(jobs), frozenset(live), sum(job.user == me for job in queue), tuple(over))
 
 
 def _slurm(attempt: Attempt, data: dict[str, Any], queue: list[squeue.Queued], live: set[str]) -> dict[str, list[int]]:

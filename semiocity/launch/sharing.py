@@ -9,6 +9,7 @@ from __future__ import annotations
 import grp
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from semiocity.errors import UserError
@@ -16,6 +17,20 @@ from semiocity.errors import UserError
 UMASK = 0o002
 SHELL = ["umask 0002", "export SLURM_UMASK=0002"]
 """The same in a batch script; srun takes the ranks' umask from the variable."""
+
+
+def follow_site_file(file: Path = Path("jobs/cluster.toml")) -> None:
+    """Umask 0002 for whatever this process writes, where the site file names a shared group."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    if "shared_group" in text:
+        import tomllib
+
+        with suppress(tomllib.TOMLDecodeError):  # whoever needs the file says what is wrong with it
+            if tomllib.loads(text).get("shared_group"):
+                os.umask(UMASK)
 
 
 def share(group: str, *folders: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace as with_
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from semiocity.errors import UserError
 from semiocity.files import write_json
 from semiocity.launch import estimate, facts, identity, lock, scheduler, sharing, sizing, slurm, squeue
 from semiocity.launch.compact import compact
-from semiocity.launch.follow import describe, failure, follow_slurm, progress, run_local, short
+from semiocity.launch.follow import describe, failure, follow_slurm, last_task_done, progress, run_local, short
 from semiocity.launch.jobs import Work, image_of
 from semiocity.launch.queued import UnderWay, under_way
 from semiocity.launch.runs import Attempt, new_attempt, snapshot
@@ -53,17 +54,22 @@ def submit(
             print(f"{describe(work)}: complete, nothing to do")
             return True
         if cluster.shared_group:
-            sharing.share(cluster.shared_group, work.run, work.dataset)
+            sharing.share(cluster.shared_group, work.run, work.dataset, *(work.dataset / "plans").glob("**/"))
         with lock.submission(work.run):
             submitted = _submit(work, cluster, image, replace, code)
-        if submitted is None:
-            return False
+        if isinstance(submitted, UnderWay):
+            if not (wait and submitted.queued):
+                return False
+            print("waiting for them")
+            for _ in follow_slurm(submitted.queued):
+                pass
+            continue  # to what they may have left
         attempt, launch, left = submitted
         data = attempt.read()
         if cluster.executor == "slurm":
             if not wait:
                 return False
-            for _ in follow_slurm(attempt, data["jobs"]):
+            for _ in follow_slurm(data["jobs"], partial(last_task_done, attempt, data)):
                 progress(attempt, len(data["tasks"]))
         else:
             run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
@@ -79,9 +85,9 @@ def submit(
 
 def _submit(
     work: Work, cluster: Cluster, image: Path | None, replace: bool, code: Path | None
-) -> tuple[Attempt, slurm.Launch, int] | None:
-    """Plan, freeze and queue one attempt, with the run's submission lock held. None when there is nothing to submit;
-    otherwise the attempt and how many planned tasks did not find room in the queue."""
+) -> tuple[Attempt, slurm.Launch, int] | UnderWay:
+    """Plan, freeze and queue one attempt, with the run's submission lock held. Returns the attempt and how many planned
+    tasks found no room in the queue; or what is under way, when that is everything that is missing."""
     busy = under_way(work, limited=cluster.executor == "slurm" and cluster.max_submitted is not None)
     if not replace:
         identity.refuse_another(work, busy.jobs)
@@ -90,10 +96,19 @@ def _submit(
     for attempt in busy.over:
         compact(attempt)
     room = _room(cluster, work, busy)
+    if room is not None and room < 1:
+        full = (
+            f"you have {busy.submitted} jobs in the queue, and max_submitted in jobs/cluster.toml is "
+            f"{cluster.max_submitted}; the same command queues what is missing when some have ended"
+        )
+        if not busy.queued:
+            raise UserError(f"{describe(work)}: nothing was queued: {full}")
+        print(f"{describe(work)}: the rest has to wait: {full}")
+        return busy
     tasks = plan_tasks(work, cluster, busy.tasks, rows_to_retry(work), room)
     if not tasks:
         print(f"{describe(work)}: everything that is missing is already queued or running; see `semiocity status`")
-        return None
+        return busy
     if cluster.executor == "slurm":
         draft = _launch(work, cluster, image, code or work.run / "code" / "SNAPSHOT")
         if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
@@ -127,8 +142,8 @@ def _submit(
     if left:
         print(
             f"{left} more tasks found no room: the site lets you have no more jobs in the queue. Run the same command "
-            "again later; it queues what is missing then (with max_submitted in jobs/cluster.toml tasks are made longer, "
-            "so that all fit)"
+            "again later; it queues what is missing then (with max_submitted in jobs/cluster.toml tasks are made "
+            "longer, so that all fit)"
         )
     return attempt, launch, left
 
@@ -137,13 +152,7 @@ def _room(cluster: Cluster, work: Work, busy: UnderWay) -> int | None:
     """How many tasks the site's limit lets us queue now, the merge beside them; None without a limit."""
     if cluster.executor != "slurm" or cluster.max_submitted is None:
         return None
-    room = cluster.max_submitted - busy.submitted - (work.kind in MERGED)
-    if room < 1:
-        raise UserError(
-            f"{describe(work)}: nothing was queued: you have {busy.submitted} jobs in the queue, and max_submitted in "
-            f"jobs/cluster.toml is {cluster.max_submitted}; run the same command again when some have ended"
-        )
-    return room
+    return cluster.max_submitted - busy.submitted - (work.kind in MERGED)
 
 
 def _dry_run(work: Work, cluster: Cluster, image: Path | None) -> str:
