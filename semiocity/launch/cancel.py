@@ -138,7 +138,9 @@ def run(run: Path, yes: bool) -> int:
             raise UserError("nobody can be asked here; add --yes")
         if input("End all of this? What was done stays. [y/N] ").strip().lower() not in ("y", "yes"):
             return 1
-    if not cancel(found):
-        return 1
+    while found:
+        if not cancel(found):
+            return 1
+        found = find(run)  # a gate may just have queued its step
     print("cancelled; the same commands, or `semiocity retry`, go on from what was done")
     return 0

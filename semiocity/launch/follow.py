@@ -23,6 +23,10 @@ ASK_S = 30.0
 """Most seconds between two looks at the queue, for whoever follows a job."""
 
 
+class Interrupted(UserError):
+    """Ctrl-C: what was done is kept, and nothing more is to be started."""
+
+
 def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], parallel: int) -> None:
     """Run every task on this machine, at most `parallel` at a time, bringing back those that ask for it.
 
@@ -57,7 +61,7 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
                             waiting.append((index, restart + 1))
             progress(attempt, len(data["tasks"]), final=not running and not waiting)
             if interrupted and not running:
-                raise UserError(
+                raise Interrupted(
                     f"stopped; what was done is kept. Run the same command again to go on ({short(attempt.run)})"
                 )
             time.sleep(POLL_S["local"])

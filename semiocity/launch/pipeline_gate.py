@@ -14,21 +14,18 @@ from typing import Any
 
 from semiocity.config import Cluster, Resources
 from semiocity.errors import UserError
-from semiocity.launch import facts, slurm, squeue
-from semiocity.launch.pipeline_run import jobs_of, known_work, locked, start
+from semiocity.launch import facts, lock, slurm, squeue
+from semiocity.launch.pipeline_run import jobs_of, known_work, start
 from semiocity.launch.pipeline_steps import step_of
 from semiocity.launch.pipeline_why import is_complete, look, why
 from semiocity.launch.runs import Attempt
-from semiocity.launch.world import World
 
 OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_", "SEMIOCITY_RESTART", "PMI")
 KEPT = {"SLURM_CONF"}
 
 
-def run(data: dict[str, Any], index: int, world: World, report: Callable[..., None]) -> bool:
+def run(data: dict[str, Any], index: int, report: Callable[..., None]) -> bool:
     """Queue step `index` of a pipeline. Raises UserError, which names it, when a step before it is not complete."""
-    from semiocity.launch.task import _owner
-
     run = Path(data["run"])
     os.chdir(run.parents[1])
     attempt = Attempt(run, data["attempt"])
@@ -36,8 +33,7 @@ def run(data: dict[str, Any], index: int, world: World, report: Callable[..., No
     leave_job(os.environ, slurm.environment(_gate(attempt, cluster)))
     step = step_of(data["job"]["steps"][index])
     report(step=step.name)
-    owner = _owner(world)
-    with locked(run, owner):  # whoever queues is done with it: attempt.json is whole
+    with lock.submission(run):  # whoever queues is done with it: attempt.json is whole
         data = attempt.read()
     check_inputs(data, step.name)
     standing = look(step, cluster)
@@ -46,7 +42,7 @@ def run(data: dict[str, Any], index: int, world: World, report: Callable[..., No
     if standing.state == "ready":
         print(f"{step.name}: {standing.why}", flush=True)
         jobs = start(standing.work, cluster, standing.jobs)
-    with locked(run, owner):
+    with lock.submission(run):
         data = attempt.read()
         data["steps"][step.name] = {"jobs": jobs, "work": facts.of_work(standing.work)}
         attempt.write(data)

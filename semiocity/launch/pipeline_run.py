@@ -14,17 +14,15 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from semiocity.config import Cluster
-from semiocity.data.lease import Owner, lease
 from semiocity.errors import UserError
 from semiocity.files import write_json
-from semiocity.launch import facts, follow, slurm, squeue, submission
+from semiocity.launch import facts, follow, lock, slurm, squeue, submission
 from semiocity.launch.jobs import Work
 from semiocity.launch.pipeline import Pipeline
 from semiocity.launch.pipeline_steps import Step, build, frozen
@@ -117,9 +115,9 @@ def run_here(pipeline: Pipeline, cluster: Cluster, chosen: Sequence[str]) -> boo
             submission.submit(standing.work, cluster, wait=True, replace=standing.work.kind != "train")
             if not is_complete(build(pipeline.step(name))):
                 raise UserError(f"{name}: not complete; run the same command again for what is missing")
+        except follow.Interrupted:
+            raise
         except UserError as error:
-            if str(error).startswith("stopped;"):
-                raise
             broken[name] = str(error)
             print(f"semiocity: {error}\n", file=sys.stderr)
             continue
@@ -132,17 +130,6 @@ def run_here(pipeline: Pipeline, cluster: Cluster, chosen: Sequence[str]) -> boo
 # ---------------------------------------------------------------- on a cluster
 
 
-@contextmanager
-def locked(run: Path, owner: Owner) -> Iterator[None]:
-    """One at a time writes down which jobs stand for which step, and what gates wait for."""
-    while True:
-        with lease(run / "pipeline.lease", owner) as held:
-            if held:
-                yield
-                return
-        time.sleep(0.5)
-
-
 def queue(pipeline: Pipeline, cluster: Cluster, chosen: Sequence[str]) -> Attempt | None:
     """Queue the chosen steps that are not complete: those that can be planned as they are, gates for the others.
 
@@ -150,8 +137,7 @@ def queue(pipeline: Pipeline, cluster: Cluster, chosen: Sequence[str]) -> Attemp
     wait: they would queue the same steps.
     """
     run = pipeline.run
-    run.mkdir(parents=True, exist_ok=True)
-    with locked(run, Owner.here("pipeline")):
+    with lock.submission(run):
         if waiting := gates_waiting(run):
             raise UserError(
                 f"{run.name}: {', '.join(waiting)} of an earlier call still wait in the queue and will go on by "
@@ -270,21 +256,29 @@ def follow_all(attempt: Attempt) -> bool:
     said: set[str] = set()
     while True:
         data = attempt.read()
-        jobs = {job for job in data["jobs"] if job} | {job for s in data["steps"].values() for job in s["jobs"]}
-        for name in data["steps"].keys() - said:
-            if name in data["job"]["chosen"] and data["steps"][name]["jobs"]:
-                print(f"{name}: job {', '.join(data['steps'][name]['jobs'])}", file=sys.stderr, flush=True)
-            said.add(name)
-        live = squeue.states(jobs) if jobs else {}
-        if not live and jobs == seen:  # a gate may have queued something between two looks
+        jobs = {job for job in data["jobs"] if job} | {job for step in data["steps"].values() for job in step["jobs"]}
+        if jobs == seen:  # a gate may have queued something between two looks
             break
         seen = jobs
-        time.sleep(follow.POLL_S["slurm"] if live else 0.2)
-    data = attempt.read()
+        for _ in follow.follow_slurm(jobs, lambda: _seems_over(attempt)):
+            for name, step in attempt.read()["steps"].items():
+                if name not in said and step["jobs"]:
+                    print(f"{name}: job {', '.join(step['jobs'])}", file=sys.stderr, flush=True)
+                said.add(name)
     left = [name for name in data["job"]["chosen"] if not _is_there(data, name)]
     for name in left:
         print(f"{name}: not complete; `semiocity logs {attempt.run.name}` or its own run says why")
     return not left
+
+
+def _seems_over(attempt: Attempt) -> bool:
+    """Whether, by the files, every step was queued and the task that ends it has ended well."""
+    data = attempt.read()
+    if any(name not in data["steps"] for name in data["job"]["chosen"]):
+        return False
+    runs = {step["work"]["run"] for step in data["steps"].values() if step["jobs"]}
+    last = [[a for a in attempts(Path(run)) if a.file.exists()][-1] for run in runs]
+    return all(follow.last_task_done(a, a.read()) for a in last)
 
 
 def _is_there(data: Mapping[str, Any], name: str) -> bool:

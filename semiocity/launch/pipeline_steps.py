@@ -147,7 +147,8 @@ def describe(step: Step) -> Facts:
 
             evaluate = load_toml(step.file, EvaluateJob, step.sets)
             run, dataset = _run(evaluate.run, step), evaluate.dataset.resolve()
-            reads = _columns(dataset, ("base.image", "base.label")) | {Thing("samples", run): ()}
+            samples = {} if evaluate.samples else {Thing("samples", run): ()}
+            reads = {**_columns(dataset, ("base.image", "base.label")), **samples}
             return Facts(dataset, evaluate.resources, evaluate.image, (Thing("scores", run),), reads)
         case "report":
             from semiocity.evaluate.options import EvaluateJob

@@ -228,7 +228,7 @@ def _export(data: dict[str, Any], index: int, world: World, stop: StopFlag, repo
 def _pipeline(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
     from semiocity.launch.pipeline_gate import run
 
-    return run(data, index, world, report)
+    return run(data, index, report)
 
 
 KINDS: dict[str, Work] = {

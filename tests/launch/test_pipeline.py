@@ -120,13 +120,15 @@ def test_a_view_waits_for_the_columns_that_its_filter_names(project: Path) -> No
     assert set(found.parents["view"]) == {"pack", "hash"}
 
 
-def test_every_example_is_sound(project: Path) -> None:
-    for name in ("views", "models"):
-        if (ROOT / name).exists():
-            shutil.copytree(ROOT / name, project / name)
-    for file in sorted(Path("jobs/pipelines").glob("*.toml")):
-        if "models" not in file.read_text():
-            assert load(file).steps
+@pytest.mark.parametrize("name", [file.name for file in sorted((ROOT / "jobs" / "pipelines").glob("*.toml"))])
+def test_every_example_is_sound(project: Path, name: str) -> None:
+    shutil.copytree(ROOT / "views", project / "views")
+    try:
+        found = load(Path("jobs/pipelines") / name)
+    except UserError as error:  # this machine has no weights, and that is all
+        assert all("args.model: " in line for line in str(error).splitlines()), error
+    else:
+        assert found.steps[-1].kind == "report"
 
 
 def test_a_job_that_is_queued_from_a_job_inherits_nothing_of_it() -> None:
