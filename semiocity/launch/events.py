@@ -2,7 +2,8 @@
 
 A file is a sequence of records: length (uint64), crc of it, payload, crc of that, little-endian; the crc is CRC-32C,
 rotated and offset as in TensorFlow's `lib/io/record_writer`. A payload is an `Event` message (`event.proto`):
-wall_time = 1 (double), step = 2 (int64), file_version = 3 (string), summary = 5 with value = 1 { tag = 1, simple_value = 2 }.
+wall_time = 1 (double), step = 2 (int64), file_version = 3 (string), summary = 5; in that value = 1, and in that tag = 1
+(string) and simple_value = 2 (float).
 """
 
 from __future__ import annotations

@@ -6,10 +6,12 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from semiocity.errors import UserError
+from semiocity.files import read_json
 from semiocity.launch import squeue
 from semiocity.launch.compact import packed_log
 from semiocity.launch.runs import Attempt, attempts
@@ -30,11 +32,11 @@ def show(run: Path, *, task: int | None, rank: int | None, attempt: int | None, 
     states = _states(chosen)
     state = _task(states, task, chosen)
     failed = [s["index"] for s in states if s["state"] in ("failed", "lost")]
-    log = _log(chosen, state, rank)
     head = f"{run.name}, attempt {chosen.number}, task {state['index']} ({state['state']})"
     print(head + (f": {state['reason']}" if state["reason"] else ""))
     if len(failed) > 1 and task is None:
         print(f"tasks that failed: {', '.join(map(str, failed[:20]))}{' …' if len(failed) > 20 else ''} (--task N)")
+    log = _log(chosen, state, rank)
     if log is None and (text := packed_log(chosen, state["job"], rank or 0)):
         print("\n".join(text.splitlines()[-lines:]))
         return 0
@@ -96,7 +98,9 @@ def _log(attempt: Attempt, state: Mapping[str, Any], rank: int | None) -> Path |
             )
         return logs.get(rank)
     if state["state"] in ("failed", "lost") and len(logs) > 1:
-        return first_failure(logs)
+        log, said = first_failure(attempt, state["job"], logs)
+        print(said or "several ranks: this one's log ended first with an error")
+        return log
     return logs[min(logs)] if logs else None
 
 
@@ -107,11 +111,29 @@ def rank_logs(attempt: Attempt, job: str) -> dict[int, Path]:
     return {int(match[1]): attempt.submitit / match[0] for match in sorted(filter(None, names), key=lambda m: m[0])}
 
 
-def first_failure(logs: Mapping[int, Path]) -> Path:
-    """The log whose rank ended first with an error of its own; those of the others tell only that it went away."""
+def first_failure(attempt: Attempt, job: str, logs: Mapping[int, Path]) -> tuple[Path, str]:
+    """The log of the rank that failed first, and what that rank said; the others tell only that it went away.
+
+    Ranks note their end in the attempt folder (ranks/JOB.RESTART/RANK.json). Where they could not, the log decides that
+    ended first with an error.
+    """
+    failed = [facts for facts in _notes(attempt, job) if facts.get("state") == "failed" and facts.get("rank") in logs]
+    if failed:
+        first = min(failed, key=lambda facts: (facts["time"], facts["rank"]))
+        return logs[first["rank"]], f"rank {first['rank']} on {first.get('host', '?')} first: {first.get('reason', '')}"
     troubled = {rank: path for rank, path in logs.items() if TROUBLE.search("\n".join(last_lines(path, 400)))}
     ended = {rank: path.stat().st_mtime for rank, path in troubled.items()}
-    return logs[min(ended, key=lambda rank: (ended[rank], rank))] if ended else logs[min(logs)]
+    return logs[min(ended, key=lambda rank: (ended[rank], rank))] if ended else logs[min(logs)], ""
+
+
+def _notes(attempt: Attempt, job: str) -> list[dict[str, Any]]:
+    """What the ranks of a job's newest restart noted of themselves."""
+    folders = [(int(path.name.rpartition(".")[2]), path) for path in attempt.folder.glob(f"ranks/{job}.[0-9]*")]
+    found = []
+    for path in sorted(max(folders)[1].glob("[0-9]*.json")) if folders else []:
+        with suppress(OSError, UserError):
+            found.append(read_json(path))
+    return found
 
 
 def last_lines(log: Path, lines: int) -> list[str]:

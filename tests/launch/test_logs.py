@@ -38,7 +38,7 @@ def test_the_failing_tasks_first_rank_comes_first(attempt: Attempt, capsys: pyte
     assert logs.show(attempt.run, **TAKEN) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "train, attempt 1, task 1 (failed): RuntimeError: peer closed"
-    assert out[1].endswith("8_2_log.out <==")
+    assert out[2].endswith("8_2_log.out <==")
     assert out[-1] == "ValueError: the cause"
     assert logs.show(attempt.run, **TAKEN | {"rank": 1}) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "working"
@@ -50,6 +50,20 @@ def test_the_failing_tasks_first_rank_comes_first(attempt: Attempt, capsys: pyte
         logs.show(attempt.run, **TAKEN | {"task": 5})
     with pytest.raises(UserError, match="no attempt 3; there are 1"):
         logs.show(attempt.run, **TAKEN | {"attempt": 3})
+
+
+def test_what_ranks_noted_of_themselves_decides(attempt: Attempt, capsys: pytest.CaptureFixture[str]) -> None:
+    for rank, age in ((0, 60), (1, 5)):
+        write(attempt, "8", rank, f"Traceback (most recent call last):\nError: of {rank}\n", age)
+    for restart, first in ((0, 0), (1, 1)):
+        for rank in (0, 1):
+            state = "failed" if rank == first else "follower"
+            facts = {"rank": rank, "state": state, "time": 5.0 - rank, "host": "n2", "reason": f"Error: of {rank}"}
+            write_json(attempt.folder / "ranks" / f"8.{restart}" / f"{rank:04d}.json", facts)
+    assert logs.show(attempt.run, **TAKEN) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[1] == "rank 1 on n2 first: Error: of 1"
+    assert out[-1] == "Error: of 1"
 
 
 def test_the_end_of_a_huge_log_is_read_alone(attempt: Attempt, capsys: pytest.CaptureFixture[str]) -> None:
