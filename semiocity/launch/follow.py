@@ -45,10 +45,10 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
 
     while waiting or running:
         try:
-            while waiting and len(running) < parallel and not interrupted:
-                start(*waiting.popleft())
             if attempt.cancelled.exists():
                 waiting.clear()
+            while waiting and len(running) < parallel and not interrupted:
+                start(*waiting.popleft())
             for index, (job, restart) in list(running.items()):
                 if job.done():
                     del running[index]
