@@ -172,6 +172,7 @@ def _queue(
         "dataset": str(pipeline.facts[planned[-1].step.name].dataset),
         "column": "",
         "revision": "",
+        "columns": {},
         "executor": "slurm",
         "host": socket.gethostname(),
         "image": None,
