@@ -58,13 +58,23 @@ def report(job_file: Path, sets: Sequence[str]) -> Work:
     )
 
 
+def references(job: ExportJob) -> list[str]:
+    """The fields that an export names, COLUMN.FIELD; whole columns are left out."""
+    named = [item.rpartition("=")[2] for item in job.fields]
+    return [reference for reference in named if "." in reference]
+
+
 def export(job_file: Path, sets: Sequence[str]) -> Work:
     """A copy of a dataset in another tool's format."""
     job = load_toml(job_file, ExportJob, sets)
     dataset = job.dataset.resolve()
     facts = manifest.read_manifest(dataset)
-    named = [item.rpartition("=")[2] for item in job.fields]
-    manifest.require(facts, [reference for reference in named if "." in reference], dataset)
+    manifest.require(facts, references(job), dataset)
+    columns = (
+        {"base", *(item.rpartition("=")[2].partition(".")[0] for item in job.fields)}
+        if job.fields
+        else facts["columns"]
+    )
     out = job.out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     return Work(
@@ -74,7 +84,7 @@ def export(job_file: Path, sets: Sequence[str]) -> Work:
         job={**job.model_dump(mode="json"), "out": str(out)},
         resources=job.resources,
         image=job.image,
-        columns={name: column["revision"] for name, column in facts["columns"].items()},
-        inputs=jobs.seen(dataset, facts["columns"]),
+        columns={name: facts["columns"][name]["revision"] for name in sorted(columns)},
+        inputs=jobs.seen(dataset, columns),
         binds=(out.parent,),
     )

@@ -199,6 +199,8 @@ def _parents(file: Path, steps: Mapping[str, Step], facts: Mapping[str, Facts]) 
                         f"{file}: steps.{name}: needs {thing.name}.{field}, but {maker} makes {', '.join(known)}"
                     )
         named = [makers[thing] for thing in fact.mentions if thing in makers]
+        if fact.all_columns:
+            named += [m for thing, m in makers.items() if thing.kind == "column" and thing.folder == fact.dataset]
         parents[name] = tuple(dict.fromkeys([*waits, *named]))
     if faults:
         raise UserError("\n".join(faults))

@@ -94,6 +94,8 @@ class Facts:
     """What it reads, and of a column which fields."""
     mentions: tuple[Thing, ...] = ()
     """What it reads if it exists: columns that a filter names, as far as its words tell."""
+    all_columns: bool = False
+    """Whether it reads every column that the dataset has."""
     fields: tuple[str, ...] = ()
     """Fields of the column that it makes; empty where only its rows will tell."""
 
@@ -157,13 +159,15 @@ def describe(step: Step) -> Facts:
             run, dataset = _run(report.run, step), report.dataset.resolve()
             return Facts(dataset, report.resources, report.image, (Thing("page", run),), {Thing("scores", run): ()})
         case _:
-            from semiocity.launch.pages import ExportJob
+            from semiocity.launch import pages
 
-            export = load_toml(step.file, ExportJob, step.sets)
+            export = load_toml(step.file, pages.ExportJob, step.sets)
             dataset = export.dataset.resolve()
-            named_fields = tuple(item.rpartition("=")[2] for item in export.fields if "." in item) or ("base.image",)
-            rows = _rows(dataset, export.view, named_fields)
-            return Facts(dataset, export.resources, export.image, (Thing("copy", export.out.resolve()),), rows)
+            rows = _rows(dataset, export.view, tuple(pages.references(export)))
+            copy = (Thing("copy", export.out.resolve()),)
+            return Facts(
+                dataset, export.resources, export.image, copy, rows, all_columns=not (export.fields or export.view)
+            )
 
 
 def build(step: Step) -> Work:
@@ -219,7 +223,7 @@ def _pack(step: Step) -> Facts:
 def _column(job: Any, column: str, needs: tuple[str, ...], fields: list[str]) -> Facts:
     dataset = job.dataset.resolve()
     made = Thing("column", dataset, column)
-    return Facts(dataset, job.resources, job.image, (made,), _columns(dataset, needs), (), tuple(fields))
+    return Facts(dataset, job.resources, job.image, (made,), _columns(dataset, needs), fields=tuple(fields))
 
 
 def _columns(dataset: Path, references: tuple[str, ...]) -> dict[Thing, tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from semiocity.config import Cluster
@@ -18,6 +19,9 @@ from semiocity.launch.status import task_states
 
 UNIMPORTANT = {"resources", "image", "run", "tasks", "dataset"}
 """Keys of a job that do not change what comes out."""
+
+
+RESULTS = {"generate": "samples/manifest.json", "evaluate": "scores.json", "report": "report.html"}
 
 
 class Standing(NamedTuple):
@@ -56,7 +60,8 @@ def is_complete(work: Work) -> bool:
     if work.kind in submission.MERGED - {"generate"} or work.kind == "train":
         return submission.complete(work)
     last = _last(work)
-    return last is not None and not _differences(work, last.read()) and _ended_well(last)
+    there = Path(work.job["out"]) if work.kind == "export" else work.run / RESULTS[work.kind]
+    return there.exists() and last is not None and not _differences(work, last.read()) and _ended_well(last)
 
 
 def why(work: Work) -> str:
@@ -73,7 +78,7 @@ def why(work: Work) -> str:
             last = _last(work)
             if last is None:
                 return "not done yet"
-            return "; ".join(_differences(work, last.read())) or "the last attempt did not end well"
+            return "; ".join(_differences(work, last.read())) or "it did not end well, or its results are gone"
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], what: str = "") -> list[str]:

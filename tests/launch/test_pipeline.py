@@ -149,9 +149,11 @@ def semiocity(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_on_this_machine_a_step_that_fails_keeps_back_only_what_needs_it(project: Path) -> None:
     small = '[steps.pack]\npack = "shards/city.toml"\nset = { "source.size" = [32, 32], "source.train" = 8 }\n'
     rest = '[steps.hash]\nstage = "jobs/hash.toml"\n[steps.duplicates]\nreduce = "jobs/duplicates.toml"\n'
-    file = write(project, small + rest + '[steps.caption]\nstage = "jobs/caption.toml"\n', head="")
-    done = semiocity("pipeline", str(file), "--phases", "pack,caption", cwd=project)
+    rest += '[steps.caption]\nstage = "jobs/caption.toml"\n[steps.copy]\nexport = "jobs/export.toml"\n'
+    file = write(project, small + rest, head="")
+    done = semiocity("pipeline", str(file), "--phases", "pack,caption,copy", cwd=project)
     assert done.returncode == 0, done.stderr
+    assert list((project / "data/exports/city").rglob("*.tar"))
     [tar] = project.glob("data/city/columns/base/*/00000/*.tar")
     tar.write_bytes(bytes(tar.stat().st_size))  # damage: no stage can read it
     done = semiocity("pipeline", str(file), cwd=project)
@@ -162,6 +164,7 @@ def test_on_this_machine_a_step_that_fails_keeps_back_only_what_needs_it(project
     assert {step["step"]: step["state"] for step in plan} == {
         "pack": "complete",
         "caption": "complete",
+        "copy": "complete",
         "hash": "ready",
         "duplicates": "waits",
     }
