@@ -155,7 +155,7 @@ class Resources(Strict):
     array_parallelism: int = Field(64, ge=1)
     """Most tasks of an array that run at the same time."""
     shards_per_task: int | None = Field(None, ge=1)
-    """Shards that one task makes, one after the other. By default as many as take `task_min`, once that was measured."""
+    """Shards that one task makes, one after the other. By default as many as fill `task_min`, once measured."""
     task_min: float = Field(20, gt=0)
     """Minutes that a task should take where the number of shards is up to us: long against the start, short against the
     time limit."""

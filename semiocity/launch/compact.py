@@ -6,6 +6,7 @@ together in `packed.json` and `logs/done.log`; whatever failed keeps its own. St
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,5 +74,6 @@ def packed_log(attempt: Attempt, job: str, rank: int = 0) -> str:
         text = (attempt.logs / DONE_LOG).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return ""
-    _, found, rest = ("\n" + text).partition("\n" + HEAD.format(f"{job}_{rank}_log.out"))
-    return rest.partition("\n==> ")[0] if found else ""
+    parts = re.split(r"^==> (\S+_log\.out) <==\n", text, flags=re.MULTILINE)
+    found = dict(zip(parts[1::2], parts[2::2]))
+    return found.get(f"{job}_{rank}_log.out", "")

@@ -31,7 +31,6 @@ def submission(run: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
 
     Raises UserError that names the holder when it could not be had within `patience_s` seconds.
     """
-    made = not run.exists()
     path = lock_file(run)
     told = False
     end = time.monotonic() + patience_s
@@ -50,9 +49,8 @@ def submission(run: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
                 print(f"{run.name}: {holder(path)} is submitting it just now; waiting", file=sys.stderr, flush=True)
             time.sleep(0.2)
     finally:
-        if made:
-            with suppress(OSError):
-                run.rmdir()
+        with suppress(OSError):
+            run.rmdir()
 
 
 def holder(path: Path) -> str:

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
-from semiocity.config import Job, load_toml
+from semiocity.config import Strict, load_toml
 from semiocity.data import manifest
 from semiocity.errors import UserError
 from semiocity.launch import jobs
 from semiocity.launch.jobs import Work
 
 
-class ExportJob(Job):
-    """A copy of a dataset (`jobs/export.toml`); the keys are the options of `semiocity export`."""
+class ExportFile(Strict):
+    """What is exported (`jobs/export-webdataset.toml`); the keys are the options of `semiocity export`. What it asks of
+    the cluster is in `jobs/export.toml`."""
 
+    dataset: Path
     to: Literal["parquet", "huggingface", "coco", "fiftyone", "webdataset", "energon", "webshart", "imagefolder"]
     out: Path
     """Folder to write into."""
@@ -29,13 +29,16 @@ class ExportJob(Job):
     link: bool | None = None
     conditioning: str | None = None
     metadata: Literal["jsonl", "csv"] | None = None
-    workers: int = Field(1, ge=1)
-    """Processes."""
 
     def options(self) -> dict[str, Any]:
         """What the format is told."""
         given = {"link": self.link, "conditioning": self.conditioning, "metadata": self.metadata}
         return {name: value for name, value in given.items() if value is not None}
+
+    def references(self) -> list[str]:
+        """The fields that it names, COLUMN.FIELD; whole columns are left out."""
+        named = [item.rpartition("=")[2] for item in self.fields]
+        return [reference for reference in named if "." in reference]
 
 
 def report(job_file: Path, sets: Sequence[str]) -> Work:
@@ -58,33 +61,19 @@ def report(job_file: Path, sets: Sequence[str]) -> Work:
     )
 
 
-def references(job: ExportJob) -> list[str]:
-    """The fields that an export names, COLUMN.FIELD; whole columns are left out."""
-    named = [item.rpartition("=")[2] for item in job.fields]
-    return [reference for reference in named if "." in reference]
+def export(file: Path, sets: Sequence[str], job_file: Path) -> Work:
+    """A copy of a dataset in another tool's format. `sets` that begin with `resources.` are the job file's."""
+    from semiocity.data.export.selection import Rows
+    from semiocity.data.export.wish import Wish
+    from semiocity.launch import exporting
+
+    wanted = load_toml(file, ExportFile, sets_of(sets, job=False))
+    rows = Rows(wanted.split, wanted.filter, wanted.view)
+    dataset, out = str(wanted.dataset.absolute()), str(wanted.out.absolute())
+    wish = Wish(dataset, wanted.to, out, wanted.fields, rows, wanted.options())
+    return exporting.work(wish, job_file, sets_of(sets, job=True))
 
 
-def export(job_file: Path, sets: Sequence[str]) -> Work:
-    """A copy of a dataset in another tool's format."""
-    job = load_toml(job_file, ExportJob, sets)
-    dataset = job.dataset.resolve()
-    facts = manifest.read_manifest(dataset)
-    manifest.require(facts, references(job), dataset)
-    columns = (
-        {"base", *(item.rpartition("=")[2].partition(".")[0] for item in job.fields)}
-        if job.fields
-        else facts["columns"]
-    )
-    out = job.out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return Work(
-        kind="export",
-        run=jobs.run_folder(job.run, "export", dataset.name, out.name),
-        dataset=dataset,
-        job={**job.model_dump(mode="json"), "out": str(out)},
-        resources=job.resources,
-        image=job.image,
-        columns={name: facts["columns"][name]["revision"] for name in sorted(columns)},
-        inputs=jobs.seen(dataset, columns),
-        binds=(out.parent,),
-    )
+def sets_of(sets: Sequence[str], job: bool) -> list[str]:
+    """Those overrides that are of what is asked of the cluster, or the others."""
+    return [item for item in sets if item.startswith("resources.") == job]

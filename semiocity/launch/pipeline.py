@@ -39,7 +39,7 @@ class StepFile(Strict):
     export: Path | None = None
     """A copy of a dataset in the format of another tool."""
     job: Path | None = None
-    """With `pack`: what packing asks of the cluster; jobs/pack.toml by default."""
+    """With `pack` and `export`: what a task asks of the cluster; jobs/pack.toml and jobs/export.toml by default."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Keys of the job file to override, dotted or nested: { "args.batch" = 8 }."""
     after: tuple[str, ...] = ()
@@ -50,8 +50,10 @@ class StepFile(Strict):
         given = [name for name in FILES if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"needs exactly one of {', '.join(FILES)}, not {', '.join(given) or 'none of them'}")
-        if self.job is not None and self.pack is None:
-            raise ValueError(f"job goes with pack; name the job file as {given[0]} = {json.dumps(str(self.job))}")
+        if self.job is not None and not (self.pack or self.export):
+            raise ValueError(
+                f"job goes with pack and export; name the job file as {given[0]} = {json.dumps(str(self.job))}"
+            )
         return self
 
 
@@ -159,7 +161,7 @@ def _step(name: str, entry: StepFile, found: PipelineFile) -> Step:
         kind=kind,
         file=getattr(entry, kind),
         sets=(*sets, *_dotted(entry.set)),
-        job=entry.job or Path("jobs/pack.toml"),
+        job=entry.job or Path("jobs/export.toml" if kind == "export" else "jobs/pack.toml"),
         after=entry.after,
     )
 

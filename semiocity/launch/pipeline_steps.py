@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class Step:
     file: Path
     sets: tuple[str, ...] = ()
     job: Path = Path("jobs/pack.toml")
-    """With kind pack: what packing asks of the cluster."""
+    """With kind pack and export: what a task asks of the cluster."""
     after: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -119,9 +119,9 @@ def describe(step: Step) -> Facts:
             column = reducing.column or reduce.column
             return _column(reducing, column, reduce.needs(), [*reduce.fields(), *reduce.scalars()])
         case "view":
-            from semiocity.data.views import ViewJob
+            from semiocity.data.views import load_job
 
-            view = load_toml(step.file, ViewJob, step.sets)
+            view = load_job(step.file, step.sets)
             named = Thing("view", view.dataset.resolve(), view.name or step.file.stem)
             split = () if view.split in ("", "base.split") else (view.split,)
             words = {*NAMED.findall(view.filter or ""), *view.join}
@@ -159,15 +159,16 @@ def describe(step: Step) -> Facts:
             run, dataset = _run(report.run, step), report.dataset.resolve()
             return Facts(dataset, report.resources, report.image, (Thing("page", run),), {Thing("scores", run): ()})
         case _:
-            from semiocity.launch import pages
+            from semiocity.launch.exporting import ExportJob
+            from semiocity.launch.pages import ExportFile, sets_of
 
-            export = load_toml(step.file, pages.ExportJob, step.sets)
+            export = load_toml(step.file, ExportFile, sets_of(step.sets, job=False))
+            asked = load_toml(step.job, ExportJob, sets_of(step.sets, job=True)) if step.job.exists() else ExportJob()
             dataset = export.dataset.resolve()
-            rows = _rows(dataset, export.view, tuple(pages.references(export)))
+            rows = _rows(dataset, export.view, tuple(export.references()))
             copy = (Thing("copy", export.out.resolve()),)
-            return Facts(
-                dataset, export.resources, export.image, copy, rows, all_columns=not (export.fields or export.view)
-            )
+            everything = not (export.fields or export.view)
+            return Facts(dataset, asked.resources, asked.image, copy, rows, all_columns=everything)
 
 
 def build(step: Step) -> Work:
@@ -192,22 +193,23 @@ def build(step: Step) -> Work:
         case "report":
             return pages.report(step.file, step.sets)
         case _:
-            return pages.export(step.file, step.sets)
+            return pages.export(step.file, step.sets, step.job)
 
 
 def frozen(step: Step, folder: Path) -> Step:
     """The same step with copies of its files in `folder`, so that editing a job file later changes nothing queued."""
-    target = folder / step.name / step.file.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(step.file.read_bytes())
-    if step.kind != "pack":
-        return Step(step.name, step.kind, target, step.sets, step.job, step.after)
-    job = folder / step.name / f"job-{step.job.name}"
+    if step.file.is_dir():  # a view that was built is its own rule
+        return step
+    sets = step.sets
+    if step.kind == "pack":  # what lies beside a recipe is found from its folder
+        sets = (*sets, f"folder={json.dumps(str(step.file.parent.resolve()))}")
+    place = folder / step.name
+    place.mkdir(parents=True, exist_ok=True)
+    (place / step.file.name).write_bytes(step.file.read_bytes())
+    job = place / f"job-{step.job.name}"
     if step.job.exists():
         job.write_bytes(step.job.read_bytes())
-    # What lies beside a recipe is found from its folder.
-    sets = (*step.sets, f"folder={json.dumps(str(step.file.parent.resolve()))}")
-    return Step(step.name, step.kind, target, sets, job, step.after)
+    return replace(step, file=place / step.file.name, job=job, sets=sets)
 
 
 def _pack(step: Step) -> Facts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from semiocity.config import Cluster
@@ -60,8 +59,12 @@ def is_complete(work: Work) -> bool:
     if work.kind in submission.MERGED - {"generate"} or work.kind == "train":
         return submission.complete(work)
     last = _last(work)
-    there = Path(work.job["out"]) if work.kind == "export" else work.run / RESULTS[work.kind]
-    return there.exists() and last is not None and not _differences(work, last.read()) and _ended_well(last)
+    return (
+        (work.run / RESULTS[work.kind]).exists()
+        and last is not None
+        and not _differences(work, last.read())
+        and _ended_well(last)
+    )
 
 
 def why(work: Work) -> str:
@@ -74,6 +77,9 @@ def why(work: Work) -> str:
             return "its rule or its columns have changed" if found.exists() else "not built yet"
         case "train":
             return _why_train(work)
+        case "export":
+            missing = len(submission.missing(work))
+            return f"missing shards: {missing} of {work.shards}" if missing else "written, but not finished"
         case _:
             last = _last(work)
             if last is None:

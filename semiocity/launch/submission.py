@@ -23,7 +23,7 @@ from semiocity.launch.queued import UnderWay, under_way
 from semiocity.launch.runs import Attempt, new_attempt, snapshot
 
 # Work whose results are merged by one more task when all others have ended.
-MERGED = {"pack", "stage", "reduce", "view", "generate"}
+MERGED = {"pack", "stage", "reduce", "view", "generate", "export"}
 
 
 def submit(
@@ -234,6 +234,10 @@ def complete(work: Work) -> bool:
             )
         case "view":
             return views.is_built(work.dataset, work.column, work.revision, work.shards)
+        case "export":
+            from semiocity.data.export import engine, wish
+
+            return engine.is_finished(wish.Wish.from_json(work.job["export"]), work.job["inputs"])
         case "train":
             from semiocity.train.options import TrainJob, is_done
 
@@ -245,7 +249,7 @@ def complete(work: Work) -> bool:
 def _succeeded(work: Work, attempt: Attempt) -> bool:
     from semiocity.launch.status import task_states
 
-    if work.kind in ("pack", "stage", "reduce", "view", "train"):
+    if work.kind in ("pack", "stage", "reduce", "view", "export", "train"):
         return complete(work)
     return all(state["state"] == "done" for state in task_states(attempt, live={}))
 
@@ -277,7 +281,7 @@ def plan_tasks(
     if work.shards == 0:
         return [[] for _ in range(work.units)]
     held = {shard for shards in busy.values() for shard in shards}
-    todo = [shard for shard in sorted({*_missing(work), *again}) if shard not in held]
+    todo = [shard for shard in sorted({*missing(work), *again}) if shard not in held]
     if not todo and not busy:
         return [[]]  # every receipt is there but nobody merged them: one task that finds nothing to do, then the merge
     if work.kind == "reduce":
@@ -291,7 +295,12 @@ def plan_tasks(
     return [list(chain(*units[start : start + size])) for start in range(0, len(units), size)]
 
 
-def _missing(work: Work) -> list[int]:
+def missing(work: Work) -> list[int]:
+    """Shards of the work that are not there."""
     if work.kind == "view":
         return views.missing(views.view_folder(work.dataset, work.column) / work.revision, work.shards)
+    if work.kind == "export":
+        from semiocity.data.export import engine, wish
+
+        return engine.missing(wish.Wish.from_json(work.job["export"]), work.job["inputs"])
     return manifest.missing(manifest.column_folder(work.dataset, work.column, work.revision), work.shards)

@@ -177,6 +177,20 @@ def _merge_view(data: dict[str, Any], index: int, world: World, stop: StopFlag, 
     return True
 
 
+def _export(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.data.export import engine, wish
+
+    wanted, inputs = wish.Wish.from_json(data["job"]["export"]), data["job"]["inputs"]
+    return engine.task(wanted, inputs, data["tasks"][index], _owner(world), stop, lambda facts: report(**facts))
+
+
+def _finish_export(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.data.export import engine, wish
+
+    engine.finish(wish.Wish.from_json(data["job"]["export"]), data["job"]["inputs"])
+    return True
+
+
 def _view_plan(data: dict[str, Any]) -> Any:
     from semiocity.data.views import ViewJob, plan_again
 
@@ -213,18 +227,6 @@ def _report(data: dict[str, Any], index: int, world: World, stop: StopFlag, repo
     return True
 
 
-def _export(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
-    from semiocity.data.export.engine import export
-    from semiocity.data.export.selection import Rows
-    from semiocity.launch.pages import ExportJob
-
-    job = ExportJob.model_validate(data["job"])
-    rows = Rows(job.split, job.filter, job.view)
-    told = lambda done, shards: report(done_shards=done, shards=shards)  # noqa: E731
-    export(Path(data["dataset"]), job.to, job.out, job.fields, rows, job.options(), job.workers, told)
-    return True
-
-
 def _pipeline(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
     from semiocity.launch.pipeline_gate import run
 
@@ -236,11 +238,11 @@ KINDS: dict[str, Work] = {
     "stage": _stage,
     "reduce": _reduce,
     "view": _view,
+    "export": _export,
     "train": _train,
     "generate": _generate,
     "evaluate": _evaluate,
     "report": _report,
-    "export": _export,
     "pipeline": _pipeline,
 }
 
@@ -250,6 +252,7 @@ MERGES: dict[str, Work] = {
     "stage": _merge,
     "reduce": _merge_reduce,
     "view": _merge_view,
+    "export": _finish_export,
     "generate": _merge_samples,
 }
 

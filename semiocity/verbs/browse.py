@@ -15,6 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards", metavar="FIRST:END", help="only these shards, such as 0:100 (for very large datasets)"
     )
+    parser.add_argument("--view", metavar="NAME", help="begin with the rows of a saved view; the page can pick others")
     contents = parser.add_mutually_exclusive_group()
     contents.add_argument(
         "--contents",
@@ -35,4 +36,5 @@ def run(a: argparse.Namespace) -> int:
 
     from semiocity.launch.jobs import load_cluster
 
-    return browse(a.dataset, a.port, a.host or load_cluster(None).login_host, a.shards, a.contents, a.cache)
+    host = a.host or load_cluster(None).login_host
+    return browse(a.dataset, a.port, host, a.shards, a.contents, a.cache, a.view)

@@ -149,7 +149,7 @@ def semiocity(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_on_this_machine_a_step_that_fails_keeps_back_only_what_needs_it(project: Path) -> None:
     small = '[steps.pack]\npack = "shards/city.toml"\nset = { "source.size" = [32, 32], "source.train" = 8 }\n'
     rest = '[steps.hash]\nstage = "jobs/hash.toml"\n[steps.duplicates]\nreduce = "jobs/duplicates.toml"\n'
-    rest += '[steps.caption]\nstage = "jobs/caption.toml"\n[steps.copy]\nexport = "jobs/export.toml"\n'
+    rest += '[steps.caption]\nstage = "jobs/caption.toml"\n[steps.copy]\nexport = "jobs/export-webdataset.toml"\n'
     file = write(project, small + rest, head="")
     done = semiocity("pipeline", str(file), "--phases", "pack,caption,copy", cwd=project)
     assert done.returncode == 0, done.stderr

@@ -67,7 +67,7 @@ def test_pauses_are_spread_and_bounded() -> None:
 
 def test_patience_ends(commands: Commands) -> None:
     commands.put("sbatch", [BUSY] * 1000)
-    with pytest.raises(scheduler.Busy, match="did not answer for .* Socket timed out"):
+    with pytest.raises(scheduler.Busy, match=r"did not answer for .* Socket timed out"):
         scheduler.call(["sbatch"], patience_s=100, sleep=lambda _: None)
 
 

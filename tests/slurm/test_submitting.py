@@ -1,4 +1,4 @@
-"""Submission on a real SLURM: calls and files counted, limits kept, mistakes refused, two at once, nothing queued twice."""
+"""Submission on a real SLURM: calls and files counted, limits kept, mistakes refused, nothing queued twice."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_long_arrays_are_split_and_each_task_finds_its_shards(project: Project, 
         (SITE, ["--set", 'resources.partition="gpu"'], ["Invalid partition name", "gpu"]),
         (SITE, ["--set", "resources.gpus_per_node=4"], ["Requested node configuration is not available"]),
         (SITE + '[sbatch]\nnodelist = "n9"\n', [], ["Invalid node name"]),
-        (SITE + '[sbatch]\nno-such-option = true\n', [], ["no-such-option"]),
+        (SITE + "[sbatch]\nno-such-option = true\n", [], ["no-such-option"]),
     ],
 )
 def test_a_mistake_costs_one_message_and_queues_nothing(
@@ -138,7 +138,9 @@ def test_two_submissions_at_the_same_moment_queue_everything_once(project: Proje
     command = [sys.executable, "-m", "semiocity", "caption", "jobs/caption.toml"]
     environment = {**os.environ, **project.environment}
     both = [
-        subprocess.Popen(command, cwd=project.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, cwd=project.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
     output = ["".join(process.communicate()) for process in both]
@@ -199,7 +201,8 @@ def test_a_limit_that_only_sbatch_knows(project: Project, shims: Shims) -> None:
     shims.put(
         "sbatch",
         'size=$(sed -n "s/.*--array=0-\\([0-9]*\\).*/\\1/p" "${@: -1}" 2>/dev/null)\n'
-        '[[ "$*" != *--test-only* && ${size:-0} -gt 2 ]] && echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2 && exit 1\n'
+        'if [[ "$*" != *--test-only* && ${size:-0} -gt 2 ]]; then\n'
+        '  echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1\nfi\n'
         'exec "$real" "$@"',
     )
     done = project.run("caption", "jobs/caption.toml", check=False)
