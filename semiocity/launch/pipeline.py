@@ -51,9 +51,7 @@ class StepFile(Strict):
         if len(given) != 1:
             raise ValueError(f"needs exactly one of {', '.join(FILES)}, not {', '.join(given) or 'none of them'}")
         if self.job is not None and not (self.pack or self.export):
-            raise ValueError(
-                f"job goes with pack and export; name the job file as {given[0]} = {json.dumps(str(self.job))}"
-            )
+            raise ValueError(f"job goes with pack and export; name the job file at {given[0]}")
         return self
 
 

@@ -242,7 +242,7 @@ def known_work(data: Mapping[str, Any]) -> Work:
 
 def gates_waiting(run: Path) -> list[str]:
     """Names of the steps whose gates of earlier attempts are still queued or running. One squeue call."""
-    found = {}
+    found: dict[str, str] = {}
     for attempt in attempts(run):
         if attempt.file.exists():
             data = attempt.read()

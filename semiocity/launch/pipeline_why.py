@@ -59,12 +59,9 @@ def is_complete(work: Work) -> bool:
     if work.kind in submission.MERGED - {"generate"} or work.kind == "train":
         return submission.complete(work)
     last = _last(work)
-    return (
-        (work.run / RESULTS[work.kind]).exists()
-        and last is not None
-        and not _differences(work, last.read())
-        and _ended_well(last)
-    )
+    if last is None or not (work.run / RESULTS[work.kind]).exists():
+        return False
+    return not _differences(work, last.read()) and _ended_well(last)
 
 
 def why(work: Work) -> str:
@@ -187,8 +184,8 @@ def _ended_well(attempt: Attempt) -> bool:
 
 
 def _differences(work: Work, then: Mapping[str, Any]) -> list[str]:
-    kept = [{key: value for key, value in job.items() if key not in UNIMPORTANT} for job in (then["job"], work.job)]
-    found = changes(*kept, "changed argument ")
+    old, new = ({key: job[key] for key in job if key not in UNIMPORTANT} for job in (then["job"], work.job))
+    found = changes(old, new, "changed argument ")
     before = then.get("inputs", {})
     return found + [f"changed {name}" for name in sorted(work.inputs) if before.get(name) != work.inputs[name]]
 
