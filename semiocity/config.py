@@ -314,6 +314,8 @@ class Cluster(Strict):
     """Further srun options, such as `--mpi=none`."""
     network_interface: str | None = None
     """Interface for NCCL's and gloo's rendezvous, such as ib0."""
+    login_host: str | None = None
+    """Name of the login node as seen from outside, for the ssh lines of `semiocity board` and `browse`."""
     max_array: int | None = Field(None, ge=2)
     """The cluster's MaxArraySize; longer arrays are split. By default what `scontrol show config` says."""
     max_submitted: int | None = Field(None, ge=1)
