@@ -150,6 +150,7 @@ def test_on_this_machine_a_step_that_fails_keeps_back_only_what_needs_it(project
     small = '[steps.pack]\npack = "shards/city.toml"\nset = { "source.size" = [32, 32], "source.train" = 8 }\n'
     rest = '[steps.hash]\nstage = "jobs/hash.toml"\n[steps.duplicates]\nreduce = "jobs/duplicates.toml"\n'
     rest += '[steps.caption]\nstage = "jobs/caption.toml"\n[steps.copy]\nexport = "jobs/export-webdataset.toml"\n'
+    rest += 'set = { fields = ["image=base.image", "text=caption.text"] }\n'
     file = write(project, small + rest, head="")
     done = semiocity("pipeline", str(file), "--phases", "pack,caption,copy", cwd=project)
     assert done.returncode == 0, done.stderr
