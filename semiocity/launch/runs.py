@@ -8,6 +8,7 @@
         tasks/0003.json         what task 3 is doing, written by the task
         gathered.json           the same of tasks that are done, in one file; written by whoever asks for the status
         requeue/JOB.RESTART     "bring this job back", written by rank 0, read by the batch script
+        cancelled               there when it was cancelled: nothing of it comes back
         submitit/               submitit's files and the logs
 
 Standard library only: `status` reads these without anything installed.
@@ -19,12 +20,13 @@ import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import semiocity
 from semiocity.errors import UserError
-from semiocity.files import read_json, write_json
+from semiocity.files import adopt_folder, read_json, write_json
 
 FORMAT = 1
 
@@ -45,16 +47,33 @@ class Attempt:
         return self.folder / "attempt.json"
 
     @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
     def submitit(self) -> Path:
-        return self.folder / "submitit"
+        return self.logs
 
     @property
     def requeue(self) -> Path:
         return self.folder / "requeue"
 
     @property
+    def packed(self) -> Path:
+        return self.folder / "packed.json"
+
+    def sbatch_file(self, first: int) -> Path:
+        """The sbatch file of the array whose first task has this index."""
+        return self.folder / f"tasks-{first:05d}.sbatch"
+
+    @property
     def gathered(self) -> Path:
         return self.folder / "gathered.json"
+
+    @property
+    def cancelled(self) -> Path:
+        """There when the attempt was cancelled: nothing of it shall come back."""
+        return self.folder / "cancelled"
 
     def task_file(self, index: int) -> Path:
         return self.folder / "tasks" / f"{index:04d}.json"
@@ -97,7 +116,7 @@ def new_attempt(run: Path) -> Attempt:
         except FileExistsError:
             number += 1
             continue
-        for folder in (attempt.folder / "tasks", attempt.requeue, attempt.submitit):
+        for folder in (attempt.folder / "tasks", attempt.requeue, attempt.logs):
             folder.mkdir()
         return attempt
 
@@ -107,6 +126,17 @@ def all_runs(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if (path / "attempts").is_dir())
+
+
+def find_run(name: str, root: Path = Path("runs")) -> Path:
+    """The folder of a run, by its name or its path. Raises UserError naming what is near."""
+    for folder in (root / name, Path(name)):
+        if (folder / "attempts").is_dir():
+            return folder.resolve()
+    names = [run.name for run in all_runs(root)]
+    near = get_close_matches(name, names, n=1)
+    there = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names) or 'none'}"
+    raise UserError(f"{root / name}: no such run; {there}")
 
 
 def snapshot(run: Path) -> Path:
@@ -134,7 +164,7 @@ def snapshot(run: Path) -> Path:
             copy = temporary / "semiocity" / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-        temporary.chmod(0o755)
+        adopt_folder(temporary)
         temporary.rename(target)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
