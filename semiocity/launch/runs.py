@@ -121,10 +121,11 @@ def all_runs(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if (path / "attempts").is_dir())
 
 
-def snapshot(run: Path) -> Path:
+def snapshot(run: Path, compiled: bool = False) -> Path:
     """Copy this package into the run folder, once for each state of the code; returns the folder for PYTHONPATH.
 
-    The copy is complete or absent (temporary name, rename), so tasks never import half of it.
+    The copy is complete or absent (temporary name, rename), so tasks never import half of it. `compiled` adds Python's
+    compiled files: containers see the copy read-only, and each task would compile it anew.
     """
     source = Path(semiocity.__file__).resolve().parent
     files = sorted(
@@ -146,6 +147,8 @@ def snapshot(run: Path) -> Path:
             copy = temporary / "semiocity" / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
+        if compiled:
+            _compile(temporary, target)
         adopt_folder(temporary)
         temporary.rename(target)
     except OSError:
@@ -153,6 +156,15 @@ def snapshot(run: Path) -> Path:
         if not target.exists():  # another submission may have been quicker with the same code
             raise
     return target
+
+
+def _compile(code: Path, target: Path) -> None:
+    """Of another Python version, they are ignored. Unchecked, since the copy never changes."""
+    import compileall
+    from py_compile import PycInvalidationMode
+
+    mode = PycInvalidationMode.UNCHECKED_HASH
+    compileall.compile_dir(code, quiet=2, ddir=str(target), invalidation_mode=mode)
 
 
 def alive(pid: str) -> bool:

@@ -114,7 +114,7 @@ def _submit(
         if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
             raise UserError(f"{describe(work)}: the cluster would not take this job, so nothing was queued: {reason}")
     attempt = new_attempt(work.run)
-    launch = _launch(work, cluster, image, code or snapshot(work.run))
+    launch = _launch(work, cluster, image, code or snapshot(work.run, compiled=image is not None))
     planned = len(tasks)
     data: dict[str, Any] = {
         **facts.of_work(work),

@@ -127,11 +127,14 @@ def _reduce(data: dict[str, Any], index: int, world: World, stop: StopFlag, repo
 
 
 def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
-    from semiocity.data.edit import follow
-    from semiocity.data.manifest import merge
+    from semiocity.data.manifest import corrected, merge
 
-    merge(Path(data["dataset"]), data["column"], data["revision"])
-    follow(Path(data["dataset"]), data["column"], data["revision"], _owner(world))
+    place = Path(data["dataset"]), data["column"], data["revision"]
+    merge(*place)
+    if corrected(*place) is not None:  # imports much, and is seldom needed
+        from semiocity.data.edit import follow
+
+        follow(*place, _owner(world))
     return True
 
 
