@@ -3,8 +3,8 @@ the best setting found for it, and at most half of it with each side's defaults.
 
 A loopback cluster of four nodes with four places each. The work is the same for all: read a shard's four small
 pictures from its tar, hash each of them exactly and perceptually, write a record a picture. Measured from the command
-to the moment when every result and its summary (our manifest, datatrove's stats.json) is there. Calls of SLURM's commands
-are counted by stand-ins on the PATH, also those that jobs make; files are those beside the results. In the end a tenth
+to the moment when every result and its summary (our manifest, datatrove's stats.json) is there. Calls of SLURM's
+commands are counted by stand-ins on the PATH, also those that jobs make; files are those beside the results. In the end a tenth
 of the tasks are killed while they run, and one command finishes the rest.
 
 submitting.py [SHARDS [all|best]]    datatrove needs SEMIOCITY_PEERS (`make peers`), SLURM as in tests/slurm

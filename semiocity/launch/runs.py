@@ -4,11 +4,14 @@
       job.json                  the newest attempt's resolved job
       code/HASH/semiocity/      snapshot of this package; tasks import this and nothing else of ours
       attempts/0001/
-        attempt.json            resolved job, executor, task map (index -> shards), job ids, code and image
+        attempt.json            resolved job, site, executor, task map (index -> shards), job ids, code and image
+        environment.json        who submitted, where, with which versions
+        tasks-00000.sbatch      what was queued, one an array, named by its first task
         tasks/0003.json         what task 3 is doing, written by the task
+        packed.json             the same of tasks that are done, once the attempt is over (compact.py)
         gathered.json           the same of tasks that are done, in one file; written by whoever asks for the status
         requeue/JOB.RESTART     "bring this job back", written by rank 0, read by the batch script
-        submitit/               submitit's files and the logs
+        logs/                   one a task; done.log holds those that were packed away
 
 Standard library only: `status` reads these without anything installed.
 """
