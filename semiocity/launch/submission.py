@@ -117,7 +117,9 @@ def _submit(
     excluded = bad_nodes.of_run(work.run) if cluster.executor == "slurm" else {}
     for node, why in excluded.items():
         print(f"keeping away from {node}: {why}")
-    launch = with_(_launch(work, cluster, image, code or snapshot(work.run)), exclude=tuple(excluded))
+    launch = with_(
+        _launch(work, cluster, image, code or snapshot(work.run, compiled=image is not None)), exclude=tuple(excluded)
+    )
     planned = len(tasks)
     data: dict[str, Any] = {
         **facts.of_work(work),

@@ -1,4 +1,4 @@
-"""What runs inside a job: submitit calls `main` with three plain values, the rest is read from the run folder."""
+"""What runs inside a job: `main` gets three plain values, the rest is read from the run folder."""
 
 from __future__ import annotations
 
@@ -199,11 +199,14 @@ def _reduce(data: dict[str, Any], index: int, world: World, stop: StopFlag, repo
 
 
 def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
-    from semiocity.data.edit import follow
-    from semiocity.data.manifest import merge
+    from semiocity.data.manifest import corrected, merge
 
-    merge(Path(data["dataset"]), data["column"], data["revision"])
-    follow(Path(data["dataset"]), data["column"], data["revision"], _owner(world))
+    place = Path(data["dataset"]), data["column"], data["revision"]
+    merge(*place)
+    if corrected(*place) is not None:  # imports much, and is seldom needed
+        from semiocity.data.edit import follow
+
+        follow(*place, _owner(world))
     return True
 
 
