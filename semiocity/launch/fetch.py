@@ -197,16 +197,16 @@ class Hub:
         if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
             raise UserError("HF_HUB_OFFLINE is set in this shell; fetching needs the network: `unset HF_HUB_OFFLINE`")
         try:
-            import huggingface_hub
+            from huggingface_hub import HfApi, constants
         except ImportError:
             raise UserError(
                 f"fetching needs huggingface_hub, which this Python lacks: {sys.executable} -m pip install "
                 "huggingface_hub (or `make env`)"
             ) from None
         self.repo = repo
-        self.endpoint = os.environ.get("HF_ENDPOINT", huggingface_hub.constants.ENDPOINT).rstrip("/")
+        self.endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
         self.token = os.environ.get("HF_TOKEN") or False
-        self.api = huggingface_hub.HfApi(endpoint=self.endpoint, token=self.token)
+        self.api = HfApi(endpoint=self.endpoint, token=self.token)
 
     def commit(self, revision: str) -> str:
         """The commit that a branch or tag stands for."""
