@@ -262,6 +262,8 @@ class Cluster(Strict):
     """How GPUs are asked for: `--gpus-per-node=8`, `--gres=gpu:8`, or not at all where whole nodes come with theirs."""
     gpu_type: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
     """The site's name of the GPUs: `--gres=gpu:a100:8`."""
+    gpu_gb: float | None = Field(None, gt=0)
+    """Memory of one GPU (10⁹ bytes), for `semiocity fit`."""
     memory_option: Literal["mem", "mem-per-cpu", "mem-per-gpu", "none"] = "mem"
     """How memory is asked for; `none` where nodes are given whole and `--mem` is refused. A job's mem_gb is a node's."""
     exclusive: bool = False
