@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "du": ("du", "what datasets take: bytes and inodes by column and revision"),
     "gc": ("gc", "delete revisions and leftovers that nothing refers to"),
     "ledger": ("ledger", "check which samples went into each batch of a training"),
+    "doctor": ("doctor", "check cluster, image, weights and folders before a job finds out"),
     "fit": ("fit", "what memory and time a training needs, before it is submitted"),
     "fetch": ("fetch", "bring named models to the shared cache, pinned and checked"),
     "status": ("status", "what is done, running, failed and missing"),

@@ -18,7 +18,7 @@ from semiocity.config import Cluster
 from semiocity.data import manifest, views
 from semiocity.errors import UserError
 from semiocity.files import read_json
-from semiocity.launch import slurm, squeue
+from semiocity.launch import doctor, notices, slurm, squeue
 from semiocity.launch.jobs import Work, image_of
 from semiocity.launch.runs import Attempt, alive, attempts, last_line, new_attempt, snapshot
 
@@ -54,6 +54,8 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
         return False
     if busy and work.shards == 0:
         raise UserError(f"{work.run.name} is already running (job {', '.join(busy)}); see `semiocity status`")
+    for warning in doctor.check_submission(work, cluster):
+        print(f"warning: {warning}", file=sys.stderr)
     attempt = new_attempt(work.run)
     launch = _launch(work, cluster, image, snapshot(work.run))
     data: dict[str, Any] = {
@@ -71,6 +73,7 @@ def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = 
         "tasks": tasks,
         "merge": len(tasks) if work.kind in MERGED else None,
         "jobs": [],
+        "notify": notices.settings(cluster.notify),
     }
     attempt.write(data)
     print(f"{describe(work)}: {len(tasks)} task{'s' * (len(tasks) != 1)} -> {_short(attempt.folder)}")
@@ -122,7 +125,7 @@ def _launch(work: Work, cluster: Cluster, image: Path | None, code: Path) -> slu
         resources=work.resources,
         image=image,
         code=code,
-        binds=(work.run, work.dataset, *work.binds),
+        binds=(work.run, work.dataset, *work.binds, *notices.binds(cluster.notify)),
         pwd=work.run.parents[1],
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import write_json
+from semiocity.launch import notices
 from semiocity.launch.preempt import REQUEUE_EXIT, StopFlag
 from semiocity.launch.runs import Attempt
 from semiocity.launch.world import World, from_environment
@@ -32,19 +33,23 @@ def main(run: str, number: int, index: int) -> str:
     report: Callable[..., None] = reporter or _silent
     report(state="running")
     data = attempt.read()
+    notify: Callable[..., None] = notices.ended if world.rank == 0 else _silent
     try:
         work = MERGES[data["kind"]] if index == data["merge"] else KINDS[data["kind"]]
         finished = work(data, index, world, stop, report)
     except UserError as error:
         report(state="failed", reason=str(error))
+        notify(data, index, "failed", str(error))
         print(f"semiocity: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except BaseException as error:
         report(state="failed", reason=f"{type(error).__name__}: {error}")
+        notify(data, index, "failed", f"{type(error).__name__}: {error}")
         traceback.print_exc()
         raise
     if finished:
         report(state="done")
+        notify(data, index, "done")
         return "done"
     report(state="stopped", reason=stop.reason or "stopped")
     if world.rank == 0:
@@ -76,7 +81,7 @@ class Reporter:
             write_json(self.path, {**self.facts, "updated": round(now, 1)})
 
 
-def _silent(**_facts: Any) -> None:
+def _silent(*_words: Any, **_facts: Any) -> None:
     pass
 
 
@@ -194,7 +199,14 @@ def _evaluate(data: dict[str, Any], index: int, world: World, stop: StopFlag, re
     return True
 
 
+def _doctor(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.launch import doctor_task
+
+    return doctor_task.run(data, world, report)
+
+
 KINDS: dict[str, Work] = {
+    "doctor": _doctor,
     "pack": _pack,
     "stage": _stage,
     "reduce": _reduce,
