@@ -93,7 +93,9 @@ def readable(image: Path) -> Finding:
         return ok("image", f"{image}, {image.stat().st_size / 1e9:.1f} GB")
     wanted = container.image_path(image.parent, digest).name
     if image.resolve().name.startswith("semiocity-") and image.resolve().name != wanted:
-        return warning("image", f"{image}: is older or newer than containers/, which would give {wanted}", "`make image`")
+        return warning(
+            "image", f"{image}: is older or newer than containers/, which would give {wanted}", "`make image`"
+        )
     return ok("image", f"{image}, {image.stat().st_size / 1e9:.1f} GB")
 
 
@@ -105,7 +107,9 @@ def lustre(line: str) -> Finding:
     numbers = [int(word) for word in words[1:] if word.isdigit()]
     if len(numbers) >= 6 and numbers[2] and numbers[0] > 0.9 * numbers[2]:
         used, hard = numbers[0] * 1024 / 1e9, numbers[2] * 1024 / 1e9
-        return warning("quota", f"{used:.0f} of {hard:.0f} GB on {words[0]}", "nearly full: `semiocity du`, `semiocity gc`")
+        return warning(
+            "quota", f"{used:.0f} of {hard:.0f} GB on {words[0]}", "nearly full: `semiocity du`, `semiocity gc`"
+        )
     return ok("quota", line)
 
 
@@ -250,5 +254,7 @@ def _grows(work: Work, cluster: Cluster) -> list[Finding]:
         return []
     fitting = int((most - others) / one) - 1 if one else 0
     todo = f"--set keep_last={fitting}, or" if fitting >= 2 else ""
-    said = f"{keep} + 1 of {one:.1f} GB beside {others:.1f} GB of other runs are more than checkpoint_quota_gb = {most:g}"
+    said = (
+        f"{keep} + 1 of {one:.1f} GB beside {others:.1f} GB of other runs are more than checkpoint_quota_gb = {most:g}"
+    )
     return [fault("checkpoints", said, f"{todo} delete checkpoints of other runs".strip())]

@@ -78,7 +78,10 @@ def binds(facts: Facts, wanted: Sequence[str], place: str) -> list[Finding]:
 def room(facts: Facts, place: str) -> list[Finding]:
     """Space and inodes of the folders that we write to."""
     found = []
-    for name, least, low, unit in (("space_kb", SPACE_GB, SPACE_LOW_GB, "GB"), ("inodes", INODES, INODES_LOW, "inodes")):
+    for name, least, low, unit in (
+        ("space_kb", SPACE_GB, SPACE_LOW_GB, "GB"),
+        ("inodes", INODES, INODES_LOW, "inodes"),
+    ):
         for line in facts[name]:
             number, _, path = line.partition(" ")
             if not number.isdigit() or (name == "inodes" and number == "0"):
@@ -87,7 +90,9 @@ def room(facts: Facts, place: str) -> list[Finding]:
             check = "space" if name == "space_kb" else "inodes"
             said = f"{path}: {value:,.0f} {unit} free"
             if value < least:
-                found.append(fault(check, said, "make room (`semiocity du`, `semiocity gc`), or use another folder", place))
+                found.append(
+                    fault(check, said, "make room (`semiocity du`, `semiocity gc`), or use another folder", place)
+                )
             elif value < low:
                 found.append(warning(check, said, "soon full: `semiocity du` says what takes it", place))
             else:
@@ -99,13 +104,19 @@ def shared_memory(facts: Facts, ranks: int, place: str) -> Finding:
     """/dev/shm: NCCL and the workers that read ahead pass data through it."""
     words = (facts.get("shm_kb") or "").split()
     if len(words) != 2:
-        return warning("/dev/shm", "not there", "readers with workers need it: data.workers = 0, or ask the site", place)
+        return warning(
+            "/dev/shm", "not there", "readers with workers need it: data.workers = 0, or ask the site", place
+        )
     size, free = (int(word) * 1024 / 1e9 for word in words)
     said = f"{free:.1f} of {size:.1f} GB free"
     if free < 0.064:
-        return fault("/dev/shm", said, "full: other jobs' leftovers? `ls -l /dev/shm` on the node, and remove yours", place)
+        return fault(
+            "/dev/shm", said, "full: other jobs' leftovers? `ls -l /dev/shm` on the node, and remove yours", place
+        )
     if free < SHM_GB_A_RANK * ranks:
-        return warning("/dev/shm", said, f"{ranks} ranks want {SHM_GB_A_RANK * ranks:.0f} GB: lower data.workers", place)
+        return warning(
+            "/dev/shm", said, f"{ranks} ranks want {SHM_GB_A_RANK * ranks:.0f} GB: lower data.workers", place
+        )
     return ok("/dev/shm", said, place)
 
 
@@ -191,12 +202,18 @@ def transport(lines: Sequence[str], facts: Facts, place: str) -> Finding:
 def folder(facts: Facts, place: str) -> list[Finding]:
     """Whether the run folder can be written, and files there behave."""
     if "error" in facts:
-        return [fault("run folder", str(facts["error"]), "the run folder must be writable for you, here and on nodes", place)]
+        return [
+            fault(
+                "run folder", str(facts["error"]), "the run folder must be writable for you, here and on nodes", place
+            )
+        ]
     found = []
     for key, what in (("exclusive", "exclusive creation"), ("rename", "rename over a file")):
         if not facts.get(key):
             found.append(
-                fault("run folder", f"{facts['folder']}: {what} does not work", "use another file system for runs", place)
+                fault(
+                    "run folder", f"{facts['folder']}: {what} does not work", "use another file system for runs", place
+                )
             )
     if facts.get("lock") is not True:
         found.append(

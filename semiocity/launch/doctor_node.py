@@ -46,7 +46,9 @@ def examine(work: Work, cluster: Cluster, paths: list[str], wait_min: float = 10
     look = doctor_probe.command(cluster.container.apptainer, paths, host)
     submission.submit(work, cluster.model_copy(update={"setup": [*cluster.setup, look]}))
     if cluster.executor == "local":
-        return judge(work, cluster, doctor_probe.probe(cluster.container.apptainer, paths), {0: _read(work, 0) or {}}, {})
+        return judge(
+            work, cluster, doctor_probe.probe(cluster.container.apptainer, paths), {0: _read(work, 0) or {}}, {}
+        )
     job = str(attempts(work.run)[-1].read()["jobs"][0])
     try:
         return _follow(work, cluster, job, host, wait_min)
@@ -171,9 +173,7 @@ def _torch(facts: dict[str, Any], place: str) -> Finding:
     return fault("torch", f"cannot compute on the GPU: {why}", "compare the driver's CUDA with the image's", place)
 
 
-def _signals(
-    cluster: Cluster, lives: dict[int, dict[str, Any]], times: dict[str, float], place: str
-) -> list[Finding]:
+def _signals(cluster: Cluster, lives: dict[int, dict[str, Any]], times: dict[str, float], place: str) -> list[Finding]:
     arrived = {name: at for life in lives.values() for name, at in life.get("signals", {}).items()}
     sent = {name: times[f"sent {name}"] for name in ("SIGUSR2", "SIGTERM") if f"sent {name}" in times}
     found = doctor_host.signals({n: max(0.0, arrived[n] - sent[n]) for n in sent if n in arrived}, list(sent), place)

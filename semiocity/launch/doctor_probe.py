@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,8 @@ def try_folder(folder: Path) -> dict[str, Any]:
         facts["error"] = f"{error.strerror}: {error.filename or folder}"
     finally:
         for path in (mine, other):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
     return facts
 
 

@@ -32,7 +32,9 @@ def ask() -> dict[str, Any]:
     if code:
         return {"missing": [], "error": error.strip() or out.strip()}
     facts: dict[str, Any] = {"missing": [], "user": getpass.getuser(), "groups": _groups(), "config": _config(out)}
-    facts["partitions"] = [_pairs(line) for line in _call("scontrol", "show", "partition", "--oneliner")[1].splitlines()]
+    facts["partitions"] = [
+        _pairs(line) for line in _call("scontrol", "show", "partition", "--oneliner")[1].splitlines()
+    ]
     lines = _call("sinfo", "--noheader", "--Node", "--format=%N|%P|%c|%m|%G|%f|%T")[1].splitlines()
     names = ("name", "partition", "cpus", "memory_mb", "gres", "features", "state")
     facts["nodes"] = [dict(zip(names, line.split("|"))) for line in lines if line.count("|") == 6]
@@ -143,7 +145,9 @@ def partition(facts: Facts, name: str | None, account: str | None, qos: str | No
     ):
         allowed = facts_.get(key, "ALL")
         if allowed != "ALL" and mine is not None and not set(mine) & set(allowed.split(",")):
-            found.append(fault("partition", f"{name} does not take {what}, only {allowed}", "ask the site, or change it"))
+            found.append(
+                fault("partition", f"{name} does not take {what}, only {allowed}", "ask the site, or change it")
+            )
     for key, mine_, what in (("DenyAccounts", account, "account"), ("DenyQos", qos, "QoS")):
         if mine_ and mine_ in facts_.get(key, "").split(","):
             found.append(fault("partition", f"{name} refuses {what} {mine_}", "take another one"))
@@ -234,12 +238,18 @@ def nodes(facts: Facts, name: str | None, asked: Resources, cluster: Cluster) ->
     cores, cpus = asked.ranks_per_node * asked.cpus_per_rank, max(int(n["cpus"].rstrip("+")) for n in mine)
     if cores > cpus:
         faults.append(
-            fault("nodes", f"a node needs {cores} cores for its ranks; they have {cpus}", "a smaller resources.cpus_per_rank")
+            fault(
+                "nodes",
+                f"a node needs {cores} cores for its ranks; they have {cpus}",
+                "a smaller resources.cpus_per_rank",
+            )
         )
     memory = max(int(n["memory_mb"].rstrip("+")) for n in mine) / 1024
     if asked.mem_gb is not None and asked.mem_gb > memory:
         faults.append(
-            fault("nodes", f"mem_gb is {asked.mem_gb:g}; nodes have {memory:.0f}", f"--set resources.mem_gb={int(memory)}")
+            fault(
+                "nodes", f"mem_gb is {asked.mem_gb:g}; nodes have {memory:.0f}", f"--set resources.mem_gb={int(memory)}"
+            )
         )
     if cluster.constraint and re.fullmatch(r"[\w.-]+", cluster.constraint):
         features = {feature for n in mine for feature in n["features"].split(",")}

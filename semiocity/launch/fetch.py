@@ -217,7 +217,10 @@ class Hub:
         """Path → bytes and a hash: `sha256` of large files, the git `blob` of small ones."""
         entries = self._ask(lambda: list(self.api.list_repo_tree(self.repo, revision=commit, recursive=True)))
         return {
-            entry.path: {"bytes": entry.size, **({"sha256": entry.lfs.sha256} if entry.lfs else {"blob": entry.blob_id})}
+            entry.path: {
+                "bytes": entry.size,
+                **({"sha256": entry.lfs.sha256} if entry.lfs else {"blob": entry.blob_id}),
+            }
             for entry in entries
             if hasattr(entry, "size")
         }
@@ -269,7 +272,9 @@ class Hub:
             hint = "accept its licence" if self.token else "accept its licence, then export HF_TOKEN in this shell,"
             raise UserError(f"{self.repo}: a gated model: {hint} at {self.endpoint}/{self.repo}") from None
         except errors.RevisionNotFoundError:
-            raise UserError(f"{self.repo}: no such revision; set `revision` in {TABLE} to a branch, tag or commit") from None
+            raise UserError(
+                f"{self.repo}: no such revision; set `revision` in {TABLE} to a branch, tag or commit"
+            ) from None
         except errors.RepositoryNotFoundError:
             hint = "" if self.token else ", or it is private: export HF_TOKEN in this shell"
             raise UserError(f"{self.repo}: no such repository at {self.endpoint}{hint}") from None

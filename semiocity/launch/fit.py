@@ -112,7 +112,13 @@ def _python(work: Work, cluster: Cluster) -> list[str]:
         raise UserError("fit needs torch: run it where `make env` was run, or name an image in jobs/cluster.toml")
     code = Path(__file__).resolve().parents[2]
     argv = container.exec_argv(
-        image, binds=[container.bind(code)], env={}, nv=False, pythonpath=code, pwd=code, apptainer=cluster.container.apptainer
+        image,
+        binds=[container.bind(code)],
+        env={},
+        nv=False,
+        pythonpath=code,
+        pwd=code,
+        apptainer=cluster.container.apptainer,
     )
     return [*argv, "python3"]
 
@@ -213,7 +219,9 @@ def _suggestions(job: TrainJob, found: Mapping[str, Any], ranks: int, device: st
     if job.zero.precision == "fp32" and job.zero.stage and device == "cuda":
         tried.append(('zero.precision="bf16"', _as_bf16(found["job"]), job.accumulation, "faster on GPUs"))
     if "half" in found:
-        tried.append((f"accumulation={job.accumulation * 2}", found["half"], job.accumulation * 2, "same samples a step"))
+        tried.append(
+            (f"accumulation={job.accumulation * 2}", found["half"], job.accumulation * 2, "same samples a step")
+        )
     if "checkpoint" in found:
         tried.append(("model.checkpoint=true", found["checkpoint"], job.accumulation, "a third more computation"))
     made = []

@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="*", metavar="NAME|JOB", help="models of jobs/models.toml, or jobs that need some")
+    parser.add_argument(
+        "what", nargs="*", metavar="NAME|JOB", help="models of jobs/models.toml, or jobs that need some"
+    )
     parser.add_argument("--all", action="store_true", help="every model of jobs/models.toml")
     parser.add_argument("--update", action="store_true", help="take what the revision stands for now, and pin that")
     parser.add_argument("--check", action="store_true", help="read everything that was fetched and compare its hashes")

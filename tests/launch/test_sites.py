@@ -70,7 +70,9 @@ def test_where_jobs_must_not_come_back_they_say_how_to_go_on(tmp_path: Path) -> 
     attempt.requeue.mkdir(parents=True)
     attempt.requeue_file("12", 0).touch()
     script = "\n".join(["(exit 85)", *slurm.teardown(attempt, cluster)])
-    done = subprocess.run(["/bin/bash", "-c", script], env={"SLURM_JOB_ID": "12", "PATH": "/nowhere"}, capture_output=True)
+    done = subprocess.run(
+        ["/bin/bash", "-c", script], env={"SLURM_JOB_ID": "12", "PATH": "/nowhere"}, capture_output=True
+    )
     assert done.returncode == 85
     assert b"semiocity retry my run" in done.stdout and not done.stderr
 

@@ -48,7 +48,9 @@ def test_the_controller_knows_what_the_site_file_and_the_job_ask_for(project: Pr
         (project.folder / "job.toml").write_text("[resources]\n")
         words = [word for item in sets for word in ("--set", item)]
         found = report(project, "job.toml", *words)
-        return {f["check"]: f"{f['found']}; {f['todo']}" for items in found.values() for f in items if f["level"] == "fault"}
+        return {
+            f["check"]: f"{f['found']}; {f['todo']}" for items in found.values() for f in items if f["level"] == "fault"
+        }
 
     assert faults() == {}
     assert "nope: no such partition; partition: one of main, urgent" in faults(partition="nope")["partition"]
