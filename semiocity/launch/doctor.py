@@ -1,4 +1,4 @@
-"""`semiocity doctor`: what could go wrong here, found before a job does; and the cheap part of it at each submission."""
+"""`semiocity doctor`: what could go wrong here, found before a job does; its cheap part runs at each submission."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def readable(image: Path) -> Finding:
 
 
 def lustre(line: str) -> Finding:
-    """`lfs quota -q`: FILESYSTEM KB SOFT HARD GRACE FILES SOFT HARD GRACE; a star marks what is above the soft limit."""
+    """`lfs quota -q`: FILESYSTEM KB SOFT HARD GRACE FILES SOFT HARD GRACE; a star marks what is above a soft limit."""
     words = line.split()
     if "*" in line:
         return warning("quota", line, "over the soft limit of Lustre: make room before its grace time ends")
@@ -161,8 +161,8 @@ def purge(entry: Purged, roots: Sequence[str] = ("data", "runs", "models")) -> l
         if old:
             age, path = max(old, key=lambda item: item[0])
             said = f"{len(old)} of {len(ages)} files in {root} are older than {oldest} days, such as {path} ({age:.0f})"
-            todo = f"{entry.path} deletes after {entry.days} days: move them, or `semiocity doctor --touch` where the site allows it"
-            found.append(warning("purge", said, todo))
+            todo = "move them, or `semiocity doctor --touch` where the site allows it"
+            found.append(warning("purge", said, f"{entry.path} deletes after {entry.days} days: {todo}"))
         else:
             found.append(ok("purge", f"{root}: nothing older than {oldest} of {entry.days} days"))
     return found or [ok("purge", f"nothing of this project lies on {entry.path}")]
@@ -241,7 +241,7 @@ def _free(run: Path) -> dict[str, list[str]]:
 
 
 def _grows(work: Work, cluster: Cluster) -> list[Finding]:
-    """A training's checkpoints against the quota: `keep_last` of them and one being written, once one shows their size."""
+    """A training's checkpoints against the quota: `keep_last` and one being written, once one shows their size."""
     if cluster.checkpoint_quota_gb is None or work.kind != "train":
         return []
     sizes = checkpoints_gb(work.run.parent)

@@ -286,7 +286,7 @@ def signals(seen: Mapping[str, float], wanted: Sequence[str], place: str) -> lis
                 fault(
                     "signals",
                     f"{name} did not reach the process",
-                    "jobs cannot save before they end: a wrapper without `exec` in `setup` or container.apptainer eats it",
+                    "jobs cannot save before they end: a wrapper without `exec` around container.apptainer eats it",
                     place,
                 )
             )

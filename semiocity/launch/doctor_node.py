@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from semiocity.launch.runs import attempts
 
 POLL_S = 0.25
 ASK_S = 3.0
+COME_BACK_S = 300.0
+"""A requeued job waits two minutes at most sites before it may start again (cred_expire)."""
 
 
 def work_for(asked: Resources, image: Path | None, models: list[str], requeue: bool, dataset: Path | None) -> Work:
@@ -57,47 +61,49 @@ def examine(work: Work, cluster: Cluster, paths: list[str], wait_min: float = 10
 
 
 def _follow(work: Work, cluster: Cluster, job: str, host: Path, wait_min: float) -> list[Finding]:
-    lives: dict[int, dict[str, Any]] = {}
+    """Send each life of the job its signal when it waits for it, and judge what they left."""
     times: dict[str, float] = {}
-    plan = [(0, "SIGUSR2"), (1 if cluster.requeue else 0, "SIGTERM")]
-    trouble: list[Finding] = []
-    for restart, name in plan:
-        limit_s = wait_min * 60 if restart == 0 else 300.0
-        fault_ = _wait(work, job, lambda: (_read(work, restart) or {}).get("waiting") == name, limit_s, restart)
-        if fault_:
-            trouble.append(fault_)
+    trouble: Finding | None = None
+    for restart, name in [(0, "SIGUSR2"), (1 if cluster.requeue else 0, "SIGTERM")]:
+        limit_s = wait_min * 60 if restart == 0 else COME_BACK_S
+        if trouble := _try_signal(work, job, restart, name, limit_s, times):
             break
-        times[f"seen {name}"] = time.time()
-        ready = (_read(work, restart) or {}).get("ready", times[f"seen {name}"])
-        times[f"ready {name}"] = ready
-        times[f"sent {name}"] = time.time()
-        subprocess.run(["scancel", f"--signal={name.removeprefix('SIG')}", job], capture_output=True)
-        _wait(work, job, lambda: name in (_read(work, restart) or {}).get("signals", {}), 40.0, restart)
-        lives[restart] = _read(work, restart) or {}
-    else:
-        _wait(work, job, lambda: (_read(work, plan[-1][0]) or {}).get("waiting") is False, 30.0, plan[-1][0])
-    for restart in (0, 1):
-        if found := _read(work, restart):
-            lives[restart] = found
+    lives = {restart: found for restart in (0, 1) if (found := _read(work, restart))}
     facts = doctor_probe.parse(host.read_text(errors="replace")) if host.exists() else {}
-    return [*judge(work, cluster, facts, lives, times), *trouble]
+    return [*judge(work, cluster, facts, lives, times), *([trouble] if trouble else [])]
 
 
-def _wait(work: Work, job: str, condition: Any, limit_s: float, restart: int) -> Finding | None:
+def _try_signal(
+    work: Work, job: str, restart: int, name: str, limit_s: float, times: dict[str, float]
+) -> Finding | None:
+    """Wait for a life of the job to be ready, send it a signal, and wait until it noted that. `times` gets when."""
+
+    def told() -> dict[str, Any]:
+        return _read(work, restart) or {}
+
+    if trouble := _wait(work, job, lambda: told().get("waiting") == name, limit_s, restart):
+        return trouble
+    times[f"seen {name}"] = time.time()
+    times[f"ready {name}"] = told()["ready"]
+    times[f"sent {name}"] = time.time()
+    subprocess.run(["scancel", f"--signal={name.removeprefix('SIG')}", job], capture_output=True)
+    # A signal that never arrives is a finding of its own, from what the job noted.
+    _wait(work, job, lambda: name in told().get("signals", {}), doctor_task.WAIT_S, restart)
+    return None
+
+
+def _wait(work: Work, job: str, condition: Callable[[], bool], limit_s: float, restart: int) -> Finding | None:
     """Poll until `condition`; a finding that says why it never came."""
     end = time.monotonic() + limit_s
-    asked = 0.0
-    gone = 0
+    asked, gone = 0.0, 0
     while not condition():
         if time.monotonic() > end:
             what = "did not start" if restart == 0 else "did not come back after it asked to be requeued"
             return _absent(work, job, f"{what} within {limit_s / 60:.0f} min")
         if time.monotonic() - asked > ASK_S:
             asked = time.monotonic()
-            try:
+            with suppress(UserError):
                 gone = 0 if squeue.states([job]) else gone + 1
-            except UserError:
-                pass
             # Between its two lives a job may be out of sight for a moment.
             if gone > 3:
                 return None if condition() else _absent(work, job, "ended before it said anything")

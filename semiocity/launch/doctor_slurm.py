@@ -112,7 +112,7 @@ def array(config: Mapping[str, str], cluster: Cluster) -> Finding:
 
 
 def submitted(facts: Facts, cluster: Cluster) -> Finding:
-    """How many jobs may be queued: the controller's MaxJobCount, and the user's own limits where accounting has some."""
+    """How many jobs may be queued: the controller's MaxJobCount, and the user's own limits where there are some."""
     rows = facts.get("limits") or []
     own = [int(row[key]) for row in rows for key in ("max_submit", "qos_max_submit") if row.get(key, "").isdigit()]
     everybody = int(facts["config"].get("MaxJobCount", "0") or 0)

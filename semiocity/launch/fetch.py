@@ -107,7 +107,7 @@ def link(root: Path, name: str, folder: Path, project: Path = Path("models")) ->
 
 def _point(place: Path, target: str) -> None:
     if place.is_symlink():
-        if os.readlink(place) == target:
+        if str(place.readlink()) == target:
             return
     elif place.exists():
         raise UserError(f"{place}: a folder that `semiocity fetch` did not make lies there; move it away and run again")
@@ -191,7 +191,7 @@ def _publish(partial: Path, folder: Path, marker: dict[str, Any]) -> None:
 
 
 class Hub:
-    """One repository on the hub. HF_ENDPOINT and HF_TOKEN come from the environment, and the token goes nowhere else."""
+    """One repository on the hub. HF_ENDPOINT and HF_TOKEN come from the environment; the token goes nowhere else."""
 
     def __init__(self, repo: str) -> None:
         if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
@@ -242,7 +242,7 @@ class Hub:
                 return found
             part.unlink()
         raise UserError(
-            f"{self.repo}: {path}: twice other contents than the hub's own list says; a proxy may alter what it passes on"
+            f"{self.repo}: {path}: twice other contents than the hub's list says; a proxy may alter what it passes on"
         )
 
     def _append(self, commit: str, path: str, size: int, part: Path) -> None:

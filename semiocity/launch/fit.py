@@ -1,7 +1,7 @@
 """`semiocity fit`: what memory a training needs on each GPU or CPU rank, whether it fits, and how long it takes.
 
-Tensors of a pass are counted on torch's meta device (semiocity.train.footprint, in a process of its own: here, or in the
-image where this Python has no torch). What DeepSpeed keeps beside them follows from sizes; both are checked against the
+Tensors of a pass are counted on torch's meta device (semiocity.train.footprint) in a process of its own: here, or in the
+image where this Python has no torch. What DeepSpeed keeps beside them follows from sizes; both are checked against the
 allocator in tests. Importable on a login node.
 """
 
@@ -255,7 +255,7 @@ def render(facts: Mapping[str, Any]) -> str:
     """The facts as text for a person."""
     where = "GPU" if facts["device"] == "cuda" else "rank"
     lines = [
-        f"{facts['parameters']:,} trained parameters; {facts['ranks']} ranks, {facts['samples']} samples at a time on each"
+        f"{facts['parameters']:,} trained parameters; {facts['ranks']} ranks with {facts['samples']} samples at a time"
     ]
     for name, label in NAMES.items():
         if value := facts["bytes"].get(name):

@@ -30,8 +30,8 @@ CACHE = ".semiocity-sha256.json"
 OURS = (CACHE, model_files.MARKER)
 
 ModelFolder = AfterValidator(lambda path: path.expanduser().resolve())
-"""Annotation for a model's folder in a stage's arguments: jobs run in another working folder than `submit`, and keep the
-folder that a link like models/NAME means now."""
+"""Annotation for a model's folder in a stage's arguments: jobs run in another working folder than `submit`, and keep
+the folder that a link like models/NAME means now."""
 
 
 def resolve(folder: Path) -> Path:

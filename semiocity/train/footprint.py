@@ -1,10 +1,10 @@
-"""What a step of a training holds and computes, found without memory or a GPU: forward and backward pass on torch's meta
-device, where tensors have shapes but no contents.
+"""What a step of a training holds and computes, found without memory or a GPU: forward and backward pass on torch's
+meta device, where tensors have shapes but no contents.
 
     python -m semiocity.train.footprint < question.json      prints the answer as one line of JSON
 
-Bytes are those of live tensor storages, as an allocator would have to hold them, without the workspaces that kernels take
-for themselves.
+Bytes are those of live tensor storages, as an allocator would have to hold them, without the workspaces that kernels
+take for themselves.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any
     """The phases of `job` with `samples` at a time on a rank, in the largest of the job's sizes.
 
     Returns {"phases": [{"name", "stage", "precision", "ema", "every", "parameters", "small" (parameters of tensors with
-    at most 100,000 elements), "peak" (bytes beyond the weights in a pass), "flops" (of one sample)}], "frozen" (bytes of
-    modules that are never trained), "batch" (bytes of the input)}.
+    at most 100,000 elements), "peak" (bytes beyond the weights in a pass), "flops" (of one sample)}], "frozen" (bytes
+    of modules that are never trained), "batch" (bytes of the input)}.
     """
     with torch.device("meta"):
         task: Task = load(TASKS[job.task].task)(job, facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +31,9 @@ def run(a: argparse.Namespace) -> int:
     if a.touch:
         print(f"{doctor.touch(cluster)} files renewed")
         return 0
-    asked, image, data = Resources(), None, {}
-    found = []
+    asked, image = Resources(), None
+    data: dict[str, Any] = {}
+    found: list[findings.Finding] = []
     if a.job is not None:
         asked, image, data, found = doctor.read_job(a.job, a.set)
     if a.gpus is not None:

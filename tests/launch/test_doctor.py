@@ -1,4 +1,4 @@
-"""Every finding of the doctor is provoked once: from real machines' facts where this one allows it, else from made ones."""
+"""Every finding of the doctor is provoked once: by this machine where it allows that, else by made facts."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ HOST: dict[str, Any] = {
 }
 
 
+PLAIN = Cluster()
+
+
 def level(found: Finding | list[Finding]) -> list[str]:
     return [f.level for f in (found if isinstance(found, list) else [found])]
 
@@ -44,9 +47,8 @@ def level(found: Finding | list[Finding]) -> list[str]:
 def test_the_probe_tells_of_this_machine(tmp_path: Path) -> None:
     """The same script that runs on nodes, in a real shell; what `setup` says is no fact."""
     tool = tmp_path / "apptainer"
-    tool.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && echo "apptainer version 1.2.3-rc.1"\n[ "$1" = buildcfg ] && echo APPTAINER_SUID_INSTALL=1\n'
-    )
+    lines = ["#!/bin/sh", "case $1 in", "--version) echo apptainer version 1.2.3-rc.1 ;;"]
+    tool.write_text("\n".join([*lines, "buildcfg) echo APPTAINER_SUID_INSTALL=1 ;;", "esac\n"]))
     tool.chmod(0o755)
     facts = doctor_probe.probe("apptainer", [tmp_path, "/no/such"], [f"export PATH={tmp_path}:$PATH", "echo loading"])
     assert (facts["apptainer"], facts["apptainer_version"], facts["apptainer_suid"]) == (str(tool), "1.2.3", "1")
@@ -277,7 +279,7 @@ def test_time_requeue_and_preemption() -> None:
 
 
 def test_nodes_have_what_the_job_asks_for() -> None:
-    def todo(site: Cluster = Cluster(), **asked: Any) -> str:
+    def todo(site: Cluster = PLAIN, **asked: Any) -> str:
         return "; ".join(
             f.todo for f in doctor_slurm.nodes(SLURM, "gpu", Resources(**asked), site) if f.level == "fault"
         )

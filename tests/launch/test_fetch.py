@@ -212,7 +212,7 @@ def test_what_cannot_be_fetched_is_one_message(hub: FakeHub, table: str, words: 
 
 def test_offline_no_network_and_no_room_are_said(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UserError, match="has 0.0 GB left"):
+    with pytest.raises(UserError, match=r"has 0\.0 GB left"):
         fetch.fetch("tiny", Path("models"), say=lambda _: None)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="unset HF_HUB_OFFLINE"):
