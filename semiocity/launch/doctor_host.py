@@ -63,6 +63,19 @@ def fuse(facts: Facts, needed: bool, place: str) -> Finding:
     return ok("mounting", "user namespaces, /dev/fuse and squashfuse", place)
 
 
+def image_content(label: str, name: str, place: str) -> Finding:
+    """What the image says of its contents on the node, against the name that it goes by here."""
+    wanted = name.removeprefix("semiocity-").removesuffix(".sif")
+    if name.startswith("semiocity-") and not label.startswith(wanted):
+        return fault(
+            "image",
+            f"{name} holds {label[:12] or 'something else'} on the node",
+            "an older copy or a stale cache: copy the image anew, under its own name",
+            place,
+        )
+    return ok("image", f"contents {label[:12] or 'without a label'}", place)
+
+
 def binds(facts: Facts, wanted: Sequence[str], place: str) -> list[Finding]:
     """Folders that container.binds names: Apptainer refuses to start without one."""
     sources = [bind.split(":")[0] for bind in wanted]

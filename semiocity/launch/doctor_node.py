@@ -23,7 +23,7 @@ COME_BACK_S = 300.0
 """A requeued job waits two minutes at most sites before it may start again (cred_expire)."""
 
 
-def work_for(asked: Resources, image: Path | None, models: list[str], requeue: bool, dataset: Path | None) -> Work:
+def work_for(asked: Resources, image: Path | None, models: list[str], requeue: bool) -> Work:
     """The doctor's job: one rank on one node, with the GPUs, memory and partition that are asked for."""
     small = {"nodes": 1, "ranks_per_node": 1, "timeout_min": 10, "signal_delay_s": 60, "shards_per_task": 1}
     run = run_folder("doctor" + (f"-gpu{asked.gpus_per_node}" if asked.gpus_per_node else ""))
@@ -31,7 +31,7 @@ def work_for(asked: Resources, image: Path | None, models: list[str], requeue: b
     return Work(
         kind="doctor",
         run=run,
-        dataset=dataset or run,
+        dataset=run.parent,
         job={"gpus": asked.gpus_per_node, "models": models, "requeue": requeue},
         resources=asked.model_copy(update=small),
         image=image,
@@ -54,10 +54,14 @@ def examine(work: Work, cluster: Cluster, paths: list[str], wait_min: float = 10
             work, cluster, doctor_probe.probe(cluster.container.apptainer, paths), {0: _read(work, 0) or {}}, {}
         )
     job = str(attempts(work.run)[-1].read()["jobs"][0])
+    ended = False
     try:
-        return _follow(work, cluster, job, host, wait_min)
+        found = _follow(work, cluster, job, host, wait_min)
+        ended = all(finding.check != "node job" for finding in found)
+        return found
     finally:
-        subprocess.run(["scancel", "--quiet", job], capture_output=True)
+        if not ended:  # it never came, or Ctrl-C: nothing of ours stays in the queue
+            subprocess.run(["scancel", "--quiet", job], capture_output=True)
 
 
 def _follow(work: Work, cluster: Cluster, job: str, host: Path, wait_min: float) -> list[Finding]:
@@ -154,6 +158,8 @@ def judge(
     inside = lives.get(0)
     if not inside:
         return found
+    if inside.get("image") is not None and image is not None:
+        found.append(doctor_host.image_content(inside["image"], image.name, place))
     torch = inside.get("torch", {})
     found += [
         *doctor_host.same_versions(doctor_probe.versions(), inside["versions"], place),

@@ -1,7 +1,7 @@
 """`semiocity fit`: what memory a training needs on each GPU or CPU rank, whether it fits, and how long it takes.
 
-Tensors of a pass are counted on torch's meta device (semiocity.train.footprint) in a process of its own: here, or in the
-image where this Python has no torch. What DeepSpeed keeps beside them follows from sizes; both are checked against the
+Tensors of a pass are counted on torch's meta device (semiocity.train.footprint) in a process of its own: here, or in
+the image where this Python has no torch. What DeepSpeed keeps beside them follows from sizes; both are checked against the
 allocator in tests. Importable on a login node.
 """
 
@@ -271,7 +271,7 @@ def render(facts: Mapping[str, Any]) -> str:
         lines.append(f"main memory of a node at the start: {facts['host_gb']:.1f} GB{host}{short}")
     lines.append(f"a checkpoint takes {facts['checkpoint_gb']:.2f} GB")
     time = facts["time"]
-    lines.append(f"{time['tflop_per_sample']:g} TFLOP a sample, forward and backward, without what is recomputed")
+    lines.append(f"{time['tflop_per_sample']:g} TFLOP a sample, forward and backward, with what is recomputed")
     if "hours" in time:
         basis = f"measured up to step {time['step']}" if time["basis"] == "measured" else time["basis"]
         gpus = f", {time['gpu_hours']:g} GPU-hours" if facts["device"] == "cuda" else ""

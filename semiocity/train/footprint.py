@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,22 +61,23 @@ def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any
     """The phases of `job` with `samples` at a time on a rank, in the largest of the job's sizes.
 
     Returns {"phases": [{"name", "stage", "precision", "ema", "every", "parameters", "small" (parameters of tensors with
-    at most 100,000 elements), "peak" (bytes beyond the weights in a pass), "flops" (of one sample)}], "frozen" (bytes
-    of modules that are never trained), "batch" (bytes of the input)}.
+    at most 100,000 elements), "untrained" (bytes of what else the modules hold), "peak" (bytes beyond the weights in a
+    pass), "flops" (of one sample, recomputed ones too)}], "frozen" (bytes of modules that are never trained), "batch"
+    (bytes of the input)}.
     """
     with torch.device("meta"):
         task: Task = load(TASKS[job.task].task)(job, facts)
         phases = task.phases()
         modules: dict[str, nn.Module] = {name: m for phase in phases for name, m in phase.modules.items()}
         trained = {phase.name: _trained(phase) for phase in phases}
-        modules.update({name: m.requires_grad_(False) for name, m in task.frozen().items()})
+        frozen = {name: module.requires_grad_(False) for name, module in task.frozen().items()}
+        modules.update(frozen)
         for phase in phases:
             for module in phase.modules.values():
                 module.to(torch.bfloat16 if phase.zero.precision == "bf16" else torch.float32)
         batch = task.example(samples, *largest(job))
         found = [_phase(task, phase, phases, modules, trained, batch, samples) for phase in phases]
-        frozen = sum(_bytes(task.frozen()[name]) for name in task.frozen())
-    return {"phases": found, "frozen": frozen, "batch": sum(t.nbytes for t in batch.values())}
+    return {"phases": found, "frozen": sum(map(_bytes, frozen.values())), "batch": sum(t.nbytes for t in batch.values())}
 
 
 def largest(job: TrainJob) -> tuple[int, int]:
@@ -103,16 +104,13 @@ def _phase(
             parameter.requires_grad_(other is phase)
             parameter.grad = None
 
-    def passes() -> None:
-        task.loss(phase.name, modules, batch, 0).total.backward()
-        for parameter in trained[phase.name]:
-            parameter.grad = None
-
     live = LiveBytes()
     for parameter in trained[phase.name]:
         live.ignore(parameter)
-    with live:
-        passes()
+    with FlopCounterMode(display=False) as counter, live:
+        task.loss(phase.name, modules, batch, 0).total.backward()
+    for parameter in trained[phase.name]:
+        parameter.grad = None
     sizes = [p.numel() for p in trained[phase.name]]
     return {
         "name": phase.name,
@@ -124,14 +122,8 @@ def _phase(
         "untrained": sum(_bytes(m) for m in phase.modules.values()) - sum(p.nbytes for p in trained[phase.name]),
         "small": sum(size for size in sizes if size <= 100_000),
         "peak": live.peak,
-        "flops": _flops(passes) / samples,
+        "flops": counter.get_total_flops() / samples,
     }
-
-
-def _flops(passes: Callable[[], None]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        passes()
-    return counter.get_total_flops()
 
 
 def _bytes(module: nn.Module) -> int:

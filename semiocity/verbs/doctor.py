@@ -42,7 +42,7 @@ def run(a: argparse.Namespace) -> int:
     found += doctor.login(cluster, asked, image, named)
     if a.node and findings.healthy(f for f in found if f.check in ("SLURM", "partition", "image")):
         models = [str((cluster.models.expanduser() / name).resolve()) for name in named]
-        work = doctor_node.work_for(asked, image and image_of(image, cluster), models, cluster.requeue, None)
+        work = doctor_node.work_for(asked, image and image_of(image, cluster), models, cluster.requeue)
         with contextlib.redirect_stdout(sys.stderr):  # what the submission says; ours is the report
             found += doctor_node.examine(work, cluster, doctor.places(cluster), a.wait_min)
     print(findings.as_json(found) if a.json else findings.render(found))

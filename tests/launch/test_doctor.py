@@ -87,6 +87,12 @@ def test_whether_images_can_be_mounted(change: dict, expected: str, words: str) 
     assert found.level == expected and words in found.found
 
 
+def test_the_node_has_the_very_image() -> None:
+    assert level(doctor_host.image_content("0123456789abcdef", "semiocity-0123456789ab.sif", "n1")) == ["ok"]
+    assert level(doctor_host.image_content("ffff456789abcdef", "semiocity-0123456789ab.sif", "n1")) == ["fault"]
+    assert level(doctor_host.image_content("", "own.sif", "n1")) == ["ok"]
+
+
 def test_a_missing_bind(tmp_path: Path) -> None:
     facts = doctor_probe.probe("apptainer", [tmp_path, "/no/scratch"])
     found = doctor_host.binds(facts, [str(tmp_path), "/no/scratch:/scratch:ro"], "n1")

@@ -81,7 +81,14 @@ def test_a_dead_webhook_is_one_line_without_its_url(
 def test_only_the_task_that_ends_the_run_tells(heard: tuple[str, list[dict]], monkeypatch: pytest.MonkeyPatch) -> None:
     url, told = heard
     monkeypatch.setenv("MY_HOOK", url)
-    data: dict[str, Any] = {"run": "/r/x", "dataset": "/d/y", "column": "", "kind": "train", "tasks": [[]], "merge": None}
+    data: dict[str, Any] = {
+        "run": "/r/x",
+        "dataset": "/d/y",
+        "column": "",
+        "kind": "train",
+        "tasks": [[]],
+        "merge": None,
+    }
     data["notify"] = notices.settings(Notify(webhook_env="MY_HOOK"))
     notices.ended(data, 0, "done")
     array = {**data, "tasks": [[0], [1]], "merge": 2}
