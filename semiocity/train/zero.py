@@ -165,12 +165,15 @@ class Engine:
             weight_decay=options.weight_decay,
             fused=device.type == "cuda" or None,
         )
+        plain = nn.functional.linear
         self._engine, *_ = deepspeed.initialize(
             model=bundle,
             optimizer=self.optimizer,
             config=self._config(micro_batch, accumulation),
             dist_init_required=False,
         )
+        # At stage 3 DeepSpeed has just replaced it for good and for everybody, by one that rounds otherwise.
+        self._linear, nn.functional.linear = nn.functional.linear, plain
         self._require_gradients(alone)
 
     def _config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
@@ -211,10 +214,14 @@ class Engine:
     def backward(self, batch: Tensors, step: int, last: bool) -> dict[str, tuple[Tensor, Tensor | float]]:
         """Loss and gradients of one part of a batch; `last` says that `step_with` comes next. Returns what to show."""
         self._engine.set_gradient_accumulation_boundary(last)
-        total, shown = self._engine(batch, step)
-        # A loss that is not finite need not have such gradients. Times NaN they are, and every stage refuses the step.
-        # Times 1 changes no bit.
-        self._engine.backward(total * torch.where(torch.isfinite(total.detach()), 1.0, torch.nan))
+        plain, nn.functional.linear = nn.functional.linear, self._linear
+        try:
+            total, shown = self._engine(batch, step)
+            # A loss that is not finite need not have such gradients. Times NaN they are, and every stage refuses the
+            # step. Times 1 changes no bit.
+            self._engine.backward(total * torch.where(torch.isfinite(total.detach()), 1.0, torch.nan))
+        finally:
+            nn.functional.linear = plain
         return shown
 
     def step_with(self, lr: float) -> Stepped:
