@@ -1,8 +1,8 @@
 """`semiocity fit`: what memory a training needs on each GPU or CPU rank, whether it fits, and how long it takes.
 
 Tensors of a pass are counted on torch's meta device (semiocity.train.footprint) in a process of its own: here, or in
-the image where this Python has no torch. What DeepSpeed keeps beside them follows from sizes; both are checked against the
-allocator in tests. Importable on a login node.
+the image where this Python has no torch. What DeepSpeed keeps beside them follows from sizes; tests hold both against
+the allocator. Importable on a login node.
 """
 
 from __future__ import annotations

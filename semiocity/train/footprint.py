@@ -77,7 +77,11 @@ def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any
                 module.to(torch.bfloat16 if phase.zero.precision == "bf16" else torch.float32)
         batch = task.example(samples, *largest(job))
         found = [_phase(task, phase, phases, modules, trained, batch, samples) for phase in phases]
-    return {"phases": found, "frozen": sum(map(_bytes, frozen.values())), "batch": sum(t.nbytes for t in batch.values())}
+    return {
+        "phases": found,
+        "frozen": sum(map(_bytes, frozen.values())),
+        "batch": sum(t.nbytes for t in batch.values()),
+    }
 
 
 def largest(job: TrainJob) -> tuple[int, int]:
