@@ -155,9 +155,12 @@ def fit(work: Work, cluster: Cluster, gpu_gb: float | None = None, gpu: str | No
         "fits": None if room is None else needed <= room * 1e9 * (GPU_SHARE if device == "cuda" else 1),
         "host_gb": round(_host_bytes(found["job"], asked.ranks_per_node) / 1e9, 2),
         "host_room_gb": asked.mem_gb,
+        "host_fits": None,
         "checkpoint_gb": round(checkpoint_bytes(found["job"]) / 1e9, 2),
         "suggestions": [],
     }
+    if device == "cuda" and asked.mem_gb is not None:
+        facts["host_fits"] = facts["host_gb"] <= asked.mem_gb
     facts["time"] = _time(job, work.run, found["job"], ranks, gpu or cluster.gpu_type, device)
     facts["suggestions"] = _suggestions(job, found, ranks, device)
     return facts
@@ -267,7 +270,7 @@ def render(facts: Mapping[str, Any]) -> str:
     lines.append(f"each {where} needs {facts['needed_gb']:.2f} GB{room}: {verdict[facts['fits']]}")
     if where == "GPU":
         host = f" of resources.mem_gb = {facts['host_room_gb']:g}" if facts["host_room_gb"] else ""
-        short = " IS TOO LITTLE" if facts["host_room_gb"] and facts["host_gb"] > facts["host_room_gb"] else ""
+        short = ", WHICH IS TOO LITTLE" if facts["host_fits"] is False else ""
         lines.append(f"main memory of a node at the start: {facts['host_gb']:.1f} GB{host}{short}")
     lines.append(f"a checkpoint takes {facts['checkpoint_gb']:.2f} GB")
     time = facts["time"]

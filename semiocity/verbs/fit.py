@@ -21,4 +21,4 @@ def run(a: argparse.Namespace) -> int:
 
     facts = fit.fit(jobs.train(a.job, a.set), jobs.load_cluster(a.cluster), a.gpu_gb, a.gpu)
     print(json.dumps(facts, indent=1) if a.json else fit.render(facts))
-    return 1 if facts["fits"] is False else 0
+    return 1 if False in (facts["fits"], facts["host_fits"]) else 0

@@ -13,7 +13,7 @@ import pytest
 
 from semiocity.config import Cluster, Purged, Resources
 from semiocity.errors import UserError
-from semiocity.launch import doctor, doctor_host, doctor_node, doctor_probe, doctor_slurm, findings, jobs
+from semiocity.launch import doctor, doctor_host, doctor_node, doctor_probe, doctor_slurm, findings, jobs, submission
 from semiocity.launch.findings import Finding
 
 HOST: dict[str, Any] = {
@@ -382,6 +382,25 @@ def test_a_training_that_would_pass_the_quota_is_refused_before_it_queues(projec
     assert doctor.check_submission(work, Cluster(checkpoint_quota_gb=9)) == []
     with pytest.raises(UserError, match=r"5 \+ 1 of 1\.0 GB beside 3\.0 GB .*--set keep_last=4, or delete"):
         doctor.check_submission(work, Cluster(checkpoint_quota_gb=8.5))
+
+
+def test_a_refusal_leaves_nothing_behind_and_a_warning_is_said(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = doctor_node.work_for(Resources(), None, [], True)
+
+    def refuse(*_: object) -> list[str]:
+        raise UserError("space: none")
+
+    monkeypatch.setattr(doctor, "check_submission", refuse)
+    with pytest.raises(UserError, match="space: none"):
+        submission.submit(work, PLAIN)
+    assert not (work.run / "attempts").exists()
+    monkeypatch.setattr(doctor, "check_submission", lambda *_: ["notices: nobody hears"])
+    assert submission.submit(work, PLAIN)
+    assert "warning: notices: nobody hears" in capsys.readouterr().err
+    found = doctor_node.judge(work, PLAIN, {}, {0: json.loads((work.run / "node.0.json").read_text())}, {})
+    assert findings.healthy(found) and {"versions", "hub", "/dev/shm"} <= {f.check for f in found}
 
 
 def test_files_on_purged_scratch(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

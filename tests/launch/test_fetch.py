@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -225,3 +226,11 @@ def test_a_folder_of_the_users_own_is_left_alone(hub: FakeHub) -> None:
     with pytest.raises(UserError, match="did not make lies there"):
         fetch.fetch("tiny", Path("models"), say=lambda _: None)
     assert Path("models/tiny/mine").read_text() == "mine"
+
+
+def test_models_that_jobs_name_are_in_the_table() -> None:
+    root = Path(__file__).parents[2]
+    names = list(model_files.read_table(root / "jobs/models.toml"))
+    jobs = {path.stem: tomllib.loads(path.read_text()) for path in (root / "jobs").glob("*.toml")}
+    named = {stem: fetch.named_in(job, names) for stem, job in jobs.items() if "model" in job.get("args", {})}
+    assert named == {"caption-blip2": ["blip2-flan-t5-xl"], "segment-sam": ["sam-vit-huge"]}

@@ -44,14 +44,14 @@ def settings(stage: int, precision: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def test_bytes_agree_with_the_allocator_at_every_stage(ranks: Ranks, city: Path, tmp_path: Path) -> None:
+def test_bytes_agree_with_the_allocator(ranks: Ranks, city: Path, tmp_path: Path) -> None:
     """torch's profiler sees each allocation of the CPU allocator, in kernels too. Resident memory would tell nothing:
     the interpreter is a hundred times larger than these models."""
     from semiocity.data import manifest
 
     classes = manifest.read_manifest(city)["recipe"]["classes"]
     facts = DatasetFacts("city", "", tuple(c["name"] for c in classes), ((0, 0, 0),) * len(classes), None)
-    for stage, precision in ((0, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")):
+    for stage, precision in ((0, "fp32"), (2, "bf16"), (3, "bf16")):
         job = job_of(city, **settings(stage, precision))
         measured = max(ranks.call(_measured, job.model_dump(mode="json"), str(tmp_path / f"{stage}{precision}")))
         expected = fit.rank_bytes(footprint(job, facts, 4), 2, 1, "cpu")["total"]
@@ -135,7 +135,7 @@ spade_hidden = 16
     assert main(["fit", str(job), "--gpu-gb", "2.05", "--gpu", "a100", "--json"]) == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["fits"] is False and facts["samples"] == 8 and facts["ranks"] == 2
-    assert facts["host_gb"] > facts["host_room_gb"] == 1
+    assert facts["host_gb"] > facts["host_room_gb"] == 1 and facts["host_fits"] is False
     by_setting = {item["set"]: item["needed_gb"] for item in facts["suggestions"]}
     assert by_setting["accumulation=2"] < facts["needed_gb"]
     assert by_setting["model.checkpoint=true"] < facts["needed_gb"]
