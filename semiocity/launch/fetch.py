@@ -6,6 +6,7 @@ download begins a file anew after an interruption (huggingface_hub 2.4); here a 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -20,6 +21,7 @@ from semiocity.files import fsync_folder, write_json
 from semiocity.stages import model_files, weights
 from semiocity.stages.model_files import MARKER, TABLE, Model
 
+LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 Say = Callable[[str], None]
 
 
@@ -279,10 +281,9 @@ class Hub:
             hint = "" if self.token else ", or it is private: export HF_TOKEN in this shell"
             raise UserError(f"{self.repo}: no such repository at {self.endpoint}{hint}") from None
         except Exception as error:
-            if isinstance(error, UserError | KeyboardInterrupt):
-                raise
-            if not isinstance(error, OSError) and "http" not in type(error).__module__:
-                raise
+            ours = isinstance(error, UserError) or getattr(error, "errno", None) in LOCAL
+            if ours or not (isinstance(error, OSError) or "http" in type(error).__module__):
+                raise  # no room, no right to write: not the network's doing
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"{self.repo}: {self.endpoint} could not be reached or broke off: {line}. What was fetched is kept; "

@@ -50,4 +50,4 @@ def come_back(cluster: Cluster, run: str) -> str:
 
 
 def _megabytes(gb: float) -> str:
-    return f"{gb * 1024:.0f}M"
+    return f"{int(gb * 1024)}M"  # rounded down: the sum must not pass what a node has

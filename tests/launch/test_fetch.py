@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -217,6 +218,15 @@ def test_offline_no_network_and_no_room_are_said(hub: FakeHub, monkeypatch: pyte
         fetch.fetch("tiny", Path("models"), say=lambda _: None)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="unset HF_HUB_OFFLINE"):
+        fetch.fetch("tiny", Path("models"), say=lambda _: None)
+
+
+def test_a_disk_that_fills_up_is_not_blamed_on_the_network(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    with pytest.raises(OSError, match="No space left"):
         fetch.fetch("tiny", Path("models"), say=lambda _: None)
 
 
