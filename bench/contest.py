@@ -1,7 +1,8 @@
 """What the benchmarks of shards share: pictures, contenders as processes of their own, alternating rounds, medians.
 
-A contender is `python bench/WORKER.py NAME FOLDER`, which prints the seconds that it measured itself: importing does
-not count. Peers that need an environment of their own run with the Python that $SEMIOCITY_PEERS names (`make peers`).
+A contender is `python bench/WORKER.py NAME FOLDER`, which stays for all rounds and says what each took (`serve`), so
+that importing neither counts nor takes time. Peers that need an environment of their own run with the Python that
+$SEMIOCITY_PEERS names (`make peers`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -27,11 +30,13 @@ def pictures(folder: Path, count: int, side: int = 512) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
+    grain = random.normal(0, 9, (2 * side, 2 * side, 3))  # made once: each picture has another piece of it
     total = 0
     for i in range(count):
         coarse = Image.fromarray(random.integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8))
         pixels = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.int16)
-        noisy = np.clip(pixels + random.normal(0, 9, pixels.shape), 0, 255).astype(np.uint8)
+        y, x = random.integers(0, side, 2)
+        noisy = np.clip(pixels + grain[y : y + side, x : x + side], 0, 255).astype(np.uint8)
         sink = io.BytesIO()
         Image.fromarray(noisy).save(sink, "JPEG", quality=88, subsampling=2)
         meta = json.dumps({"id": f"street/{i:05d}", "split": "train", "width": side, "height": side}).encode()
@@ -44,27 +49,68 @@ def pictures(folder: Path, count: int, side: int = 512) -> int:
 def contest(
     worker: str, names: Sequence[str], folder: Path, rounds: int, foreign: Sequence[str] = ()
 ) -> dict[str, float]:
-    """Contender → median of the seconds over the rounds, which alternate between all of them.
+    """Contender → median of the seconds over the rounds, which alternate between all of them and are printed.
 
     Those in `foreign` run in the peers' environment, and are left out where there is none.
     """
     running = [name for name in names if name not in foreign or PEERS]
     for name in sorted(set(names) - set(running)):
-        print(f"{name}: left out; SEMIOCITY_PEERS names no environment with it (`make peers`)")
+        print(f"{name}: left out; SEMIOCITY_PEERS names no environment with it (`make peers`)", flush=True)
+    contenders = [Contender(worker, name, folder, PEERS if name in foreign else None) for name in running]
     seconds: dict[str, list[float]] = {name: [] for name in running}
-    for _ in range(rounds):
-        for name in running:
-            seconds[name].append(measure(worker, name, folder, PEERS if name in foreign else None))
+    try:
+        for number in range(1, rounds + 1):
+            began = time.perf_counter()
+            for contender in contenders:
+                seconds[contender.name].append(contender.measure())
+            print(f"round {number} of {rounds}: {time.perf_counter() - began:.1f} s", flush=True)
+    finally:
+        for contender in contenders:
+            contender.close()
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure(worker: str, name: str, folder: Path, python: str | None = None) -> float:
-    """Seconds that one contender needs."""
-    command = [python or sys.executable, str(HERE / worker), name, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    return float(done.stdout.split()[-1])
+class Contender:
+    """A process that measures one of a worker's contenders whenever it is asked to."""
+
+    def __init__(self, worker: str, name: str, folder: Path, python: str | None = None) -> None:
+        self.name = name
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [python or sys.executable, str(HERE / worker), name, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=HERE.parent,
+        )
+
+    def measure(self) -> float:
+        """Seconds of one round."""
+        assert self._process.stdin and self._process.stdout
+        try:
+            print("go", file=self._process.stdin, flush=True)
+            return float(self._process.stdout.readline())
+        except (OSError, ValueError):
+            self._process.wait()
+            self._errors.seek(0)
+            raise SystemExit(f"{self.name} failed:\n{self._errors.read().decode()[-3000:]}") from None
+
+    def close(self) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+
+def serve(measure: Callable[[], float]) -> None:
+    """A contender's side: whenever asked to, say what `measure` measured, in seconds. Libraries' own words go to
+    stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for _ in sys.stdin:
+        print(measure(), file=answers, flush=True)
 
 
 def table(title: str, medians: Mapping[str, float], count: int, unit: str) -> None:

@@ -1,4 +1,4 @@
-"""The contenders of bench/packing.py: `python packers.py NAME FOLDER` packs FOLDER/in and prints the seconds it took.
+"""The contenders of bench/packing.py: `python packers.py NAME FOLDER` packs FOLDER/in whenever it is asked to.
 
 Every contender reads the same files, writes a jpg and a json a sample, and ends with fsync. Runs in our environment and
 in that of the peers, so nothing of ours is imported but by our own contender.
@@ -14,11 +14,26 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from contest import serve
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(name.removesuffix(".jpg") for name in os.listdir(folder) if name.endswith(".jpg"))
+
+
+def content(path: str) -> bytes:
+    """What Path.read_bytes does, in half the time: all contenders in Python read so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
 
 def samples(folder: Path) -> Iterator[tuple[str, bytes, bytes]]:
     """(name, jpg, json)"""
-    for name in sorted(path.stem for path in folder.glob("*.jpg")):
-        yield name, (folder / f"{name}.jpg").read_bytes(), (folder / f"{name}.json").read_bytes()
+    for name in names(folder):
+        yield name, content(f"{folder}/{name}.jpg"), content(f"{folder}/{name}.json")
 
 
 def fsync(path: Path) -> None:
@@ -51,10 +66,9 @@ def ours(source: Path, out: Path) -> None:
         {},
         {"image": "jpg", "meta": "json"},
     )
-    keys = {key_of(name): (image, meta) for name, image, meta in samples(source)}
     with ShardWriter(ShardPath(out, 0), head) as writer:
-        for key in sorted(keys):
-            image, meta = keys[key]
+        for key, name in sorted((key_of(name), name) for name in names(source)):
+            image, meta = content(f"{source}/{name}.jpg"), content(f"{source}/{name}.json")
             writer.add(key, {"image": ("jpg", image), "meta": ("json", meta)})
         writer.publish()
 
@@ -85,7 +99,8 @@ def python_tarfile(source: Path, out: Path) -> None:
 def webdataset(source: Path, out: Path) -> None:
     from webdataset import ShardWriter
 
-    with ShardWriter(f"{out}/%06d.tar", maxcount=10**9, maxsize=10**12, verbose=0) as writer:
+    # encoder=False: what is bytes already need not be looked at; its fastest setting.
+    with ShardWriter(f"{out}/%06d.tar", maxcount=10**9, maxsize=10**12, verbose=0, encoder=False) as writer:
         for name, image, meta in samples(source):
             writer.write({"__key__": name, "jpg": image, "json": meta})
     fsync(out / "000000.tar")
@@ -147,10 +162,11 @@ def timed(name: str, source: Path, out: Path) -> float:
 if __name__ == "__main__":
     name, folder = sys.argv[1], Path(sys.argv[2])
     few = folder / "few"
-    few.mkdir(exist_ok=True)
-    for path in sorted((folder / "in").iterdir())[:8]:
-        shutil.copy(path, few)
-    timed(name, few, folder / "out")  # importing does not count
+    if not few.exists():
+        few.mkdir()
+        for path in sorted((folder / "in").iterdir())[:8]:
+            shutil.copy(path, few)
+    timed(name, few, folder / name.replace(" ", "-"))  # importing does not count
     for path in (folder / "in").iterdir():
         path.read_bytes()  # all files in memory, for everybody
-    print(timed(name, folder / "in", folder / "out"))
+    serve(lambda: timed(name, folder / "in", folder / name.replace(" ", "-")))

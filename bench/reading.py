@@ -27,11 +27,12 @@ def main(count: int = 1500, rounds: int = 7) -> None:
             ("litdata", PEERS),
         ):
             if python:
+                print(f"preparing: {what}", flush=True)
                 command = [python, str(HERE / "readers.py"), "prepare", what, name]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         raw = contest("readers.py", list(RAW), folder, rounds, FOREIGN)
+        table(f"raw: {count} samples, {size / 1e6:.0f} MB, medians of {rounds}", raw, count, "samples/s")
         decoded = contest("readers.py", list(DECODED), folder, rounds)
-    table(f"raw: {count} samples, {size / 1e6:.0f} MB, medians of {rounds}", raw, count, "samples/s")
     table("decoded", decoded, count, "samples/s")
     faster = raw["webdataset"] / raw["Semiocity"]
     decoding = decoded["webdataset, decode(rgb8) by Pillow"] / decoded["Semiocity, decoded"]

@@ -9,6 +9,7 @@ from importlib import import_module
 from types import ModuleType
 
 from semiocity.errors import UserError
+from semiocity.launch import sharing
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "everything from packing to the report page, on this machine or the cluster"),
@@ -39,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "check cluster, image, weights and folders before a job finds out"),
     "fit": ("fit", "what memory and time a training needs, before it is submitted"),
     "fetch": ("fetch", "bring named models to the shared cache, pinned and checked"),
+    "repeat": ("repeat", "a run again from its folder alone: same job, revisions and code"),
     "status": ("status", "what is done, running, failed and missing"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),
     "image": ("image", "build the Apptainer image that jobs run in, unless it is there already"),
@@ -57,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Exit status: 0 all is well, 1 something failed or is incomplete, 2 bad input, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
     arguments = parser(words[0] if words else "").parse_args(words)
+    sharing.follow_site_file()
     try:
         status: int = _module(arguments.verb).run(arguments)
         return status

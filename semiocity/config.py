@@ -154,7 +154,11 @@ class Resources(Strict):
     """How long before the time limit the job is told to save and stop; the largest save must fit in."""
     array_parallelism: int = Field(64, ge=1)
     """Most tasks of an array that run at the same time."""
-    shards_per_task: int = Field(1, ge=1)
+    shards_per_task: int | None = Field(None, ge=1)
+    """Shards that one task makes, one after the other. By default as many as fill `task_min`, once measured."""
+    task_min: float = Field(20, gt=0)
+    """Minutes that a task should take where the number of shards is up to us: long against the start, short against the
+    time limit."""
     partition: str | None = None
     """Overrides the cluster's partition for this job."""
 
@@ -279,10 +283,12 @@ class Cluster(Strict):
     """Further srun options, such as `--mpi=none`."""
     network_interface: str | None = None
     """Interface for NCCL's and gloo's rendezvous, such as ib0."""
-    max_array: int = Field(1001, ge=1)
-    """The cluster's MaxArraySize; longer arrays are split."""
+    max_array: int | None = Field(None, ge=2)
+    """The cluster's MaxArraySize; longer arrays are split. By default what `scontrol show config` says."""
     max_submitted: int | None = Field(None, ge=1)
     """Most jobs, each task of an array counted, that one user may have queued or running."""
+    shared_group: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    """Unix group (name or number) whose members work in this project folder together: what one makes, all may write."""
     max_restarts: int = Field(100, ge=0)
     """How often one job may come back before it counts as failed."""
     local_parallelism: int = Field(2, ge=1)

@@ -14,11 +14,12 @@ from semiocity.data import geometry as geo
 from semiocity.data import images
 from semiocity.data.blurring import Blurrer, make_blurrer
 from semiocity.data.boxes import encode_boxes, place_boxes
+from semiocity.data.filter import LONGEST_TEXT
 from semiocity.data.images import Picture, Rejected
 from semiocity.data.keys import storable
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import BASE, complete
-from semiocity.data.plan import PACKER_VERSION, Plan
+from semiocity.data.plan import Plan
 from semiocity.data.recipe import FIELDS, Recipe
 from semiocity.data.shard import Head, Scalar, ShardPath, ShardWriter
 from semiocity.data.sources import loading, scalars_of
@@ -62,6 +63,7 @@ def pack_shard(plan: Plan, shard: int, path: ShardPath, blurrer: Blurrer | None 
     rows = plan.rows(shard)
     blurrer = blurrer or make_blurrer(recipe.blur, plan.detector)
     entries = [row.entry for row in rows if row.entry is not None]
+    searchable = _captions_are_scalars(plan)
     with loading(recipe.source, entries) as load, ShardWriter(path, make_head(plan, shard)) as writer:
         for key, entry in rows:
             if entry is None:
@@ -74,6 +76,8 @@ def pack_shard(plan: Plan, shard: int, path: ShardPath, blurrer: Blurrer | None 
             except Rejected as rejected:
                 writer.reject(entry.name, rejected.reason, rejected.detail)
             else:
+                if searchable and "caption" in fields:
+                    scalars["caption"] = caption_scalar(fields["caption"][1])
                 writer.add(key, fields, scalars)
         return writer.publish()
 
@@ -84,6 +88,8 @@ def make_head(plan: Plan, shard: int) -> Head:
     blur = plan.recipe.blur
     if blur is not None:
         scalars["blurred"] = "int"
+    if _captions_are_scalars(plan):
+        scalars["caption"] = "str"
     codecs = {
         "pillow": PIL.__version__,
         "jpeg": features.version("libjpeg_turbo"),
@@ -94,13 +100,24 @@ def make_head(plan: Plan, shard: int) -> Head:
         revision=plan.revision,
         shard=shard,
         parents={},
-        stage={"name": "pack", "version": PACKER_VERSION, "args": {"plan": plan.revision}},
+        stage={"name": "pack", "version": plan.packer_version, "args": {"plan": plan.revision}},
         model=None,
         # Pictures encoded again depend on the encoders; the others on nothing but their files.
         execution={"device": getattr(blur and blur.detector, "device", "cpu"), "dtype": "uint8", "batch": 1, **codecs},
         fields={name: FIELDS[name] for name in (*plan.fields, "meta")},
         scalars=scalars | scalars_of(plan.recipe.source),
     )
+
+
+def caption_scalar(caption: bytes) -> str:
+    """What the index holds of a row's field `caption`: as much as the column `caption` has in its scalar `text`."""
+    return caption.decode()[:LONGEST_TEXT]
+
+
+def _captions_are_scalars(plan: Plan) -> bool:
+    """Whether captions of the source are searched and filtered by. A scalar of that name that the source declares goes
+    before."""
+    return plan.packer_version >= 3 and "caption" in plan.fields and "caption" not in scalars_of(plan.recipe.source)
 
 
 def _keep_promises(recipe: Recipe, raw: Raw) -> None:

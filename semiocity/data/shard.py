@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import uuid
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -19,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from semiocity.config import canonical, fsync_folder, write_json
+from semiocity.data.checksum import crc32
 from semiocity.data.keys import KEY
 from semiocity.data.manifest import FORMAT, ShardPath, read_receipt
-from semiocity.data.ustar import BLOCK, RECORD, BackgroundDigest, ustar_header
+from semiocity.data.ustar import BLOCK, RECORD, HashedFile, ustar_header
 from semiocity.errors import UserError
 
 __all__ = ["FORMAT", "Head", "ShardError", "ShardPath", "ShardReader", "ShardWriter", "read_receipt"]
@@ -29,6 +29,8 @@ __all__ = ["FORMAT", "Head", "ShardError", "ShardPath", "ShardReader", "ShardWri
 TOMBSTONE = "tombstone.json"
 KINDS = ("permanent", "retry", "removed")
 """Of tombstones: bad input; may succeed another time; taken down for good."""
+
+_ZEROS = bytes(BLOCK)
 
 NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
@@ -88,14 +90,12 @@ class ShardWriter:
         self._splits: Counter[str] = Counter()
         self._tombstones: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
         self._last = ""
-        self._hash = BackgroundDigest()
-        self._offset = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         attempt = uuid.uuid4().hex
         self._tar = path.parent / f".{path.stem}.tar.{attempt}.tmp"
         self._parquet = path.parent / f".{path.stem}.parquet.{attempt}.tmp"
-        self._file = self._tar.open("xb", buffering=1 << 20)
+        self._file = HashedFile(self._tar)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -103,7 +103,6 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hash.close()
         try:
             self._file.close()
         except OSError:
@@ -136,7 +135,7 @@ class ShardWriter:
             row[f"{name}.ext"] = ext
             row[f"{name}.offset"] = self._member(headers[name], payload)
             row[f"{name}.length"] = len(payload)
-            row[f"{name}.crc32"] = zlib.crc32(payload)
+            row[f"{name}.crc32"] = crc32(payload)
         self._append(row)
 
     def tombstone(self, key: str, kind: str, reason: str, scalars: Mapping[str, Any] | None = None) -> None:
@@ -156,11 +155,9 @@ class ShardWriter:
 
     def publish(self) -> dict[str, Any]:
         """Make the shard visible, receipt last, and return the receipt. Call once, as the last thing."""
-        self._write(bytes(2 * BLOCK))
-        self._write(bytes(-self._offset % RECORD))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        self._file.add(bytes(2 * BLOCK))
+        self._file.add(bytes(-self._file.size % RECORD))
+        sha256 = self._file.finish()
         parquet_bytes, parquet_sha256 = self._write_parquet()
         receipt = {
             "format": FORMAT,
@@ -168,8 +165,8 @@ class ShardWriter:
             "revision": self.head.revision,
             "shard": self.head.shard,
             "rows": len(self._rows),
-            "bytes": self._offset,
-            "sha256": self._hash.hexdigest(),
+            "bytes": self._file.size,
+            "sha256": sha256,
             "parquet_bytes": parquet_bytes,
             "parquet_sha256": parquet_sha256,
             "keys_digest": keys_digest(row["key"] for row in self._rows),
@@ -215,17 +212,9 @@ class ShardWriter:
 
     def _member(self, header: bytes, payload: bytes) -> int:
         """Write one tar member; returns the offset of its payload."""
-        start = self._offset + BLOCK
-        self._write(header)
-        self._write(payload)
-        if rest := -len(payload) % BLOCK:
-            self._write(bytes(rest))
+        start = self._file.size + BLOCK
+        self._file.add(header, payload, _ZEROS[: -len(payload) % BLOCK])
         return start
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self._offset += len(data)
 
     def _write_parquet(self) -> tuple[int, str]:
         """Bytes and sha256."""
@@ -339,7 +328,7 @@ class ShardReader:
         data = os.pread(self._descriptor, places[1][i], offset)
         if len(data) != places[1][i]:
             raise ShardError(f"{self.path.tar}: ends inside {field} of {self.keys[i]}. {_remedy(self.path)}")
-        if check and zlib.crc32(data) != places[2][i]:
+        if check and crc32(data) != places[2][i]:
             raise ShardError(f"{self.path.tar}: {field} of {self.keys[i]} is damaged (crc32). {_remedy(self.path)}")
         return data
 

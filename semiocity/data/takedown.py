@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from semiocity.config import canonical, fsync_folder, json_bytes, read_json, write_atomic
 from semiocity.data import imported_rows
 from semiocity.data.keys import KEY
-from semiocity.data.layout import GALLERY
+from semiocity.data.layout import GALLERY, GATHERED
 from semiocity.data.lease import Owner, lease
 from semiocity.data.listing import id_hash
 from semiocity.data.manifest import BASE, ShardPath, merge, missing, read_manifest, read_receipt, rebuild
@@ -169,7 +169,8 @@ def carry_out(dataset: Path, removed: Iterable[Removed], owner: Owner) -> list[S
     """
     wanted = list(removed)
     remember(dataset, wanted)
-    shutil.rmtree(Path(dataset) / GALLERY, ignore_errors=True)
+    for copies in [Path(dataset) / GALLERY, *Path(dataset).glob(f"columns/*/*/{GATHERED}")]:
+        shutil.rmtree(copies, ignore_errors=True)
     revisions, written = Revisions(dataset), list[ShardPath]()
     for revision in revisions.bases:
         places = [p for item in wanted if (p := revisions.find(revision, item.id_sha256)) is not None]

@@ -66,9 +66,10 @@ class ShardCheck:
 
     def content(self, receipt: dict[str, Any], base: ShardPath | None) -> Iterator[Fault]:
         """Index and tar against the receipt, keys against those of `base`, the base column's shard."""
-        path = self.path
+        path, damaged = self.path, False
         if sha256_file(path.parquet) != receipt["parquet_sha256"]:
             yield self.fault(f"{path.parquet.name} is damaged: sha256 is not the receipt's")
+            damaged = True
         try:
             table = pq.read_table(path.parquet)
             announced = index_schema(receipt["fields"], receipt["scalars"])
@@ -78,6 +79,10 @@ class ShardCheck:
             rows = table.to_pylist()
         except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a name that is no UTF-8 any more
             yield self.fault(f"{path.parquet.name} cannot be read ({error})")
+            return
+        if damaged:  # its values may be anything, also what no tar can hold: they say nothing of keys and members
+            if sha256_file(path.tar) != receipt["sha256"]:
+                yield self.fault(f"{path.tar.name} is damaged: sha256 is not the receipt's")
             return
         self.keys = [row["key"] for row in rows]
         yield from self._keys(receipt)

@@ -48,7 +48,7 @@ def examine(work: Work, cluster: Cluster, paths: list[str], wait_min: float = 10
     for old in (host, *work.run.glob("node.*.json")):
         old.unlink(missing_ok=True)
     look = doctor_probe.command(cluster.container.apptainer, paths, host)
-    submission.submit(work, cluster.model_copy(update={"setup": [*cluster.setup, look]}))
+    submission.submit(work, cluster.model_copy(update={"setup": [*cluster.setup, look]}), replace=True)
     if cluster.executor == "local":
         return judge(
             work, cluster, doctor_probe.probe(cluster.container.apptainer, paths), {0: _read(work, 0) or {}}, {}

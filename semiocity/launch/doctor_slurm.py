@@ -104,11 +104,11 @@ def answers(facts: Facts) -> Finding:
 def array(config: Mapping[str, str], cluster: Cluster) -> Finding:
     """MaxArraySize against max_array."""
     there = int(config.get("MaxArraySize", "0") or 0)
-    if there and cluster.max_array > there:
+    if there and cluster.max_array and cluster.max_array > there:
         return fault(
             "arrays", f"max_array is {cluster.max_array}, the cluster's MaxArraySize {there}", f"max_array = {there}"
         )
-    return ok("arrays", f"up to {cluster.max_array - 1} tasks in one; MaxArraySize {there}")
+    return ok("arrays", f"up to {(cluster.max_array or there) - 1} tasks in one; MaxArraySize {there}")
 
 
 def submitted(facts: Facts, cluster: Cluster) -> Finding:

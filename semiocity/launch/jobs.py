@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, load_toml
 from semiocity.data import manifest
-from semiocity.data.views import check_reading, read_view
+from semiocity.data.views import check_fresh, check_reading, read_view
 from semiocity.errors import UserError
 
 if TYPE_CHECKING:
@@ -140,9 +140,9 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
 
 def view(view_file: Path, sets: Sequence[str]) -> Work:
     """A saved view: which rows of which revisions a training sees."""
-    from semiocity.data.views import ViewJob, plan_view
+    from semiocity.data.views import load_job, plan_view
 
-    job = load_toml(view_file, ViewJob, sets)
+    job = load_job(view_file, sets)
     plan = plan_view(job, job.name or view_file.stem, view_file)
     pinned = {"name": plan.name, "columns": plan.revisions, "dataset": str(plan.dataset)}
     sizes = {"buckets": {"sizes": job.buckets.resolved()}} if job.buckets else {}
@@ -272,6 +272,7 @@ def _rows(
         return None, _read(facts, "base", *fields)
     found = read_view(dataset, view)
     check_reading(found, fields, splits, where)
+    check_fresh(dataset, found)
     return f"{found['name']}@{found['revision']}", found["columns"]
 
 

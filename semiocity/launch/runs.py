@@ -24,7 +24,7 @@ from typing import Any
 
 import semiocity
 from semiocity.errors import UserError
-from semiocity.files import read_json, write_json
+from semiocity.files import adopt_folder, read_json, write_json
 
 FORMAT = 1
 
@@ -45,12 +45,24 @@ class Attempt:
         return self.folder / "attempt.json"
 
     @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
     def submitit(self) -> Path:
-        return self.folder / "submitit"
+        return self.logs
 
     @property
     def requeue(self) -> Path:
         return self.folder / "requeue"
+
+    @property
+    def packed(self) -> Path:
+        return self.folder / "packed.json"
+
+    def sbatch_file(self, first: int) -> Path:
+        """The sbatch file of the array whose first task has this index."""
+        return self.folder / f"tasks-{first:05d}.sbatch"
 
     @property
     def gathered(self) -> Path:
@@ -97,7 +109,7 @@ def new_attempt(run: Path) -> Attempt:
         except FileExistsError:
             number += 1
             continue
-        for folder in (attempt.folder / "tasks", attempt.requeue, attempt.submitit):
+        for folder in (attempt.folder / "tasks", attempt.requeue, attempt.logs):
             folder.mkdir()
         return attempt
 
@@ -134,7 +146,7 @@ def snapshot(run: Path) -> Path:
             copy = temporary / "semiocity" / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-        temporary.chmod(0o755)
+        adopt_folder(temporary)
         temporary.rename(target)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)

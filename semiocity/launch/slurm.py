@@ -1,4 +1,4 @@
-"""From a resolved job to jobs in the queue: pure builders of submitit parameters, and one function that submits.
+"""From a resolved job to jobs in the queue: pure builders of sbatch files, and one function that submits them.
 
 The local executor runs the same functions on this machine; it is the default without `jobs/cluster.toml`.
 """
@@ -6,17 +6,17 @@ The local executor runs the same functions on this machine; it is the default wi
 from __future__ import annotations
 
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semiocity.config import Cluster, Resources
-from semiocity.errors import UserError
-from semiocity.launch import container, site, squeue
+from semiocity.files import write_atomic
+from semiocity.launch import container, sbatch, scheduler, sharing, site, squeue
 from semiocity.launch.runs import Attempt
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def python(launch: Launch) -> str:
 
 
 def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()) -> dict[str, Any]:
-    """Parameters of submitit's SlurmExecutor. `after` are job ids to wait for, however they end."""
+    """Parameters of `sbatch.script`. `after` are job ids to wait for, however they end."""
     cluster, asked = launch.cluster, launch.resources
     srun = [f"--cpus-per-task={asked.cpus_per_rank}", *cluster.srun]  # srun ignores SLURM_CPUS_PER_TASK since 22.05
     if asked.nodes * asked.ranks_per_node > 1:
@@ -118,49 +118,53 @@ def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()
         "dependency": "afterany:" + ":".join(squeue.whole_jobs(after)) if after else None,
         "signal_delay_s": asked.signal_delay_s,
         "array_parallelism": asked.array_parallelism,
-        "setup": list(cluster.setup) or None,
+        "setup": [*(sharing.SHELL if cluster.shared_group else []), *cluster.setup] or None,
         "teardown": teardown(attempt, cluster),
         "srun_args": srun,
         "additional_parameters": site.extra(cluster),
-        "stderr_to_stdout": True,
     }
-    # No wckey: submitit's own would be refused where a site keeps accounts by them.
-    return {"wckey": None} | {key: value for key, value in options.items() if value is not None}
+    return {key: value for key, value in options.items() if value is not None}
 
 
-def sbatch_file(launch: Launch, attempt: Attempt, tasks: int) -> str:
-    """The text that `sbatch` would get, for `--dry-run` and golden tests. Needs no SLURM and writes nothing."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    command = f"{python(launch)} -u -m submitit.core._submit {shlex.quote(str(attempt.submitit))}"
-    parameters = slurm_parameters(launch, attempt)
-    if tasks > 1:
-        parameters["map_count"] = tasks
-    return _make_sbatch_string(command=command, folder=attempt.submitit, **parameters)
+def sbatch_file(launch: Launch, attempt: Attempt, tasks: int, first: int = 0, after: Sequence[str] = ()) -> str:
+    """The sbatch file of `tasks` tasks of an attempt from index `first` on. Needs no SLURM and writes nothing."""
+    index = f'"$(({first} + SLURM_ARRAY_TASK_ID))"' if tasks > 1 else str(first)
+    command = f"{python(launch)} -u -m semiocity.launch.entry {shlex.quote(str(attempt.run))} {attempt.number} {index}"
+    return sbatch.script(slurm_parameters(launch, attempt, after), command, attempt.logs, tasks)
 
 
-def submit(launch: Launch, attempt: Attempt, indices: Sequence[int], after: Sequence[str] = ()) -> Iterator[list[str]]:
-    """Queue task `indices` of an attempt with SLURM; yields the job ids of each array that was queued, in order.
+def submit(launch: Launch, attempt: Attempt, indices: range, after: Sequence[str] = ()) -> Iterator[list[str]]:
+    """Queue tasks `indices` of an attempt with SLURM; yields the job ids of each array that was queued, in order.
 
-    Arrays longer than the cluster's MaxArraySize are split. Raises UserError with sbatch's own words; what was yielded
-    before is queued.
+    Arrays longer than the cluster's MaxArraySize are split. At the site's limit of submitted jobs as many are queued as
+    it takes, and then `scheduler.Full` is raised. UserError with sbatch's own words otherwise; what was yielded before
+    is queued.
     """
-    import submitit
-
-    from semiocity.launch import task
-
-    if shutil.which("sbatch") is None:
-        raise UserError('jobs/cluster.toml says executor = "slurm", but there is no sbatch on this machine\'s PATH')
-    made = submitit.SlurmExecutor(attempt.submitit, python=python(launch))
-    made.update_parameters(**slurm_parameters(launch, attempt, after))
-    longest = max(1, launch.cluster.max_array - 1)
-    for start in range(0, len(indices), longest):
-        part = list(indices[start : start + longest])
+    longest = 1 if len(indices) == 1 else (launch.cluster.max_array or scheduler.max_array())
+    first, end = indices.start, indices.stop
+    most = longest
+    while first < end:
+        count = min(most, end - first)
+        script = sbatch_file(launch, attempt, count, first, after)
+        file = attempt.sbatch_file(first)
+        write_atomic(file, (script + "\n").encode())
         try:
-            jobs = made.map_array(task.main, [str(attempt.run)] * len(part), [attempt.number] * len(part), part)
-        except Exception as error:  # submitit wraps sbatch's failure in types of its own
-            raise UserError(f"sbatch refused {launch.name}: {error}") from error
-        yield [job.job_id for job in jobs]
+            job = scheduler.call(["sbatch", "--parsable", str(file)], unsure=partial(_queued, file))
+        except scheduler.Full:
+            if count == 1:
+                file.unlink()
+                raise
+            most = count // 2
+            continue
+        number = job.strip().partition(";")[0]  # JOB;CLUSTER where there are several clusters
+        yield [f"{number}_{index}" for index in range(count)] if count > 1 else [number]
+        first += count
+
+
+def _queued(file: Path) -> str | None:
+    """The job that this sbatch file became, when it is in the queue: a request that timed out may have arrived."""
+    found = [job.whole for job in squeue.jobs([]) if job.command == str(file)]
+    return found[0] if found else None
 
 
 def start_local(launch: Launch, attempt: Attempt, index: int) -> submitit.Job[str]:
@@ -170,7 +174,7 @@ def start_local(launch: Launch, attempt: Attempt, index: int) -> submitit.Job[st
     from semiocity.launch import task
 
     asked = launch.resources
-    made = submitit.LocalExecutor(attempt.submitit, python=python(launch))
+    made = submitit.LocalExecutor(attempt.logs, python=python(launch))
     made.update_parameters(
         timeout_min=asked.timeout_min,
         tasks_per_node=asked.ranks_per_node,

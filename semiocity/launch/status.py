@@ -17,6 +17,7 @@ from typing import Any
 from semiocity.errors import UserError
 from semiocity.files import read_json, write_json
 from semiocity.launch import squeue
+from semiocity.launch.compact import packed_states
 from semiocity.launch.runs import Attempt, alive, all_runs, attempts, last_line
 
 GATHER = 100
@@ -66,6 +67,8 @@ def _task_files(attempt: Attempt, jobs: Sequence[str]) -> dict[int, dict[str, An
     # A task that was submitted again has another job, and is not done.
     known = {i: facts for i, facts in known.items() if i < len(jobs) and jobs[i] == facts.get("job")}
     found = known | {i: _json(attempt.task_file(i)) for i in indices if i not in known}
+    # Read last: what was packed away since the listing is there.
+    found = {i: facts for i, facts in found.items() if facts} | packed_states(attempt)
     done = {str(i): facts for i, facts in found.items() if facts.get("state") == "done"}
     if len(done) >= len(known) + GATHER:
         with suppress(OSError):  # somebody else's run

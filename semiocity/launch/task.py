@@ -170,6 +170,20 @@ def _merge_view(data: dict[str, Any], index: int, world: World, stop: StopFlag, 
     return True
 
 
+def _export(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.data.export import engine, wish
+
+    wanted, inputs = wish.Wish.from_json(data["job"]["export"]), data["job"]["inputs"]
+    return engine.task(wanted, inputs, data["tasks"][index], _owner(world), stop, lambda facts: report(**facts))
+
+
+def _finish_export(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.data.export import engine, wish
+
+    engine.finish(wish.Wish.from_json(data["job"]["export"]), data["job"]["inputs"])
+    return True
+
+
 def _view_plan(data: dict[str, Any]) -> Any:
     from semiocity.data.views import ViewJob, plan_again
 
@@ -211,6 +225,7 @@ KINDS: dict[str, Work] = {
     "stage": _stage,
     "reduce": _reduce,
     "view": _view,
+    "export": _export,
     "train": _train,
     "generate": _generate,
     "evaluate": _evaluate,
@@ -222,6 +237,7 @@ MERGES: dict[str, Work] = {
     "stage": _merge,
     "reduce": _merge_reduce,
     "view": _merge_view,
+    "export": _finish_export,
     "generate": _merge_samples,
 }
 

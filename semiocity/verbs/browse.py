@@ -15,6 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shards", metavar="FIRST:END", help="only these shards, such as 0:100 (for very large datasets)"
     )
+    parser.add_argument("--view", metavar="NAME", help="begin with the rows of a saved view; the page can pick others")
     contents = parser.add_mutually_exclusive_group()
     contents.add_argument(
         "--contents",
@@ -33,4 +34,4 @@ def run(a: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed here: pip install 'semiocity[data]'") from None
 
-    return browse(a.dataset, a.port, a.host, a.shards, a.contents, a.cache)
+    return browse(a.dataset, a.port, a.host, a.shards, a.contents, a.cache, a.view)

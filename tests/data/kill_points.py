@@ -30,7 +30,7 @@ from pathlib import Path
 from kill_operations import OPERATIONS, Operation, undisturbed_tree
 from make_images import tree
 
-from semiocity.data import shard as shard_module
+from semiocity.data.ustar import HashedFile
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
@@ -53,20 +53,21 @@ def in_child(work: Callable[[], object]) -> int:
 def on_every_step(act: Callable[[str], None]) -> None:
     """From now on call `act` before each step, with what it is."""
     guard = threading.RLock()
-    write = shard_module.ShardWriter._write
+    add = HashedFile.add
 
-    def counted(self: shard_module.ShardWriter, data: bytes) -> None:
-        with guard:
-            act("write")
-        write(self, data)
-        self._file.flush()
+    def counted(self: HashedFile, *parts: bytes) -> None:
+        for part in parts:
+            with guard:
+                act("write")
+            add(self, part)
+            self.flush()
 
     def hook(event: str, values: tuple[object, ...]) -> None:
         if event in EVENTS:
             with guard:
                 act(f"{event} {values[0]}")
 
-    shard_module.ShardWriter._write = counted  # type: ignore[method-assign]
+    HashedFile.add = counted  # type: ignore[method-assign]
     sys.addaudithook(hook)
 
 

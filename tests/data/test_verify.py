@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from make_images import add_column, city_recipe, dice, folder_recipe, jpeg, opened_files, packed, write_files
 
@@ -259,6 +261,18 @@ def test_any_flipped_bit_is_found(own_town: Path) -> None:
             assert faults_of(own_town), "a flipped bit went unnoticed"
         file.write_bytes(whole)
     assert verify(own_town) == []
+
+
+def test_an_index_that_names_what_no_tar_can_hold(own_town: Path) -> None:
+    """As a flipped bit in a length does; keys and sizes may have become null, too."""
+    path = shard(own_town)
+    table = pq.read_table(path.parquet)
+    for name, value in (("image.length", 578721382704613590), ("image.length", None), ("key", None)):
+        column = table.schema.field(name)
+        values = [value, *table.column(name).to_pylist()[1:]]
+        changed = table.set_column(table.column_names.index(name), column.name, pa.array(values, column.type))
+        pq.write_table(changed, path.parquet)
+        assert any("parquet is damaged" in fault.what for fault in faults_of(own_town)), name
 
 
 def test_quick_finds_what_sizes_and_receipts_show(own_town: Path) -> None:
