@@ -25,6 +25,7 @@ __all__ = [
     "Purged",
     "ReduceJob",
     "Resources",
+    "Retries",
     "StageJob",
     "Strict",
     "apply_set",
@@ -139,6 +140,22 @@ def _literals(field: Any) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- jobs and cluster
 
 
+class Retries(Strict):
+    """How often a job may come back by itself after each cause; beyond that it has failed (docs/retries.md)."""
+
+    preemption: int = Field(100, ge=0)
+    """Also: a job that was stopped by a signal, saved, and goes on."""
+    time_limit: int = Field(10, ge=0)
+    crash: int = Field(1, ge=0)
+    """Errors that may pass, and signals. Once is enough to find the row that kills a stage."""
+    out_of_memory: int = Field(2, ge=0)
+    """Of the host and of the GPU."""
+    hung: int = Field(3, ge=0)
+    """No progress for too long: a batch of a stage, ranks that wait for one another."""
+    node_failure: int = Field(3, ge=0)
+    """Also: a node that lacks what the job needs; it is excluded."""
+
+
 class Resources(Strict):
     """What one task of a job asks of the cluster."""
 
@@ -161,6 +178,8 @@ class Resources(Strict):
     time limit."""
     partition: str | None = None
     """Overrides the cluster's partition for this job."""
+    retries: Retries | None = None
+    """Budgets of coming back for this job; what is not given is the cluster's."""
 
     @model_validator(mode="after")
     def _ranks_match_gpus(self) -> Resources:
@@ -289,8 +308,8 @@ class Cluster(Strict):
     """Most jobs, each task of an array counted, that one user may have queued or running."""
     shared_group: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     """Unix group (name or number) whose members work in this project folder together: what one makes, all may write."""
-    max_restarts: int = Field(100, ge=0)
-    """How often one job may come back before it counts as failed."""
+    retries: Retries = Retries()
+    """How often a job may come back by itself, by cause (docs/retries.md)."""
     local_parallelism: int = Field(2, ge=1)
     """Array tasks at the same time with the local executor."""
     models: Path = Path("models")
@@ -301,6 +320,16 @@ class Cluster(Strict):
     """Folders whose old files the site deletes."""
     notify: Notify = Notify()
     container: Container = Container()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "max_restarts" in data:
+            raise ValueError(
+                "max_restarts is now a budget for each cause: write it as preemption = "
+                f"{data['max_restarts']} in the table [retries]"
+            )
+        return data
 
     @model_validator(mode="after")
     def _said_once(self) -> Cluster:

@@ -15,10 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semiocity.launch import causes, ends
 from semiocity.launch.findings import Finding, ok, warning
 
 if TYPE_CHECKING:
     from semiocity.config import Notify
+    from semiocity.launch.runs import Attempt
+    from semiocity.launch.world import World
 
 
 def settings(notify: Notify) -> dict[str, Any]:
@@ -80,6 +83,32 @@ def message(data: Mapping[str, Any], state: str, reason: str) -> dict[str, Any]:
 def ends_run(data: Mapping[str, Any], index: int) -> bool:
     """Whether a task is the one whose end is the run's: the merge behind an array, or a task without companions."""
     return index == data["merge"] if data["merge"] is not None else len(data["tasks"]) == 1
+
+
+def failed(
+    data: Mapping[str, Any], index: int, attempt: Attempt, world: World, cause: str, reason: str, again: bool
+) -> None:
+    """Send the notice of a task that failed, unless the job comes back by itself. Of several ranks the one tells whose
+    word counts as the cause. `again`: whether it may end otherwise when it is tried again."""
+    first = ends.read(ends.end_file(attempt, world.job_id, world.restart))
+    if first.get("rank") == str(world.rank) and not comes_back(data, index, attempt, world.job_id, cause, again):
+        ended(data, index, "failed", reason)
+
+
+def comes_back(data: Mapping[str, Any], index: int, attempt: Attempt, job: str, cause: str, again: bool) -> bool:
+    """Whether what follows the task (teardown.sh, or `ends.settle` without SLURM) will bring it back."""
+    budget = causes.BUDGETS.get(cause)
+    if budget is None or not again:
+        return False
+    # Without SLURM each return of a task is a job of its own.
+    names, mine = (
+        ("*", f"task={index}\nbudget={budget}\n") if data["executor"] == "local" else (f"{job}.*", f"budget={budget}\n")
+    )
+    notes = (attempt.folder / "ends").glob(names)
+    used = 1 + sum(mine in path.read_text(encoding="utf-8", errors="replace") for path in notes)
+    if data["executor"] == "slurm" and not (data.get("cluster") or {}).get("requeue", True):
+        return False
+    return used <= int((data.get("notify") or {}).get("retries", {}).get(budget, 0))
 
 
 def ended(data: Mapping[str, Any], index: int, state: str, reason: str = "") -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import read_json, write_json
-from semiocity.launch import squeue
+from semiocity.launch import ends, squeue
 from semiocity.launch.compact import packed_states
 from semiocity.launch.runs import Attempt, alive, all_runs, attempts, last_line
 
@@ -46,7 +46,10 @@ def task_states(attempt: Attempt, live: Mapping[str, str] | None = None) -> list
             state = "queued"  # brought back a moment ago; the file is still its predecessor's
         if state in ("running", "queued", "stopped"):
             state = _judge(state, job, facts, data, live)
-        reason = facts.get("reason") or ("killed or never started; its log may say why" if state == "lost" else "")
+        reason = facts.get("reason") or ""
+        if state in ("failed", "lost"):
+            cause = ends.cause(attempt, facts, job)
+            reason, facts = f"{cause}; {cause.advice}", {**facts, "cause": cause.name}
         log = "" if state in ("done", "queued") else _log(attempt, job)
         found.append({**facts, "index": index, "job": job, "state": state, "reason": reason, "log": log})
     return found

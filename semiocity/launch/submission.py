@@ -16,7 +16,20 @@ from semiocity.config import Cluster
 from semiocity.data import manifest, views
 from semiocity.errors import UserError
 from semiocity.files import write_json
-from semiocity.launch import doctor, estimate, facts, identity, lock, notices, scheduler, sharing, sizing, slurm, squeue
+from semiocity.launch import (
+    bad_nodes,
+    doctor,
+    estimate,
+    facts,
+    identity,
+    lock,
+    notices,
+    scheduler,
+    sharing,
+    sizing,
+    slurm,
+    squeue,
+)
 from semiocity.launch.compact import compact
 from semiocity.launch.follow import describe, failure, follow_slurm, last_task_done, progress, run_local, short
 from semiocity.launch.jobs import Work, image_of
@@ -117,7 +130,10 @@ def _submit(
     for warning in doctor.check_submission(work, cluster):
         print(f"warning: {warning}", file=sys.stderr)
     attempt = new_attempt(work.run)
-    launch = _launch(work, cluster, image, code or snapshot(work.run))
+    excluded = bad_nodes.of_run(work.run) if cluster.executor == "slurm" else {}
+    for node, why in excluded.items():
+        print(f"keeping away from {node}: {why}")
+    launch = with_(_launch(work, cluster, image, code or snapshot(work.run)), exclude=tuple(excluded))
     planned = len(tasks)
     data: dict[str, Any] = {
         **facts.of_work(work),
@@ -130,7 +146,9 @@ def _submit(
         "tasks": tasks[:room],
         "merge": len(tasks[:room]) if work.kind in MERGED else None,
         "jobs": [],
-        "notify": notices.settings(cluster.notify),
+        "live": sorted(busy.jobs),
+        "excluded": excluded,
+        "notify": {**notices.settings(cluster.notify), "retries": slurm.retries(cluster, work.resources)},
     }
     if cluster.executor == "local":
         data["process"] = lock.myself()

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from semiocity.config import Notify
-from semiocity.launch import notices
+from semiocity.launch import ends, notices
+from semiocity.launch.runs import Attempt
+from semiocity.launch.world import World
 
 ROOT = Path(__file__).parents[2]
 SETS = ["--set", "source.size=[32, 32]", "--set", "source.train=20", "--set", "source.val=4", "--set", "shard_rows=8"]
@@ -112,3 +114,33 @@ def test_the_place_of_the_url_is_checked(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("MY_HOOK", raising=False)
     assert "export MY_HOOK" in notices.check(Notify(webhook_env="MY_HOOK"))[0].todo
     assert notices.url_of(notices.settings(Notify(webhook_env="MY_HOOK"))) is None
+
+
+def test_a_failure_is_told_when_the_job_does_not_come_back(
+    heard: tuple[str, list[dict]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url, told = heard
+    monkeypatch.setenv("MY_HOOK", url)
+    places = {**notices.settings(Notify(webhook_env="MY_HOOK")), "retries": {"crash": 1, "out_of_memory": 0}}
+    data = {"run": "/r/x", "dataset": "/d/y", "column": "", "kind": "train", "tasks": [[]], "merge": None}
+    data |= {"notify": places, "executor": "slurm", "cluster": {"requeue": True}}
+    attempt = Attempt(tmp_path, 1)
+    attempt.folder.mkdir(parents=True)
+
+    def fails(restart: int, cause: str, rank: int = 0, again: bool = True, **changed: Any) -> int:
+        """Notices after a rank failed and, as the batch script does it, its end was noted."""
+        told.clear()
+        world = World(rank, 2, rank, 1, "n1", 1, "7", restart)
+        ends.note(attempt, "7", restart, cause, "why", "n1", rank, again)
+        notices.failed({**data, **changed}, 0, attempt, world, cause, "why", again)
+        return len(told)
+
+    assert fails(0, "crash", rank=1) == 0, "the job comes back once"
+    with ends.end_file(attempt, "7", 0).open("a") as file:
+        file.write("budget=crash\n")
+    assert fails(1, "crash", rank=1) == 1, "and not again; the rank whose word counts tells"
+    assert fails(1, "crash", rank=0) == 0, "the others' words are its echo"
+    assert fails(2, "refused") == 1
+    assert fails(3, "out_of_memory") == 1, "no budget"
+    assert fails(4, "crash", again=False) == 1, "it would end the same way"
+    assert fails(5, "preemption", cluster={"requeue": False}) == 1, "a site without requeueing"
