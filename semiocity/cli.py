@@ -9,6 +9,7 @@ from importlib import import_module
 from types import ModuleType
 
 from semiocity.errors import UserError
+from semiocity.launch import sharing
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "everything from packing to the report page, on this machine or the cluster"),
@@ -22,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "images for held-out layouts from a trained model"),
     "evaluate": ("evaluate", "scores of the generated images"),
     "report": ("report", "one self-contained page about a run"),
+    "pipeline": ("pipeline", "several jobs as a graph: what is missing or out of date, in its order"),
     "columns": ("columns", "a dataset's columns: revisions, what made them, what is out of date"),
     "show": ("show", "one row: every value, and what made it"),
     "search": ("search", "keys of the rows that a filter expression selects"),
@@ -36,7 +38,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "du": ("du", "what datasets take: bytes and inodes by column and revision"),
     "gc": ("gc", "delete revisions and leftovers that nothing refers to"),
     "ledger": ("ledger", "check which samples went into each batch of a training"),
+    "doctor": ("doctor", "check cluster, image, weights and folders before a job finds out"),
+    "fit": ("fit", "what memory and time a training needs, before it is submitted"),
+    "fetch": ("fetch", "bring named models to the shared cache, pinned and checked"),
+    "repeat": ("repeat", "a run again from its folder alone: same job, revisions and code"),
     "status": ("status", "what is done, running, failed and missing"),
+    "logs": ("logs", "the end of the log that matters: the failing task's first"),
+    "cancel": ("cancel", "end what is queued or running of a run, so that it does not come back"),
+    "retry": ("retry", "a run's job again: what is missing and not under way"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),
     "image": ("image", "build the Apptainer image that jobs run in, unless it is there already"),
 }
@@ -54,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Exit status: 0 all is well, 1 something failed or is incomplete, 2 bad input, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
     arguments = parser(words[0] if words else "").parse_args(words)
+    sharing.follow_site_file()
     try:
         status: int = _module(arguments.verb).run(arguments)
         return status

@@ -21,8 +21,11 @@ __all__ = [
     "Cluster",
     "Container",
     "Job",
+    "Notify",
+    "Purged",
     "ReduceJob",
     "Resources",
+    "Retries",
     "StageJob",
     "Strict",
     "apply_set",
@@ -137,6 +140,22 @@ def _literals(field: Any) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- jobs and cluster
 
 
+class Retries(Strict):
+    """How often a job may come back by itself after each cause; beyond that it has failed (docs/retries.md)."""
+
+    preemption: int = Field(100, ge=0)
+    """Also: a job that was stopped by a signal, saved, and goes on."""
+    time_limit: int = Field(10, ge=0)
+    crash: int = Field(1, ge=0)
+    """Errors that may pass, and signals. Once is enough to find the row that kills a stage."""
+    out_of_memory: int = Field(2, ge=0)
+    """Of the host and of the GPU."""
+    hung: int = Field(3, ge=0)
+    """No progress for too long: a batch of a stage, ranks that wait for one another."""
+    node_failure: int = Field(3, ge=0)
+    """Also: a node that lacks what the job needs; it is excluded."""
+
+
 class Resources(Strict):
     """What one task of a job asks of the cluster."""
 
@@ -152,9 +171,15 @@ class Resources(Strict):
     """How long before the time limit the job is told to save and stop; the largest save must fit in."""
     array_parallelism: int = Field(64, ge=1)
     """Most tasks of an array that run at the same time."""
-    shards_per_task: int = Field(1, ge=1)
+    shards_per_task: int | None = Field(None, ge=1)
+    """Shards that one task makes, one after the other. By default as many as fill `task_min`, once measured."""
+    task_min: float = Field(20, gt=0)
+    """Minutes that a task should take where the number of shards is up to us: long against the start, short against the
+    time limit."""
     partition: str | None = None
     """Overrides the cluster's partition for this job."""
+    retries: Retries | None = None
+    """Budgets of coming back for this job; what is not given is the cluster's."""
 
     @model_validator(mode="after")
     def _ranks_match_gpus(self) -> Resources:
@@ -206,34 +231,146 @@ class ReduceJob(Job):
 class Container(Strict):
     """How images are run on this cluster."""
 
+    runtime: Literal["apptainer", "pyxis", "none"] = "apptainer"
+    """Who runs the image: Apptainer; SLURM's plugin Pyxis with Enroot; or nobody, jobs run in this environment."""
     image: Path | None = None
-    """Image for every job that names none."""
+    """Image for every job that names none. With Pyxis a squashfs file, such as one made by `enroot import`."""
+    verify_key: Path | None = None
+    """Public key (PEM): an image that is not signed with its private half is refused at submission."""
+    python: str = "python3"
+    """The image's interpreter, where it is not the first `python3` on the image's PATH."""
     binds: list[str] = []
     """Further folders to mount, `/scratch` or `/a:/b:ro`."""
     apptainer: str = "apptainer"
     """The command; a full path when it comes from a module."""
     env: dict[str, str] = {}
-    """Environment for the container. No secrets: it is written into the sbatch file."""
+    """Environment of every job, in a container or not. No secrets: it is written into the sbatch file."""
+
+    @model_validator(mode="after")
+    def _image_has_a_runtime(self) -> Container:
+        if self.runtime == "none" and self.image is not None:
+            raise ValueError('runtime is "none", so image would not be used; drop one of the two')
+        if self.verify_key is not None and self.runtime != "apptainer":
+            raise ValueError(f'verify_key needs runtime = "apptainer": images of {self.runtime} carry no signature')
+        return self
+
+
+class Notify(Strict):
+    """Who hears of it when a run ends or fails (see semiocity.launch.notices)."""
+
+    mail: str | None = Field(None, pattern=r"^[^@\s,]+@[^@\s,]+$")
+    """Address that SLURM writes to (`--mail-user`)."""
+    mail_on: list[Literal["BEGIN", "END", "FAIL", "REQUEUE", "TIME_LIMIT_80"]] = ["END", "FAIL"]
+    webhook_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds a webhook's URL; export it in the shell that submits."""
+    webhook_file: Path | None = None
+    """File that holds a webhook's URL, readable by you alone. The URL itself is never written anywhere."""
+    timeout_s: float = Field(10.0, gt=0, le=60)
+    """How long the webhook may take. A dead one costs this once, and harms nothing."""
+
+    @model_validator(mode="after")
+    def _one_webhook(self) -> Notify:
+        if self.webhook_env and self.webhook_file:
+            raise ValueError("webhook_env and webhook_file are two places for the same thing; keep one")
+        return self
+
+
+class Purged(Strict):
+    """A folder whose old files the site deletes."""
+
+    path: Path
+    days: int = Field(ge=1)
+    """Files that were not touched for so long are deleted."""
+    warn_days: int = Field(7, ge=0)
+    """`semiocity doctor` warns from so many days before that."""
 
 
 class Cluster(Strict):
-    """The site (`jobs/cluster.toml`): written once, used by every job."""
+    """The site (`jobs/cluster.toml`): written once, used by every job. docs/sites.md tells what is for which site."""
 
     executor: Literal["local", "slurm"] = "local"
     partition: str | None = None
     account: str | None = None
+    """What jobs are charged to; many sites refuse jobs without."""
     qos: str | None = None
     constraint: str | None = None
+    """Features that nodes must have, such as "a100&ib"."""
+    gpu_option: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
+    """How GPUs are asked for: `--gpus-per-node=8`, `--gres=gpu:8`, or not at all where whole nodes come with theirs."""
+    gpu_type: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
+    """The site's name of the GPUs: `--gres=gpu:a100:8`."""
+    gpu_gb: float | None = Field(None, gt=0)
+    """Memory of one GPU (10⁹ bytes), for `semiocity fit`."""
+    memory_option: Literal["mem", "mem-per-cpu", "mem-per-gpu", "none"] = "mem"
+    """How memory is asked for; `none` where `--mem` is refused since nodes are given whole. mem_gb is a node's."""
+    exclusive: bool = False
+    """Ask for whole nodes."""
+    requeue: bool = True
+    """Whether jobs may come back by themselves. Without, a job that was stopped has saved and waits for
+    `semiocity retry RUN`."""
     setup: list[str] = []
     """Shell lines before each job, such as `module load apptainer`."""
     sbatch: dict[str, str | int | bool] = {}
     """Further sbatch options by their long names."""
+    srun: list[str] = []
+    """Further srun options, such as `--mpi=none`."""
     network_interface: str | None = None
     """Interface for NCCL's and gloo's rendezvous, such as ib0."""
-    max_array: int = Field(1001, ge=1)
-    """The cluster's MaxArraySize; longer arrays are split."""
-    max_restarts: int = Field(100, ge=0)
-    """How often one job may come back before it counts as failed."""
+    login_host: str | None = None
+    """Name of the login node as seen from outside, for the ssh lines of `semiocity board` and `browse`."""
+    max_array: int | None = Field(None, ge=2)
+    """The cluster's MaxArraySize; longer arrays are split. By default what `scontrol show config` says."""
+    max_submitted: int | None = Field(None, ge=1)
+    """Most jobs, each task of an array counted, that one user may have queued or running."""
+    shared_group: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    """Unix group (name or number) whose members work in this project folder together: what one makes, all may write."""
+    retries: Retries = Retries()
+    """How often a job may come back by itself, by cause (docs/retries.md)."""
     local_parallelism: int = Field(2, ge=1)
     """Array tasks at the same time with the local executor."""
+    models: Path = Path("models")
+    """Shared folder of weights, where `semiocity fetch` puts them."""
+    checkpoint_quota_gb: float | None = Field(None, gt=0)
+    """Most that the checkpoints of all runs may take together (10⁹ bytes); a training that would pass it is refused."""
+    purged: list[Purged] = []
+    """Folders whose old files the site deletes."""
+    notify: Notify = Notify()
     container: Container = Container()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "max_restarts" in data:
+            raise ValueError(
+                "max_restarts is now a budget for each cause: write it as preemption = "
+                f"{data['max_restarts']} in the table [retries]"
+            )
+        return data
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Cluster:
+        """Further options must not say again, or otherwise, what a key of this file or of the job says."""
+        for written in self.sbatch:
+            name = written.replace("_", "-")
+            if key := _OF_THE_JOB.get(name):
+                raise ValueError(f"sbatch.{written}: {key} decides that; say it there")
+            if name in _KEYS and getattr(self, name):
+                raise ValueError(f"sbatch.{written}: said a second time, beside {name}; keep {name}")
+        if self.gpu_type and self.gpu_option == "none":
+            raise ValueError('gpu_type is given, but gpu_option = "none" asks for no GPUs')
+        return self
+
+
+_KEYS = ("partition", "account", "qos", "constraint", "exclusive")
+_OF_THE_JOB = {
+    "requeue": "the key requeue of this file",
+    "no-requeue": "the key requeue of this file",
+    "array": "the submission",
+    "time": "the job's resources.timeout_min",
+    "nodes": "the job's resources.nodes",
+    "ntasks-per-node": "the job's resources.ranks_per_node",
+    "signal": "the job's resources.signal_delay_s",
+    "output": "the submission",
+    "dependency": "the submission",
+}
+"""sbatch options that must not be set for a whole site, and what sets them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,11 @@ def adopt(file: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def adopt_folder(folder: Path) -> None:
+    """Give a folder that mkdtemp made (0700) the mode that the umask asks for; it goes on handing on its group."""
+    folder.chmod((0o777 & ~_umask()) | (folder.stat().st_mode & stat.S_ISGID))
 
 
 def fsync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiocity.config import digest
+from semiocity.data.layout import COUNTS
 from semiocity.errors import UserError
 from semiocity.files import write_atomic
 
@@ -87,7 +88,7 @@ class AspectBuckets:
     @property
     def _cache(self) -> Path:
         name = digest({"view": self.view.digest, "sizes": self.bucket_sizes}, 16)
-        return Path(self.view.dataset.path) / "buckets" / f"{name}.npy"
+        return Path(self.view.dataset.path) / COUNTS / f"{name}.npy"
 
 
 def bucketed(view: Any, sizes: Sequence[tuple[int, int]]) -> Any:

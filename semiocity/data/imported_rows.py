@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from semiocity.config import canonical, read_json, write_json
+from semiocity.data.layout import IMPORTS
 from semiocity.data.listing import id_hash
 from semiocity.data.manifest import check_format
 from semiocity.errors import UserError
@@ -107,7 +108,7 @@ def stem_of(name: str) -> str:
 
 
 def _imports(dataset: Path) -> list[Path]:
-    folders = sorted((Path(dataset) / "imports").glob("*/"))
+    folders = sorted((Path(dataset) / IMPORTS).glob("*/"))
     return [folder for folder in folders if re.fullmatch(r"[0-9a-f]{10}", folder.name)]
 
 

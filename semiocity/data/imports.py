@@ -25,8 +25,9 @@ from semiocity.config import canonical, fsync_folder, read_json, write_atomic, w
 from semiocity.data import sidecars
 from semiocity.data.imported_rows import CONTENT, UNMATCHED, stem_of
 from semiocity.data.keys import printable, to_bytes, to_text
+from semiocity.data.layout import IMPORTS
 from semiocity.data.listing import id_hash
-from semiocity.data.manifest import BASE, FORMAT, column_folder, read_manifest
+from semiocity.data.manifest import BASE, FORMAT, column_folder, current, read_column_manifest, read_manifest
 from semiocity.data.plan import Plan
 from semiocity.data.removed import read_removed
 from semiocity.data.sidecars import Columns, Item, Kind
@@ -72,7 +73,7 @@ def pin(
     facts = read_manifest(dataset)
     plan = Plan.open(dataset, facts["columns"][BASE]["revision"])
     chosen = kind or sidecars.kind_of(inputs)
-    imports = dataset / "imports"
+    imports = dataset / IMPORTS
     imports.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making.", dir=imports) as scratch:
         join = _Join(Path(scratch) / "join.sqlite", {item.id_sha256 for item in read_removed(dataset)})
@@ -194,20 +195,20 @@ class _Join:
         )
 
     def refuse_ambiguous(self) -> None:
-        found = self._db.execute(
-            "SELECT origin, group_concat(key, ' and ') FROM (SELECT DISTINCT n, key FROM fits) JOIN items USING (n) "
-            "GROUP BY n HAVING count(*) > 1 ORDER BY n LIMIT 1"
-        ).fetchone()
-        if found:
+        if found := self._first_of_several("n", "origin", "key"):
             raise UserError(f"{found[0]}: fits several rows ({found[1]}); name the row by its key or its whole path")
 
     def refuse_twice(self) -> None:
-        found = self._db.execute(
-            "SELECT key, group_concat(origin, ' and ') FROM (SELECT DISTINCT n, key FROM fits) JOIN items USING (n) "
-            "GROUP BY key HAVING count(*) > 1 ORDER BY key LIMIT 1"
-        ).fetchone()
-        if found:
+        if found := self._first_of_several("key", "key", "origin"):
             raise UserError(f"row {found[0]}: has two captions: {found[1]}")
+
+    def _first_of_several(self, one: str, named: str, others: str) -> tuple[str, str] | None:
+        """What names the first item (or row) that fits several rows (or items), and these."""
+        found: tuple[str, str] | None = self._db.execute(
+            f"SELECT {named}, group_concat({others}, ' and ') FROM (SELECT DISTINCT n, key FROM fits) "
+            f"JOIN items USING (n) GROUP BY {one} HAVING count(*) > 1 ORDER BY {one} LIMIT 1"
+        ).fetchone()
+        return found
 
     def unmatched(self) -> Iterator[dict[str, str]]:
         query = (
@@ -300,6 +301,18 @@ def _write(scratch: Path, join: _Join, kind: Kind, rows: int) -> tuple[Report, d
         "blocks": blocks,
     }
     return Report(scratch, digest, kind, matched, rows - matched, unmatched), content
+
+
+def job_of(dataset: Path, column: str) -> Path:
+    """The job file of an imported column, as it is now. Raises UserError when the column was not imported."""
+    revision = read_manifest(dataset)["columns"].get(column, {}).get("revision") or current(dataset, column)
+    made = read_column_manifest(dataset, column, revision)["stage"] if revision else {}
+    if made.get("name") != "import":
+        raise UserError(f"--again {column}: {dataset} has no imported column of this name (`semiocity columns`)")
+    path = dataset / IMPORTS / made["args"]["digest"] / f"{column}.toml"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; import again with --from")
+    return path
 
 
 def write_job(report: Report, dataset: Path, column: str | None, missing: str, made_by: str) -> Path:

@@ -13,12 +13,13 @@ Login-node code: standard library only.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from semiocity.errors import UserError
-from semiocity.files import read_json
+from semiocity.files import digest, read_json
 
 FORMAT = 2
 """Version of shards, receipts, plans and manifests. Older data are refused with the command that upgrades them."""
@@ -33,12 +34,22 @@ GALLERY = ".browse"
 """Where a gallery keeps its index in the dataset's folder. It holds keys and captions: it goes when rows
 are taken down."""
 
+COUNTS = "buckets"
+"""Folder of rows counted by aspect bucket, for trainings without a saved view; made again where it is missing."""
+
+IMPORTS = "imports"
+"""Folder of what was imported, pinned."""
+
+GATHERED = ".gathered"
+"""In the folder of a revision: what a reduce stage that is not done has read of other columns. It holds keys: it goes
+when rows are taken down."""
+
 SUFFIXES = (".tar", ".parquet", ".json")
 
 
 @dataclass(frozen=True)
 class ShardPath:
-    """The three files of one shard of one column revision, and its lease."""
+    """The three files of one shard of one column revision, its lease and its journal."""
 
     folder: Path
     """…/columns/COLUMN/REVISION"""
@@ -69,6 +80,11 @@ class ShardPath:
     def lease(self) -> Path:
         return self.parent / f"{self.stem}.lease"
 
+    @property
+    def journal(self) -> Path:
+        """What is done of the shard while it is in the making (`semiocity.data.journal`)."""
+        return self.parent / f".{self.stem}.journal.tmp"
+
     def __str__(self) -> str:
         return f"{self.folder.parent.name}/{self.folder.name}/{self.stem}"
 
@@ -83,10 +99,16 @@ def thousand_folder(folder: Path, thousand: int) -> Path:
     return folder / f"{thousand:05d}"
 
 
+def gallery_state(facts: Mapping[str, Any]) -> str:
+    """Begins the name of a gallery's index: changes with what the dataset's manifest says of columns and classes."""
+    columns = {name: [column["revision"], column["digest"]] for name, column in facts["columns"].items()}
+    return digest([columns, [spec["name"] for spec in facts["recipe"]["classes"] or ()]])
+
+
 def dataset_of(path: Path) -> Path:
     """The dataset that a file below it belongs to."""
     for parent in path.parents:
-        if parent.name in ("columns", "plans", "views"):
+        if parent.name in ("columns", "plans", "views", IMPORTS):
             return parent.parent
     return path.parent
 

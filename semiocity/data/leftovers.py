@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from semiocity.data.layout import COUNTS, GALLERY, GATHERED, IMPORTS
 from semiocity.data.lease import STALE_S
 from semiocity.data.manifest import named_files
 
@@ -28,6 +29,11 @@ def leftovers(dataset: Path, grace_s: float = GRACE_S) -> Iterator[Path]:
     folders = [dataset, dataset / "plans", *dataset.glob("plans/*/"), dataset / "columns", *dataset.glob("columns/*/")]
     for folder in sorted({*folders, *dataset.glob("views/*/"), *dataset.glob("views/*/*/")}):
         yield from (path for path in _listed(folder) if TEMPORARY.fullmatch(path.name) and old(path, grace_s))
+    for folder in (dataset / IMPORTS, dataset / COUNTS, dataset / GALLERY):
+        for path in _listed(folder, TEMPORARY.fullmatch):
+            # A folder's time says little where one file in it is written for long.
+            if old(path, max(grace_s, GRACE_S)):
+                yield path
     for revision in sorted(dataset.glob("columns/*/*/")):
         if revision.name.startswith("."):
             continue
@@ -36,6 +42,8 @@ def leftovers(dataset: Path, grace_s: float = GRACE_S) -> Iterator[Path]:
             unnamed = COMPACTED.fullmatch(path.name) and named and path not in named
             if (unnamed or TEMPORARY.fullmatch(path.name)) and old(path, grace_s):
                 yield path
+            elif path.name == GATHERED and old(path, max(grace_s, GRACE_S)):
+                yield path  # its job may wait in a queue: younger ones are not for `repair`
         for thousand in sorted(revision.glob("[0-9]" * 5)):
             for path in _listed(thousand, lambda name: name.endswith(".lease") or name.startswith(".")):
                 dead = path.suffix == ".lease" or TEMPORARY.fullmatch(path.name)
@@ -72,7 +80,7 @@ def remove(path: Path) -> None:
     shutil.rmtree(gone)
 
 
-def _listed(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> list[Path]:
+def _listed(folder: Path, wanted: Callable[[str], object] = lambda name: True) -> list[Path]:
     try:
         # A Path is made for few of the names: a folder may have thousands.
         return [folder / name for name in sorted(filter(wanted, os.listdir(folder)))]  # noqa: PTH208

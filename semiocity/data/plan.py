@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -33,8 +33,8 @@ from semiocity.data.sources.base import Entry
 from semiocity.data.splits import Splitter
 from semiocity.errors import UserError
 
-PACKER_VERSION = 2
-"""Raised whenever packing the same plan would give other bytes."""
+PACKER_VERSION = 3
+"""Raised whenever packing the same plan would give other bytes. Since 3 a caption is a scalar too."""
 
 ABANDONED_S = 86_400
 SETTINGS = ("recipe", "source_version", "packer_version", "fields", "detector")
@@ -59,6 +59,8 @@ class Plan:
             recipe = {**recipe, "source": {**recipe["source"], "root": root, "link_roots": content["link_roots"]}}
         self.detector: str | None = content.get("detector")
         """Digest of what finds the places to blur."""
+        self.packer_version: int = content["packer_version"]
+        """What its shards are made by: all of them by the same, also those of rows that came later."""
         if recipe.get("blur") and content.get("detector_path"):
             detector = {**recipe["blur"]["detector"], "path": content["detector_path"]}
             recipe = {**recipe, "blur": {**recipe["blur"], "detector": detector}}
@@ -117,11 +119,12 @@ def make_plan(recipe: Recipe, dataset: Path) -> Plan:
         listing = Listing(recipe, Path(scratch), removed)
         splitter = Splitter(recipe)
         listing.fill(splitter.assign(entries_of(recipe.source)))
+        fields = recipe.packed_fields(listing.fields)
         settings = {
             "recipe": recipe.resolved(),
             "source_version": version_of(recipe.source.kind),
-            "packer_version": PACKER_VERSION,
-            "fields": recipe.packed_fields(listing.fields),
+            "packer_version": packer_version(fields),
+            "fields": fields,
             "detector": None if recipe.blur is None else recipe.blur.detector.digest(),
         }
         content = _grown(recipe, dataset, settings, listing, Path(scratch))
@@ -134,6 +137,11 @@ def make_plan(recipe: Recipe, dataset: Path) -> Plan:
         if not path.exists() or path.read_bytes() != data:
             write_atomic(path, data)
     return Plan(dataset, content)
+
+
+def packer_version(fields: Collection[str]) -> int:
+    """The version that shards with these fields are made by: the last that gives them other bytes."""
+    return PACKER_VERSION if "caption" in fields else 2
 
 
 def plan_folder(dataset: Path, revision: str) -> Path:
@@ -176,13 +184,18 @@ def _grown(
 
 
 def _earlier(dataset: Path, settings: dict[str, Any]) -> Iterator[Plan]:
-    """Plans with these settings, the one that the dataset uses first."""
+    """Plans with these settings, the one that the dataset uses first.
+
+    Those of version 2 count: what was packed before captions were scalars grows as it is, rather than being read anew.
+    """
     used = current(dataset, BASE)
+    versions = (2, settings["packer_version"])
     for path in sorted((dataset / "plans").glob("*/plan.json"), key=lambda path: path.parent.name != used):
         with suppress(UserError):  # damaged, or of another format: planned anew
             content = read_json(path)
             check_format(content, path)
-            if all(content.get(name) == settings[name] for name in SETTINGS):
+            same = all(content.get(name) == settings[name] for name in SETTINGS if name != "packer_version")
+            if same and content.get("packer_version") in versions:
                 yield Plan(dataset, content)
 
 

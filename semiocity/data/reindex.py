@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from semiocity.data.filter import LONGEST_TEXT
 from semiocity.data.layout import BASE, ShardPath
 from semiocity.data.shard import TOMBSTONE, index_bytes, sha256_file
 from semiocity.data.ustar import BLOCK
@@ -21,9 +22,9 @@ from semiocity.data.ustar import BLOCK
 def reindex(path: ShardPath, receipt: dict[str, Any]) -> bytes | None:
     """The bytes of the shard's parquet, or None when they cannot be had back exactly.
 
-    The tar must be the one that the receipt names. Scalars are in base's `meta`; those that a stage made are in the
-    parquet alone, so that its index can be made again only where it has none. Another version of pyarrow may write
-    other bytes: they are not taken either.
+    The tar must be the one that the receipt names. Scalars are in base's `meta`, or are the beginning of its caption;
+    those that a stage made are in the parquet alone, so that its index can be made again only where it has none.
+    Another version of pyarrow may write other bytes: they are not taken either.
     """
     if not path.tar.exists() or sha256_file(path.tar) != receipt["sha256"]:
         return None
@@ -45,22 +46,25 @@ def reindex(path: ShardPath, receipt: dict[str, Any]) -> bytes | None:
             f"{field}.length": len(payload),
             f"{field}.crc32": zlib.crc32(payload),
         }
-        if field == "meta" and receipt["column"] == BASE:
+        if receipt["column"] == BASE and field == "caption" and receipt["scalars"].get("caption") == "str":
+            row["caption"] = payload.decode()[:LONGEST_TEXT]
+        if receipt["column"] == BASE and field == "meta":
             meta = json.loads(payload)
-            row |= {name: meta.get(name) for name in receipt["scalars"]}
-    fields, scalars = _in_order(path, receipt["fields"]), _in_order(path, receipt["scalars"])
+            row |= {name: meta.get(name, row.get(name)) for name in receipt["scalars"]}
+    fields, scalars = _in_order(path, receipt["fields"], ".ext"), _in_order(path, receipt["scalars"])
     data = index_bytes(rows, fields, scalars)
     return data if hashlib.sha256(data).hexdigest() == receipt["parquet_sha256"] else None
 
 
-def _in_order(path: ShardPath, names: dict[str, Any]) -> dict[str, Any]:
-    """Fields or scalars in the order that the index has them in, which receipts do not keep: any shard's tells."""
+def _in_order(path: ShardPath, names: dict[str, Any], suffix: str = "") -> dict[str, Any]:
+    """Fields (`suffix` .ext) or scalars in the order that the index has them in, which receipts do not keep: any
+    shard's tells."""
     siblings = sorted(path.parent.glob("[0-9]*.parquet"), key=lambda file: abs(int(file.stem) - path.shard))
     for file in siblings[:20]:
         with suppress(OSError, ValueError, pa.ArrowException):
-            places = {name.removesuffix(".ext"): i for i, name in enumerate(pq.read_schema(file).names)}
-            if places.keys() >= names.keys():
-                return {name: names[name] for name in sorted(names, key=lambda name: places[name])}
+            places = {name: i for i, name in enumerate(pq.read_schema(file).names)}
+            if all(name + suffix in places for name in names):
+                return {name: names[name] for name in sorted(names, key=lambda name: places[name + suffix])}
     return names
 
 

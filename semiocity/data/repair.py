@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -24,6 +25,9 @@ from semiocity.data.shard import sha256_file
 from semiocity.data.verify import Fault, verify
 from semiocity.errors import UserError
 from semiocity.files import fsync_folder, json_bytes, read_json, write_atomic
+
+BESIDE_ANOTHER = ("made from", "key of base", "key that base")
+"""Faults that a shard has beside its parents' shards only."""
 
 Kind = Literal["index", "receipt", "recompute", "merge", "leftover", "by hand"]
 
@@ -78,21 +82,28 @@ def repair(dataset: Path, apply: bool = False, quick: bool = False, workers: int
     faults = [fault for fault in verify(dataset, quick, workers) if fault.level == "fault"]
     columns = read_manifest(dataset)["columns"]
     found: dict[Step, None] = {}
+    orphans: dict[Step, ShardPath] = {}
     for (name, shard), group in groupby(faults, key=lambda fault: (fault.column, fault.shard)):
         if name is not None and shard is not None:
-            folder = column_folder(dataset, name, columns[name]["revision"])
-            found[_shard_step(dataset, ShardPath(folder, shard), list(group))] = None
+            path, own = ShardPath(column_folder(dataset, name, columns[name]["revision"]), shard), list(group)
+            step = _shard_step(dataset, path, own)
+            found[step] = None
+            if all(fault.what.startswith(BESIDE_ANOTHER) for fault in own):
+                orphans[step] = path
         else:
             found.update((_whole_step(dataset, fault), None) for fault in group)
+    for step, path in orphans.items():
+        if _comes_back(path, found, columns):
+            del found[step]
     if apply:
         done = [_mend(dataset, step, columns) for step in found if step.kind != "merge"]
         steps += done + [_merge(dataset, step, columns) for step in found if step.kind == "merge"]
     else:
         steps += found
-    for path in leftovers(dataset, STALE_S):
-        steps.append(Step("leftover", str(path.relative_to(dataset)), "left by somebody who died"))
+    for dead in leftovers(dataset, STALE_S):
+        steps.append(Step("leftover", str(dead.relative_to(dataset)), "left by somebody who died"))
         if apply:
-            remove(path)
+            remove(dead)
     return steps
 
 
@@ -153,6 +164,16 @@ def _shard_step(dataset: Path, path: ShardPath, faults: list[Fault]) -> Step:
     if receipt is not None and all(f"{path.stem}.parquet" in fault.what for fault in faults) and reindex(path, receipt):
         return step("index")
     return step("recompute", command_for(dataset, column, path.folder.name))
+
+
+def _comes_back(path: ShardPath, steps: Iterable[Step], columns: dict[str, Any]) -> bool:
+    """Whether a shard fits again once its parents' shards are mended or made anew, which gives the bytes that it was
+    made from: then it stays. Should they come out otherwise, the next look finds it."""
+    mended = {(step.column, step.shard) for step in steps if step.kind in ("index", "receipt", "recompute")}
+    receipt = read_receipt(path)
+    parents = {} if receipt is None else receipt["parents"]
+    now = {name for name, named in parents.items() if columns.get(name, {}).get("revision") == named["revision"]}
+    return receipt is not None and any((parent, path.shard) in mended for parent in {BASE, *now})
 
 
 def _whole_step(dataset: Path, fault: Fault) -> Step:
@@ -226,6 +247,8 @@ def command_for(dataset: Path, column: str, revision: str) -> str:
         return f"semiocity pack {recipe}"
     with suppress(UserError):
         stage = read_column_manifest(dataset, column, revision)["stage"]["name"]
+        if stage == "import":
+            return f"semiocity import {dataset} --again {column}"
         target = Path(dataset).resolve()
 
         def fits(facts: dict[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from semiocity.data.manifest import FOLDER_SHARDS
 from semiocity.data.pinned import pinned
 from semiocity.data.selection import Selection, select
 from semiocity.data.view_build import BUCKET, SCHEMA
-from semiocity.data.views import check_reading, part_file, read_view, source_digest, view_folder
+from semiocity.data.views import check_fresh, check_reading, part_file, read_view, view_folder
 from semiocity.errors import UserError
 
 OPEN_PARTS = 8
@@ -40,7 +40,7 @@ def open_view(dataset: Path, name: str, split: str | None = None, fields: Sequen
     # Shards that columns have been given since are none of the view's.
     manifest["columns"] = {name: {**column, "shards": facts["shards"]} for name, column in manifest["columns"].items()}
     data = Dataset(Path(dataset), manifest)
-    _check_columns(data, facts)
+    check_fresh(data.path, facts)
     buckets = check(facts["buckets"], BucketOptions, where=f"view {name}") if facts["buckets"] else None
     whole = select(data.facts, dataset, facts["fields"], None, facts["split"], facts["filter"], facts["join"], buckets)
     selection = replace(whole, split=split)
@@ -75,23 +75,6 @@ class SavedView(View):
         """The bucket of row i."""
         shard, place = self._place(i)
         return int(self.buckets_of(shard)[place])
-
-
-def _check_columns(data: Dataset, facts: dict[str, Any]) -> None:
-    """Refuse columns whose shards are others than those that the view was built from; more shards than then are none
-    of its business."""
-    for name, column in data.columns.items():
-        if column.digest == facts["digests"][name]:
-            continue
-        for part in facts["parts"]:
-            shards = range(part["first"], part["first"] + part["shards"])
-            entries = data.shard_entries(name)
-            if shards.stop > len(entries) or source_digest([entries[s] for s in shards]) != part["sources"][name]:
-                raise UserError(
-                    f"{data.path}: view {facts['name']}: column {name}/{column.revision} has changed since the view "
-                    f"was built, within shards {shards.start:08d} to {shards.stop - 1:08d}. Build the view again: "
-                    "`semiocity view FILE`"
-                )
 
 
 class SavedRows:

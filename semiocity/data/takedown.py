@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from semiocity.config import canonical, fsync_folder, json_bytes, read_json, write_atomic
 from semiocity.data import imported_rows
 from semiocity.data.keys import KEY
-from semiocity.data.layout import GALLERY
+from semiocity.data.layout import GALLERY, GATHERED
 from semiocity.data.lease import Owner, lease
 from semiocity.data.listing import id_hash
 from semiocity.data.manifest import BASE, ShardPath, merge, missing, read_manifest, read_receipt, rebuild
@@ -169,7 +169,8 @@ def carry_out(dataset: Path, removed: Iterable[Removed], owner: Owner) -> list[S
     """
     wanted = list(removed)
     remember(dataset, wanted)
-    shutil.rmtree(Path(dataset) / GALLERY, ignore_errors=True)
+    for copies in [Path(dataset) / GALLERY, *Path(dataset).glob(f"columns/*/*/{GATHERED}")]:
+        shutil.rmtree(copies, ignore_errors=True)
     revisions, written = Revisions(dataset), list[ShardPath]()
     for revision in revisions.bases:
         places = [p for item in wanted if (p := revisions.find(revision, item.id_sha256)) is not None]
@@ -223,6 +224,10 @@ def _remove(revisions: Revisions, base: ShardPath, rows: set[int], owner: Owner)
     with ShardReader(base) as reader:
         gone = {i for i in range(len(reader)) if (dead := reader.tombstoned(i)) and dead[0] == "removed"}
         keys = _buried(reader.keys, rows - gone)
+    for folder in revisions.folders.values():
+        # Shards in the making hold rows there; who makes them begins anew, since their parent is another.
+        for journal in ShardPath(folder, base.shard).parent.glob(f".{base.stem}.journal.*"):
+            journal.unlink(missing_ok=True)
     written = [base] if _rewrite(base, keys, gone | rows, owner) else []
     for path in revisions.above(base.folder.name, base.shard):
         if _rewrite(path, keys, gone | rows, owner, revisions):

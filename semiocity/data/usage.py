@@ -1,4 +1,5 @@
-"""What a dataset takes on disk: bytes and inodes of every revision of every column, of plans, views and leftovers.
+"""What a dataset takes on disk: bytes and inodes of every revision of every column, of plans, views,
+imports, what is kept to be quick, and leftovers.
 
 Login-node code: standard library only.
 """
@@ -8,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from semiocity.data.layout import COUNTS, GALLERY, IMPORTS
 from semiocity.data.leftovers import leftovers
 from semiocity.errors import UserError
 from semiocity.files import read_json
@@ -23,7 +26,7 @@ class Usage:
 
     dataset: str
     kind: str
-    """column, plan, view, leftover or other"""
+    """column, plan, view, import, counts, gallery, leftover or other"""
     name: str
     revision: str
     current: bool
@@ -76,12 +79,27 @@ def usage(dataset: Path) -> Iterator[Usage]:
         yield part("plan", "", plan.name, plan.name == base, [plan])
     for view in sorted(dataset.glob("views/*/")):
         yield part("view", view.name, "", True, [view])
-    named = {"columns", "plans", "views"}
+    for import_ in sorted(path for path in dataset.glob(f"{IMPORTS}/*/") if not path.name.startswith(".")):
+        yield part("import", "", import_.name, import_.name in imported(dataset), [import_])
+    for kind, folder in (("counts", COUNTS), ("gallery", GALLERY)):
+        if (dataset / folder).is_dir():
+            yield part(kind, "", "", True, [dataset / folder])
+    named = {"columns", "plans", "views", IMPORTS, COUNTS, GALLERY}
     others = [path for path in sorted(dataset.iterdir()) if path.name not in named]
     others += [path for path in sorted(dataset.glob("*/*/*")) if path.is_file() and path.parts[-3] == "columns"]
     yield part("other", "", "", True, others)
     if dead:
         yield part("leftover", "", "", False, [Path(path) for path in dead])
+
+
+def imported(dataset: Path) -> set[str]:
+    """Digests of the imports that current columns were made from."""
+    found = set()
+    for column in dataset.glob("columns/*/"):
+        with suppress(FileNotFoundError, UserError):
+            stage = read_json(column / _revision(column) / "manifest.json").get("stage") or {}
+            found.add(str(stage.get("args", {}).get("digest")))
+    return found
 
 
 def disk_use(path: Path, without: Sequence[str] = ()) -> tuple[int, int]:

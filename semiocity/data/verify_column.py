@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semiocity.data.layout import BASE, FOLDER_SHARDS, SUFFIXES, ShardPath, column_folder, read_receipt, thousand_folder
+from semiocity.data.layout import (
+    BASE,
+    FOLDER_SHARDS,
+    GATHERED,
+    SUFFIXES,
+    ShardPath,
+    column_folder,
+    read_receipt,
+    thousand_folder,
+)
 from semiocity.data.manifest import named_files, read_column_manifest, shard_entries
 from semiocity.data.receipts import ShardEntries, Thousand
 from semiocity.data.verify_shard import MERGE, Fault, ShardCheck
@@ -192,7 +201,7 @@ class ColumnCheck:
             if entry.is_dir() and entry.name.isdigit():
                 if not len(self.span(int(entry.name))):
                     yield from self.strangers_among(int(entry.name), _names(Path(entry.path)))
-            elif entry.name not in named:
+            elif entry.name not in named and entry.name != GATHERED:
                 where = f"{self.name}/{self.folder.name}/{entry.name}"
                 yield Fault(where, "temporary or unknown file, or receipts of another state", DEAD, "note", self.name)
 

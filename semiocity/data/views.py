@@ -10,6 +10,7 @@ A view copies no image. Its revision is a hash of the rule and of what the colum
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from typing import Any
 
 from pydantic import Field
 
-from semiocity.config import Job, Resources
+from semiocity.config import Job, Resources, apply_set, check, load_toml
 from semiocity.data.buckets import BucketOptions
-from semiocity.data.manifest import BASE, FOLDER_SHARDS
+from semiocity.data.manifest import BASE, FOLDER_SHARDS, read_column_manifest, shard_entries
 from semiocity.data.pinned import choose_revisions, pinned
 from semiocity.data.selection import SPLIT, Policy, Selection, select
 from semiocity.errors import UserError
@@ -141,6 +142,22 @@ def view_folder(dataset: Path, name: str) -> Path:
     return Path(dataset) / "views" / name
 
 
+def load_job(path: Path, sets: Sequence[str] = ()) -> ViewJob:
+    """A view's file; or the folder of one that was built, data/NAME/views/VIEW, whose rule and revisions are taken
+    again. Raises UserError."""
+    if not path.is_dir():
+        return load_toml(path, ViewJob, sets)
+    dataset = path.absolute().parents[1]
+    if path.absolute().parent.name != "views" or not (path / "view.json").exists():
+        raise UserError(f"{path}: neither a view's file nor the folder of one that was built (data/NAME/views/VIEW)")
+    found = read_view(dataset, path.absolute().name)
+    data = {name: found[name] for name in ("name", "fields", "columns", "filter", "join", "buckets")}
+    data |= {"dataset": str(dataset), "split": found["split"] or ""}
+    for item in sets:
+        apply_set(data, item)
+    return check(data, ViewJob, where=str(path))
+
+
 def part_file(folder: Path, thousand: int) -> Path:
     """The file of shards 1000·thousand and the 999 after it."""
     return folder / f"{thousand:05d}.parquet"
@@ -194,6 +211,52 @@ def check_reading(view: Mapping[str, Any], fields: Iterable[str], splits: Iterab
         if split not in view["splits"]:
             there = ", ".join(view["splits"]) or "no splits at all"
             raise UserError(f"{where}: view {view['name']} has no rows of split {split}; it has {there}")
+
+
+def check_fresh(dataset: Path, view: Mapping[str, Any]) -> None:
+    """Refuse a view (as in view.json) whose columns have other bytes than it was built from; more shards than then are
+    none of its business. Raises UserError with the command that builds it again."""
+    for name, revision in view["columns"].items():
+        if read_column_manifest(dataset, name, revision)["digest"] == view["digests"][name]:
+            continue
+        entries = shard_entries(dataset, name, revision)
+        for part in view["parts"]:
+            shards = range(part["first"], part["first"] + part["shards"])
+            if shards.stop > len(entries) or source_digest([entries[s] for s in shards]) != part["sources"][name]:
+                raise UserError(
+                    f"{dataset}: view {view['name']}: column {name}/{revision} has changed since the view was built, "
+                    f"within shards {shards.start:08d} to {shards.stop - 1:08d} (rows taken down, or tried again). "
+                    + _remedy(dataset, view)
+                )
+
+
+def stale_views(dataset: Path) -> list[str]:
+    """Names of the views in use that their columns no longer fit, such as after rows were taken down."""
+    found = []
+    for path in sorted(Path(dataset).glob("views/*/view.json")):
+        try:
+            check_fresh(dataset, read_view(dataset, path.parent.name))
+        except UserError:
+            found.append(path.parent.name)
+    return found
+
+
+def rebuilding(dataset: Path, name: str) -> str:
+    """The command that builds a view again by the rule that it has."""
+    folder = view_folder(dataset, name)
+    near = os.path.relpath(folder)
+    return f"semiocity view {folder if near.startswith('..') else near}"
+
+
+def _remedy(dataset: Path, view: Mapping[str, Any]) -> str:
+    again = rebuilding(dataset, view["name"])
+    used = read_view(dataset, view["name"])["revision"]
+    if used == view["revision"]:
+        return f"`{again}` builds it again, from the same revisions"
+    return (
+        f"This is a former build, {view['revision']}; what began with it cannot go on with the same rows: begin "
+        f"another run with {view['name']} as it is now (`{again}`, should that be stale too)"
+    )
 
 
 def source_digest(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Deleting what nothing refers to: revisions of columns and views, plans, leftovers of the dead.
+"""Deleting what nothing refers to: revisions of columns and views, plans, imports, old indexes, leftovers of the dead.
 
 Kept is what a dataset uses now, what a saved view names, what the newest attempt of a run names and older attempts
 that are still queued or running, what any of these was made from; and whatever is young or somebody works on.
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from semiocity.data.layout import BASE
+from semiocity.data.layout import BASE, COUNTS, GALLERY, IMPORTS, gallery_state
 from semiocity.data.leftovers import leased, leftovers, old, remove
 from semiocity.data.manifest import lineage
 from semiocity.data.usage import datasets_at, disk_use
@@ -87,6 +87,14 @@ def _candidates(dataset: Path, runs: Path, grace_s: float) -> Iterator[tuple[Pat
     for view in sorted(dataset.glob("views/*/*/")):
         if not view.name.startswith(".") and not _view_wanted(view, wanted) and _untouched(view, grace_s):
             yield view, "view"
+    staying = [path for path in revisions if path not in gone]
+    imports = {str(_stage_args(path).get("digest")) for path in staying}
+    imports |= {str(data["job"].get("args", {}).get("digest")) for data in wanted}
+    for path in sorted(dataset.glob(f"{IMPORTS}/*/")):
+        if not path.name.startswith(".") and path.name not in imports and _untouched(path, grace_s):
+            yield path, "import"
+    yield from ((path, "counts") for path in _counts(dataset, wanted) if old(path, grace_s))
+    yield from ((path, "gallery") for path in _galleries(dataset) if old(path, grace_s))
     for path in leftovers(dataset, grace_s):
         if not any(folder in path.parents for folder in gone):
             yield path, "leftover"
@@ -101,6 +109,21 @@ def _view_wanted(view: Path, wanted: list[dict[str, Any]]) -> bool:
         pass
     reference = f'"{view.parent.name}@{view.name}"'
     return any(reference in canonical(data["job"]) or data["revision"] == view.name for data in wanted)
+
+
+def _counts(dataset: Path, wanted: list[dict[str, Any]]) -> Iterator[Path]:
+    """Rows counted by aspect bucket that no run's training reads; their names do not say whose they are."""
+    if not any((data["job"].get("data") or {}).get("buckets") for data in wanted):
+        yield from sorted((dataset / COUNTS).glob("[0-9a-f]*.npy"))
+
+
+def _galleries(dataset: Path) -> Iterator[Path]:
+    """Indexes of the gallery that show another state of the dataset than the present one."""
+    with suppress(FileNotFoundError, KeyError):
+        now = gallery_state(read_json(dataset / "manifest.json"))
+        for path in sorted((dataset / GALLERY).glob("[0-9a-f]*/")):
+            if path.name.partition("-")[0] != now:
+                yield path
 
 
 def _untouched(folder: Path, grace_s: float) -> bool:
@@ -173,11 +196,23 @@ def _parents(dataset: Path, kept: set[Revision]) -> set[Revision]:
 
 
 def _made_from(folder: Path) -> list[Revision]:
-    """From its manifest, or while it is being made from one of its receipts."""
+    parents = _facts(folder).get("parents", {})
+    # A manifest names their revisions, a receipt also the bytes.
+    return [(name, p if isinstance(p, str) else p["revision"]) for name, p in parents.items()]
+
+
+def _stage_args(folder: Path) -> dict[str, Any]:
+    """The arguments of the stage that makes a revision of a column."""
+    args: dict[str, Any] = (_facts(folder).get("stage") or {}).get("args") or {}
+    return args
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """A column's manifest, or while it is being made one of its receipts; nothing when it has neither."""
     try:
-        return list(read_json(folder / "manifest.json")["parents"].items())
+        found: dict[str, Any] = read_json(folder / "manifest.json")
     except FileNotFoundError:
         receipts = (path for thousand in sorted(folder.glob("[0-9]" * 5)) for path in thousand.glob("[0-9]*.json"))
         first = next(receipts, None)
-        parents = {} if first is None else read_json(first)["parents"]
-        return [(name, parent["revision"]) for name, parent in parents.items()]
+        found = {} if first is None else read_json(first)
+    return found

@@ -1,4 +1,4 @@
-"""From a resolved job to jobs in the queue: pure builders of submitit parameters, and one function that submits.
+"""From a resolved job to jobs in the queue: pure builders of sbatch files, and one function that submits them.
 
 The local executor runs the same functions on this machine; it is the default without `jobs/cluster.toml`.
 """
@@ -6,17 +6,17 @@ The local executor runs the same functions on this machine; it is the default wi
 from __future__ import annotations
 
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semiocity.config import Cluster, Resources
-from semiocity.errors import UserError
-from semiocity.launch import container, squeue
+from semiocity.files import write_atomic
+from semiocity.launch import container, ends, sbatch, scheduler, sharing, site, squeue
 from semiocity.launch.runs import Attempt
 
 if TYPE_CHECKING:
@@ -37,26 +37,16 @@ class Launch:
     """Folders that tasks read and write: run, dataset, weights."""
     pwd: Path
     """The project's folder, which relative paths in job files start from. Parent of the run folder."""
+    exclude: tuple[str, ...] = ()
+    """Nodes to keep away from."""
     restart: int = 0
     """With the local executor: how often this task came back. SLURM counts by itself."""
 
 
-def teardown(attempt: Attempt, max_restarts: int) -> list[str]:
-    """Shell lines after srun, outside the container: bring the job back when rank 0 asked for it, else keep the code.
-
-    The exit code is a hint only: with --kill-on-bad-exit one rank's death can hide it. The file decides.
-    """
-    marker = (
-        f"{shlex.quote(str(attempt.requeue))}/"
-        '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}.${SLURM_RESTART_COUNT:-0}"'
-    )
-    return [
-        "rc=$?",
-        f'if [ -e {marker} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]; then',
-        '  scontrol requeue "$SLURM_JOB_ID"',
-        "fi",
-        "exit $rc",
-    ]
+def retries(cluster: Cluster, asked: Resources) -> dict[str, int]:
+    """Budget → how often a job may come back by it: the job's own where it says so, else the cluster's."""
+    own = asked.retries.model_dump(exclude_unset=True) if asked.retries else {}
+    return {**cluster.retries.model_dump(), **own}
 
 
 def environment(launch: Launch) -> dict[str, str]:
@@ -69,6 +59,7 @@ def environment(launch: Launch) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(launch.resources.cpus_per_rank),
+        **site.OFFLINE,
         **({"SEMIOCITY_RESTART": str(launch.restart)} if launch.restart else {}),
         # On cores that others use too, threads that wait by spinning cost several times the work itself.
         **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"} if cpu_only else {}),
@@ -79,39 +70,47 @@ def environment(launch: Launch) -> dict[str, str]:
 
 def python(launch: Launch) -> str:
     """The shell command that stands for `python` in the job: this interpreter, or the image's."""
-    variables = environment(launch)
-    if launch.image is None:
-        assignments = [f"{key}={shlex.quote(value)}" for key, value in variables.items()]
-        return " ".join(["env", *assignments, shlex.quote(sys.executable)])
-    settings = launch.cluster.container
+    variables, settings = environment(launch), launch.cluster.container
+    if launch.image is None or settings.runtime == "pyxis":
+        inside = {} if launch.image is None else container.ENVIRONMENT
+        program = sys.executable if launch.image is None else settings.python
+        assignments = [f"{key}={shlex.quote(value)}" for key, value in {**inside, **variables}.items()]
+        return " ".join(["env", *assignments, shlex.quote(program)])
     return container.python_command(
         launch.image,
-        binds=[*(str(path) for path in launch.binds), f"{launch.code}:{launch.code}:ro", *settings.binds],
+        binds=binds(launch),
         env={key: value for key, value in variables.items() if key != "PYTHONPATH"},
         nv=launch.resources.gpus_per_node > 0,
         pythonpath=launch.code,
         pwd=launch.pwd,
         apptainer=settings.apptainer,
+        python=settings.python,
     )
 
 
+def binds(launch: Launch) -> list[str]:
+    """What the container sees of the file system, at the same absolute paths; the code read-only."""
+    code = f"{launch.code}:{launch.code}:ro"
+    return [*(str(path) for path in launch.binds), code, *launch.cluster.container.binds]
+
+
 def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()) -> dict[str, Any]:
-    """Parameters of submitit's SlurmExecutor. `after` are job ids to wait for, however they end."""
+    """Parameters of `sbatch.script`. `after` are job ids to wait for, however they end."""
     cluster, asked = launch.cluster, launch.resources
-    extra: dict[str, Any] = {"requeue": True, **cluster.sbatch}
-    srun = [f"--cpus-per-task={asked.cpus_per_rank}"]  # srun ignores SLURM_CPUS_PER_TASK since 22.05
+    srun = [f"--cpus-per-task={asked.cpus_per_rank}", *cluster.srun]  # srun ignores SLURM_CPUS_PER_TASK since 22.05
     if asked.nodes * asked.ranks_per_node > 1:
         srun.append("--kill-on-bad-exit=1")
     if asked.gpus_per_node:
         srun.append("--gpu-bind=none")  # isolated GPUs break peer-to-peer copies
+    if launch.image is not None and cluster.container.runtime == "pyxis":
+        srun += container.pyxis_arguments(str(launch.image), binds=binds(launch), pwd=launch.pwd)
     options: dict[str, Any] = {
         "job_name": f"semiocity-{launch.name}",
         "time": asked.timeout_min,
         "nodes": asked.nodes,
         "ntasks_per_node": asked.ranks_per_node,
         "cpus_per_task": asked.cpus_per_rank,
-        "gpus_per_node": asked.gpus_per_node or None,
-        "mem": None if asked.mem_gb is None else f"{asked.mem_gb * 1024:.0f}M",
+        **site.request(cluster, asked),
         "partition": asked.partition or cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
@@ -119,49 +118,54 @@ def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()
         "dependency": "afterany:" + ":".join(squeue.whole_jobs(after)) if after else None,
         "signal_delay_s": asked.signal_delay_s,
         "array_parallelism": asked.array_parallelism,
-        "setup": list(cluster.setup) or None,
-        "teardown": teardown(attempt, cluster.max_restarts),
+        "setup": [*(sharing.SHELL if cluster.shared_group else []), *cluster.setup, *ends.setup()],
+        "teardown": ends.teardown(attempt, launch.code, retries(cluster, asked), cluster.requeue),
+        "exclude": ",".join(launch.exclude) or None,
         "srun_args": srun,
-        "additional_parameters": extra,
-        "stderr_to_stdout": True,
+        "additional_parameters": site.extra(cluster),
     }
-    # No wckey: submitit's own would be refused where a site keeps accounts by them.
-    return {"wckey": None} | {key: value for key, value in options.items() if value is not None}
+    return {key: value for key, value in options.items() if value is not None}
 
 
-def sbatch_file(launch: Launch, attempt: Attempt, tasks: int) -> str:
-    """The text that `sbatch` would get, for `--dry-run` and golden tests. Needs no SLURM and writes nothing."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    command = f"{python(launch)} -u -m submitit.core._submit {shlex.quote(str(attempt.submitit))}"
-    parameters = slurm_parameters(launch, attempt)
-    if tasks > 1:
-        parameters["map_count"] = tasks
-    return _make_sbatch_string(command=command, folder=attempt.submitit, **parameters)
+def sbatch_file(launch: Launch, attempt: Attempt, tasks: int, first: int = 0, after: Sequence[str] = ()) -> str:
+    """The sbatch file of `tasks` tasks of an attempt from index `first` on. Needs no SLURM and writes nothing."""
+    index = f'"$(({first} + SLURM_ARRAY_TASK_ID))"' if tasks > 1 else str(first)
+    command = f"{python(launch)} -u -m semiocity.launch.entry {shlex.quote(str(attempt.run))} {attempt.number} {index}"
+    return sbatch.script(slurm_parameters(launch, attempt, after), command, attempt.logs, tasks)
 
 
-def submit(launch: Launch, attempt: Attempt, indices: Sequence[int], after: Sequence[str] = ()) -> Iterator[list[str]]:
-    """Queue task `indices` of an attempt with SLURM; yields the job ids of each array that was queued, in order.
+def submit(launch: Launch, attempt: Attempt, indices: range, after: Sequence[str] = ()) -> Iterator[list[str]]:
+    """Queue tasks `indices` of an attempt with SLURM; yields the job ids of each array that was queued, in order.
 
-    Arrays longer than the cluster's MaxArraySize are split. Raises UserError with sbatch's own words; what was yielded
-    before is queued.
+    Arrays longer than the cluster's MaxArraySize are split. At the site's limit of submitted jobs as many are queued as
+    it takes, and then `scheduler.Full` is raised. UserError with sbatch's own words otherwise; what was yielded before
+    is queued.
     """
-    import submitit
-
-    from semiocity.launch import task
-
-    if shutil.which("sbatch") is None:
-        raise UserError('jobs/cluster.toml says executor = "slurm", but there is no sbatch on this machine\'s PATH')
-    made = submitit.SlurmExecutor(attempt.submitit, python=python(launch))
-    made.update_parameters(**slurm_parameters(launch, attempt, after))
-    longest = max(1, launch.cluster.max_array - 1)
-    for start in range(0, len(indices), longest):
-        part = list(indices[start : start + longest])
+    longest = 1 if len(indices) == 1 else (launch.cluster.max_array or scheduler.max_array())
+    first, end = indices.start, indices.stop
+    most = longest
+    while first < end:
+        count = min(most, end - first)
+        script = sbatch_file(launch, attempt, count, first, after)
+        file = attempt.sbatch_file(first)
+        write_atomic(file, (script + "\n").encode())
         try:
-            jobs = made.map_array(task.main, [str(attempt.run)] * len(part), [attempt.number] * len(part), part)
-        except Exception as error:  # submitit wraps sbatch's failure in types of its own
-            raise UserError(f"sbatch refused {launch.name}: {error}") from error
-        yield [job.job_id for job in jobs]
+            job = scheduler.call(["sbatch", "--parsable", str(file)], unsure=partial(_queued, file))
+        except scheduler.Full:
+            if count == 1:
+                file.unlink()
+                raise
+            most = count // 2
+            continue
+        number = job.strip().partition(";")[0]  # JOB;CLUSTER where there are several clusters
+        yield [f"{number}_{index}" for index in range(count)] if count > 1 else [number]
+        first += count
+
+
+def _queued(file: Path) -> str | None:
+    """The job that this sbatch file became, when it is in the queue: a request that timed out may have arrived."""
+    found = [job.whole for job in squeue.jobs([]) if job.command == str(file)]
+    return found[0] if found else None
 
 
 def start_local(launch: Launch, attempt: Attempt, index: int) -> submitit.Job[str]:
@@ -171,7 +175,7 @@ def start_local(launch: Launch, attempt: Attempt, index: int) -> submitit.Job[st
     from semiocity.launch import task
 
     asked = launch.resources
-    made = submitit.LocalExecutor(attempt.submitit, python=python(launch))
+    made = submitit.LocalExecutor(attempt.logs, python=python(launch))
     made.update_parameters(
         timeout_min=asked.timeout_min,
         tasks_per_node=asked.ranks_per_node,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import sys
-import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import replace as with_
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -17,102 +15,224 @@ from typing import Any
 from semiocity.config import Cluster
 from semiocity.data import manifest, views
 from semiocity.errors import UserError
-from semiocity.files import read_json
-from semiocity.launch import slurm, squeue
+from semiocity.files import write_json
+from semiocity.launch import (
+    bad_nodes,
+    doctor,
+    estimate,
+    facts,
+    identity,
+    lock,
+    notices,
+    scheduler,
+    sharing,
+    sizing,
+    slurm,
+    squeue,
+)
+from semiocity.launch.compact import compact
+from semiocity.launch.follow import describe, failure, follow_slurm, last_task_done, progress, run_local, short
 from semiocity.launch.jobs import Work, image_of
-from semiocity.launch.runs import Attempt, alive, attempts, last_line, new_attempt, snapshot
+from semiocity.launch.queued import UnderWay, under_way
+from semiocity.launch.runs import Attempt, new_attempt, snapshot
 
 # Work whose results are merged by one more task when all others have ended.
-MERGED = {"pack", "stage", "reduce", "view", "generate"}
-POLL_S = {"local": 0.2, "slurm": 3.0}
+MERGED = {"pack", "stage", "reduce", "view", "generate", "export"}
 
 
-def submit(work: Work, cluster: Cluster, *, wait: bool = False, dry_run: bool = False) -> bool:
+def submit(
+    work: Work,
+    cluster: Cluster,
+    *,
+    wait: bool = False,
+    dry_run: bool = False,
+    replace: bool = False,
+    code: Path | None = None,
+) -> bool:
     """Bring `work` to the cluster. Returns True when it is known to be complete.
 
     Only what is missing and not already queued is submitted. With the local executor, or `wait`, the call follows
-    the tasks to their end and raises UserError naming the first failure.
+    the tasks to their end and raises UserError naming the first failure. `replace` lets the run's name stand for other
+    arguments from now on; `code` is a snapshot of this package to run instead of this package.
     """
     image = image_of(work.image, cluster)
     if cluster.executor == "local" and work.resources.nodes > 1:
         raise UserError(
             f"resources.nodes is {work.resources.nodes}: several nodes need SLURM (executor in jobs/cluster.toml)"
         )
-    again = rows_to_retry(work)
-    if not dry_run and complete(work) and not again:
-        print(f"{describe(work)}: complete, nothing to do")
-        return True
-    busy = under_way(work)
-    tasks = plan_tasks(work, cluster, busy, again)
     if dry_run:
-        attempt = Attempt(work.run, 1)
-        launch = _launch(work, cluster, image, work.run / "code" / "SNAPSHOT")
-        print(slurm.sbatch_file(launch, attempt, len(tasks)), end="")
+        print(_dry_run(work, cluster, image), end="")
         return False
-    if not tasks:
-        print(f"{describe(work)}: everything that is missing is already queued or running; see `semiocity status`")
-        return False
-    if busy and work.shards == 0:
-        raise UserError(f"{work.run.name} is already running (job {', '.join(busy)}); see `semiocity status`")
-    attempt = new_attempt(work.run)
-    launch = _launch(work, cluster, image, snapshot(work.run))
-    data: dict[str, Any] = {
-        "kind": work.kind,
-        "job": work.job,
-        "run": str(work.run),
-        "dataset": str(work.dataset),
-        "column": work.column,
-        "revision": work.revision,
-        "columns": work.columns,
-        "executor": cluster.executor,
-        "host": socket.gethostname(),
-        "image": str(image) if image else None,
-        "code": str(launch.code),
-        "tasks": tasks,
-        "merge": len(tasks) if work.kind in MERGED else None,
-        "jobs": [],
-    }
-    attempt.write(data)
-    print(f"{describe(work)}: {len(tasks)} task{'s' * (len(tasks) != 1)} -> {_short(attempt.folder)}")
-    if cluster.executor == "slurm":
-        jobs = _queue(launch, attempt, data)
-        print(f"queued as SLURM job {', '.join(squeue.whole_jobs(jobs))}")
-        if not wait:
-            return False
-        for _ in follow_slurm(attempt, jobs):
-            _progress(attempt, len(tasks))
-    else:
-        run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
+    while True:
+        if complete(work) and not rows_to_retry(work):
+            print(f"{describe(work)}: complete, nothing to do")
+            return True
+        if cluster.shared_group:
+            sharing.share(cluster.shared_group, work.run, work.dataset, *(work.dataset / "plans").glob("**/"))
+        with lock.submission(work.run):
+            submitted = _submit(work, cluster, image, replace, code)
+        if isinstance(submitted, UnderWay):
+            if not (wait and submitted.queued):
+                return False
+            print("waiting for them")
+            for _ in follow_slurm(submitted.queued):
+                pass
+            continue  # to what they may have left
+        attempt, launch, left = submitted
+        data = attempt.read()
+        if cluster.executor == "slurm":
+            if not wait:
+                return False
+            for _ in follow_slurm(data["jobs"], partial(last_task_done, attempt, data)):
+                progress(attempt, len(data["tasks"]))
+        else:
+            run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
+            compact(attempt)
+        if not left:
+            break
     if _succeeded(work, attempt):
-        if left := rows_to_retry(work):
-            print(f"{describe(work)}: rows in {len(left)} shards failed for now; the same command tries them again")
+        if again := rows_to_retry(work):
+            print(f"{describe(work)}: rows in {len(again)} shards failed for now; the same command tries them again")
         return True
     raise UserError(failure(attempt, work))
 
 
-def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any]) -> list[str]:
-    """Queue an attempt's tasks and the merge behind them. What is queued is noted, also when the rest is refused."""
-    jobs: list[str] = []
+def _submit(
+    work: Work, cluster: Cluster, image: Path | None, replace: bool, code: Path | None
+) -> tuple[Attempt, slurm.Launch, int] | UnderWay:
+    """Plan, freeze and queue one attempt, with the run's submission lock held. Returns the attempt and how many planned
+    tasks found no room in the queue; or what is under way, when that is everything that is missing."""
+    busy = under_way(work, limited=cluster.executor == "slurm" and cluster.max_submitted is not None)
+    if not replace:
+        identity.refuse_another(work, busy.jobs)
+    if busy.tasks and work.shards == 0:
+        raise UserError(f"{work.run.name} is already running (job {', '.join(busy.tasks)}); see `semiocity status`")
+    for attempt in busy.over:
+        compact(attempt)
+    room = _room(cluster, work, busy)
+    if room is not None and room < 1:
+        full = (
+            f"you have {busy.submitted} jobs in the queue, and max_submitted in jobs/cluster.toml is "
+            f"{cluster.max_submitted}; the same command queues what is missing when some have ended"
+        )
+        if not busy.queued:
+            raise UserError(f"{describe(work)}: nothing was queued: {full}")
+        print(f"{describe(work)}: the rest has to wait: {full}")
+        return busy
+    tasks = plan_tasks(work, cluster, busy.tasks, rows_to_retry(work), room)
+    if not tasks:
+        print(f"{describe(work)}: everything that is missing is already queued or running; see `semiocity status`")
+        return busy
+    if cluster.executor == "slurm":
+        draft = _launch(work, cluster, image, code or work.run / "code" / "SNAPSHOT")
+        if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
+            raise UserError(f"{describe(work)}: the cluster would not take this job, so nothing was queued: {reason}")
+    for warning in doctor.check_submission(work, cluster):
+        print(f"warning: {warning}", file=sys.stderr)
+    attempt = new_attempt(work.run)
+    excluded = bad_nodes.of_run(work.run) if cluster.executor == "slurm" else {}
+    for node, why in excluded.items():
+        print(f"keeping away from {node}: {why}")
+    launch = with_(
+        _launch(work, cluster, image, code or snapshot(work.run, compiled=image is not None)), exclude=tuple(excluded)
+    )
+    planned = len(tasks)
+    data: dict[str, Any] = {
+        **facts.of_work(work),
+        "executor": cluster.executor,
+        "cluster": cluster.model_dump(mode="json"),
+        "host": socket.gethostname(),
+        "user": squeue.own_name(),
+        "image": str(image) if image else None,
+        "code": str(launch.code),
+        "tasks": tasks[:room],
+        "merge": len(tasks[:room]) if work.kind in MERGED else None,
+        "jobs": [],
+        "live": sorted(busy.jobs),
+        "excluded": excluded,
+        "notify": {**notices.settings(cluster.notify), "retries": slurm.retries(cluster, work.resources)},
+    }
+    if cluster.executor == "local":
+        data["process"] = lock.myself()
+    write_json(attempt.folder / "environment.json", facts.environment(image))
+    attempt.write(data)
+    if cluster.executor == "slurm":
+        _queue(launch, attempt, data)
+    left = planned - len(data["tasks"])
+    count = len(data["tasks"])
+    print(f"{describe(work)}: {count} task{'s' * (count != 1)} -> {short(attempt.folder)}")
+    if cluster.executor == "slurm":
+        print(f"queued as SLURM job {', '.join(squeue.whole_jobs(data['jobs']))}")
+    if left:
+        print(
+            f"{left} more tasks found no room: the site lets you have no more jobs in the queue. Run the same command "
+            "again later; it queues what is missing then (with max_submitted in jobs/cluster.toml tasks are made "
+            "longer, so that all fit)"
+        )
+    return attempt, launch, left
+
+
+def _room(cluster: Cluster, work: Work, busy: UnderWay) -> int | None:
+    """How many tasks the site's limit lets us queue now, the merge beside them; None without a limit."""
+    if cluster.executor != "slurm" or cluster.max_submitted is None:
+        return None
+    return cluster.max_submitted - busy.submitted - (work.kind in MERGED)
+
+
+def _dry_run(work: Work, cluster: Cluster, image: Path | None) -> str:
+    """The sbatch files that would be submitted, and in comments how much that is. Asks and writes nothing."""
+    tasks = plan_tasks(work, cluster, {}, rows_to_retry(work))
+    attempt = Attempt(work.run, 1)
+    launch = _launch(work, cluster, image, work.run / "code" / "SNAPSHOT")
+    longest = cluster.max_array or 1001
+    sizes = [min(longest, len(tasks) - first) for first in range(0, len(tasks), longest)]
+    texts = [slurm.sbatch_file(launch, attempt, size, number * longest) for number, size in enumerate(sizes)]
+    if work.kind in MERGED:
+        texts.append(slurm.sbatch_file(light(launch), attempt, 1, len(tasks)))
+    summary = estimate.summary(work, tasks, sizing.measured_s(work) if work.shards else None)
+    return "\n\n".join([*texts, summary]) + "\n"
+
+
+def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any]) -> None:
+    """Queue an attempt's tasks and the merge behind them. What is queued is noted, also when the rest is refused; at
+    the site's limit the attempt is cut to what was taken."""
+    jobs: list[str] = data["jobs"]
 
     def note(queued: Iterator[list[str]]) -> None:
         for part in queued:
             jobs.extend(part)
-            attempt.write({**data, "jobs": jobs})
+            attempt.write(data)
 
     try:
-        note(slurm.submit(launch, attempt, range(len(data["tasks"]))))
+        try:
+            note(slurm.submit(launch, attempt, range(len(data["tasks"]))))
+        except scheduler.Full:
+            if not jobs:
+                raise
+            del data["tasks"][len(jobs) :]
+            data["merge"] = None if data["merge"] is None else len(jobs)
+            attempt.write(data)
         if data["merge"] is not None:
-            light = replace(launch, resources=launch.resources.model_copy(update=_LIGHT))
-            note(slurm.submit(light, attempt, [data["merge"]], after=jobs))
-    except UserError:
+            try:
+                note(slurm.submit(light(launch), attempt, range(data["merge"], data["merge"] + 1), after=tuple(jobs)))
+            except scheduler.Full:  # the next submission finds every shard made, and merges
+                data["merge"] = None
+                attempt.write(data)
+    except UserError as error:
         if not jobs:
             shutil.rmtree(attempt.folder)  # nothing came of it: the next submission takes its number
-        raise
-    return jobs
+            raise
+        queued = ", ".join(squeue.whole_jobs(jobs))
+        raise UserError(
+            f"{error}\n  queued before that: {len(jobs)} of {len(data['tasks'])} tasks, as job {queued}. Run the same "
+            "command again: it queues what is missing and not in the queue yet"
+        ) from None
 
 
-# One small task that merges receipts; it needs neither GPUs nor many ranks.
-_LIGHT = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "cpus_per_rank": 1, "mem_gb": None}
+def light(launch: slurm.Launch) -> slurm.Launch:
+    """For the task that merges receipts: it needs neither GPUs nor many ranks."""
+    small = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "cpus_per_rank": 1, "mem_gb": None}
+    return with_(launch, resources=launch.resources.model_copy(update=small))
 
 
 def _launch(work: Work, cluster: Cluster, image: Path | None, code: Path) -> slurm.Launch:
@@ -122,7 +242,7 @@ def _launch(work: Work, cluster: Cluster, image: Path | None, code: Path) -> slu
         resources=work.resources,
         image=image,
         code=code,
-        binds=(work.run, work.dataset, *work.binds),
+        binds=(work.run, work.dataset, *notices.binds(cluster.notify), *work.binds),
         pwd=work.run.parents[1],
     )
 
@@ -138,6 +258,10 @@ def complete(work: Work) -> bool:
             )
         case "view":
             return views.is_built(work.dataset, work.column, work.revision, work.shards)
+        case "export":
+            from semiocity.data.export import engine, wish
+
+            return engine.is_finished(wish.Wish.from_json(work.job["export"]), work.job["inputs"])
         case "train":
             from semiocity.train.options import TrainJob, is_done
 
@@ -149,30 +273,9 @@ def complete(work: Work) -> bool:
 def _succeeded(work: Work, attempt: Attempt) -> bool:
     from semiocity.launch.status import task_states
 
-    if work.kind in ("pack", "stage", "reduce", "view", "train"):
+    if work.kind in ("pack", "stage", "reduce", "view", "export", "train"):
         return complete(work)
     return all(state["state"] == "done" for state in task_states(attempt, live={}))
-
-
-def under_way(work: Work) -> dict[str, list[int]]:
-    """Job id -> shards of those tasks of earlier attempts at the same work that are queued or running.
-
-    One squeue call for all attempts.
-    """
-    earlier = []
-    for attempt in attempts(work.run):
-        if not attempt.file.exists():
-            continue  # a submission that broke off before anything was queued
-        data = attempt.read()
-        if (data["kind"], data["column"], data["revision"]) == (work.kind, work.column, work.revision):
-            earlier.append(data)
-    live = squeue.states(job for data in earlier if data["executor"] == "slurm" for job in data["jobs"])
-    return {
-        job: data["tasks"][index] if index < len(data["tasks"]) else []
-        for data in earlier
-        for index, job in enumerate(data["jobs"])
-        if (job in live if data["executor"] == "slurm" else data["host"] == socket.gethostname() and alive(job))
-    }
 
 
 def rows_to_retry(work: Work) -> list[int]:
@@ -189,13 +292,20 @@ def rows_to_retry(work: Work) -> list[int]:
 
 
 def plan_tasks(
-    work: Work, cluster: Cluster, busy: Mapping[str, list[int]], again: Sequence[int] = ()
+    work: Work,
+    cluster: Cluster,
+    busy: Mapping[str, list[int]],
+    again: Sequence[int] = (),
+    room: int | None = None,
 ) -> list[list[int]]:
-    """The map from task to shards: what is missing, or to be tried `again`, minus what is pending or running."""
+    """The map from task to shards: what is missing, or to be tried `again`, minus what is pending or running (`busy`).
+
+    `room` is how many tasks the site lets us queue: where the job does not fix them, tasks become longer to fit.
+    """
     if work.shards == 0:
         return [[] for _ in range(work.units)]
     held = {shard for shards in busy.values() for shard in shards}
-    todo = [shard for shard in sorted({*_missing(work), *again}) if shard not in held]
+    todo = [shard for shard in sorted({*missing(work), *again}) if shard not in held]
     if not todo and not busy:
         return [[]]  # every receipt is there but nobody merged them: one task that finds nothing to do, then the merge
     if work.kind == "reduce":
@@ -204,124 +314,17 @@ def plan_tasks(
     if cluster.executor == "local":
         count = min(cluster.local_parallelism, len(units))
         return [list(chain(*units[start::count])) for start in range(count)]
-    size = -(-work.resources.shards_per_task // work.together)
+    shard_s = sizing.measured_s(work) if work.resources.shards_per_task is None else None
+    size = -(-sizing.shards_per_task(work.resources, shard_s, len(todo), room) // work.together)
     return [list(chain(*units[start : start + size])) for start in range(0, len(units), size)]
 
 
-def _missing(work: Work) -> list[int]:
+def missing(work: Work) -> list[int]:
+    """Shards of the work that are not there."""
     if work.kind == "view":
         return views.missing(views.view_folder(work.dataset, work.column) / work.revision, work.shards)
+    if work.kind == "export":
+        from semiocity.data.export import engine, wish
+
+        return engine.missing(wish.Wish.from_json(work.job["export"]), work.job["inputs"])
     return manifest.missing(manifest.column_folder(work.dataset, work.column, work.revision), work.shards)
-
-
-# ---------------------------------------------------------------- following
-
-
-def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], parallel: int) -> None:
-    """Run every task on this machine, at most `parallel` at a time, bringing back those that ask for it.
-
-    Ctrl-C lets the tasks save and stop; they go on with the next call.
-    """
-    waiting = deque((index, 0) for index in range(len(data["tasks"])))
-    running: dict[int, tuple[Any, int]] = {}
-    jobs: list[str] = [""] * (len(data["tasks"]) + (data["merge"] is not None))
-    interrupted = False
-
-    def start(index: int, restart: int) -> None:
-        job = slurm.start_local(replace(launch, restart=restart), attempt, index)
-        running[index] = (job, restart)
-        jobs[index] = job.job_id
-        attempt.write({**data, "jobs": jobs})
-
-    while waiting or running:
-        try:
-            while waiting and len(running) < parallel and not interrupted:
-                start(*waiting.popleft())
-            for index, (job, restart) in list(running.items()):
-                if job.done():
-                    del running[index]
-                    if attempt.requeue_file(job.job_id, restart).exists() and not interrupted:
-                        if read_json(attempt.task_file(index)).get("reason") == "SIGINT":
-                            # Ctrl-C reached the task, but not us: we were starting another one (see start_local).
-                            interrupted = True
-                            waiting.clear()
-                        else:
-                            waiting.append((index, restart + 1))
-            _progress(attempt, len(data["tasks"]), final=not running and not waiting)
-            if interrupted and not running:
-                raise UserError(
-                    f"stopped; what was done is kept. Run the same command again to go on ({_short(attempt.run)})"
-                )
-            time.sleep(POLL_S["local"])
-        except KeyboardInterrupt:
-            if interrupted:
-                raise
-            interrupted = True
-            waiting.clear()
-            print("\nstopping: tasks save their work (Ctrl-C again leaves them to it)", file=sys.stderr)
-    if data["merge"] is not None:
-        start(data["merge"], 0)
-        running[data["merge"]][0].wait()
-
-
-def follow_slurm(attempt: Attempt, jobs: Sequence[str]) -> Iterator[None]:
-    """Yield at every look at the queue until none of `jobs` is in it. A controller that is busy is asked again."""
-    silent = 0
-    while True:
-        try:
-            if not squeue.states(jobs):
-                return
-            silent = 0
-        except UserError:
-            silent += 1
-            if silent > 20:
-                raise
-        yield
-        time.sleep(POLL_S["slurm"] * (1 + silent))
-
-
-def _progress(attempt: Attempt, tasks: int, final: bool = False) -> None:
-    """One line that is rewritten on a terminal, and printed anew every half minute elsewhere."""
-    from semiocity.launch.status import progress_line
-
-    now = time.monotonic()
-    terminal = sys.stderr.isatty()
-    last = _LAST_SHOWN.get(attempt.folder, 0.0)
-    if not final and now - last < (1.0 if terminal else 30.0):
-        return
-    _LAST_SHOWN[attempt.folder] = now
-    line = progress_line(attempt, tasks)
-    if terminal:
-        print(f"\r\033[K{line}", end="\n" if final else "", file=sys.stderr, flush=True)
-    elif final or last:
-        print(line, file=sys.stderr, flush=True)
-
-
-_LAST_SHOWN: dict[Path, float] = {}
-
-
-def failure(attempt: Attempt, work: Work) -> str:
-    """What went wrong first, with its place: for the message at the end of a followed submission."""
-    from semiocity.launch.status import task_states
-
-    failed = [state for state in task_states(attempt, live={}) if state["state"] in ("failed", "lost")]
-    lines = [f"{describe(work)}: not complete"]
-    for state in failed[:3]:
-        lines.append(f"  task {state['index']}: {state['reason']}")
-        if state["log"]:
-            lines.append(f"    {last_line(Path(state['log']))}\n    {_short(Path(state['log']))}")
-    if len(failed) > 3:
-        lines.append(f"  and {len(failed) - 3} more")
-    lines.append("  run the same command again for what is missing")
-    return "\n".join(lines)
-
-
-def describe(work: Work) -> str:
-    """`caption of city`, for messages."""
-    what = {"view": f"view {work.column}", "stage": work.column, "reduce": work.column}.get(work.kind, work.kind)
-    return f"{what} of {work.dataset.name}" + ("" if work.shards else f" ({work.run.name})")
-
-
-def _short(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

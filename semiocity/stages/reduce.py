@@ -59,7 +59,7 @@ class Reduce(ABC):
 
     def gather(self, table: pa.Table) -> Any:
         """What to remember of a shard. `table` has `key` and all of `needs()`, by these names, for the rows that are a
-        tombstone in none of the parents. Called for every shard, by several threads."""
+        tombstone in none of the parents. Called for every shard, in order."""
         return table
 
     @abstractmethod

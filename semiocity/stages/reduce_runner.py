@@ -1,17 +1,22 @@
 """Runs a reduce stage: gathers from every shard, concludes, writes the shards that are missing.
 
-A task that is stopped while it writes goes on with the shards that are left; what it gathered and concluded it does
-anew, which costs a small part of the whole. Shards whose rows are those of the revision before are linked, not written.
+What was gathered is in a journal until the last shard is there (`semiocity/stages/gathered.py`), so that a task which
+was stopped goes on behind it; what it concluded it thinks anew. Shards whose rows are those of the revision before are
+linked, not written.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from semiocity.data import manifest
 from semiocity.data.columns import Dataset
@@ -20,6 +25,7 @@ from semiocity.data.manifest import ShardPath, column_folder, read_receipt
 from semiocity.data.shard import Head, ShardWriter
 from semiocity.errors import Stopped, UserError
 from semiocity.stages.base import Made, Tombstone
+from semiocity.stages.gathered import GROUP_SHARDS, Journal
 from semiocity.stages.indexes import live, tombstones
 from semiocity.stages.reduce import Reduce, Stop, parents_of, revision
 from semiocity.stages.relink import relink
@@ -38,6 +44,7 @@ def run_reduce(
     owner: Owner,
     stop: Stop = lambda: False,
     report: Report = lambda facts: None,
+    gone: Callable[[Owner], bool] = lambda holder: False,
 ) -> bool:
     """Make those of `shards` that are not there yet. Returns False when `stop` said to leave early.
 
@@ -47,7 +54,9 @@ def run_reduce(
     """
     facts = manifest.read_manifest(dataset)
     manifest.require(facts, reduce.needs(), dataset)
+    journal = Journal(column_folder(dataset, column, column_revision))
     if revision(reduce, facts) != column_revision:
+        journal.remove()  # of rows that are no longer those
         raise UserError(
             f"{dataset}: column {column}: revision {column_revision} was to be made, but dataset and arguments now "
             f"give {revision(reduce, facts)}: they changed since the job was submitted; submit it again"
@@ -55,13 +64,11 @@ def run_reduce(
     target = Target(reduce, Dataset.open(dataset), column, column_revision, facts["columns"].get(column, {}))
     todo = [shard for shard in shards if not target.is_made(shard)]
     if not todo:
+        journal.remove()
         return True
-    gathered = []
-    for part in target.gather():
-        gathered.append(part)
-        report({"gathered": len(gathered), "of_shards": target.dataset.shards})
-        if stop():
-            return False
+    gathered = _gather(target, journal, stop, report)
+    if gathered is None:
+        return False
     try:
         conclusion = reduce.conclude(gathered, len(os.sched_getaffinity(0)), stop)
     except Stopped:
@@ -70,7 +77,7 @@ def run_reduce(
     for shard in todo:
         if stop():
             return False
-        with lease(target.path(shard).lease, owner) as held:
+        with lease(target.path(shard).lease, owner, gone=gone) as held:
             if not held:
                 report({"leased": shard})
                 continue
@@ -78,7 +85,30 @@ def run_reduce(
                 linked += target.make(shard, conclusion)
         done += 1
         report({"shard": shard, "done_shards": done, "shards": len(shards), "linked_shards": linked})
+    journal.remove()
     return True
+
+
+def _gather(target: Target, journal: Journal, stop: Stop, report: Report) -> list[Any] | None:
+    """What the stage remembers of each shard: from the journal, then from the indexes. None when stopped."""
+    gathered: list[Any] = []
+
+    def remember(table: pa.Table) -> bool:
+        gathered.append(target.reduce.gather(table))
+        report({"gathered": len(gathered), "of_shards": target.dataset.shards})
+        return stop()
+
+    for table in journal.read():
+        remember(table)
+    kept = len(gathered)
+    for table in target.read(range(kept, target.dataset.shards)):
+        journal.add(table)
+        if remember(table):
+            journal.flush()
+            return None
+    if len(gathered) - kept >= GROUP_SHARDS:
+        journal.flush()  # few shards are read again in the time that writing them takes
+    return gathered
 
 
 @dataclass(frozen=True)
@@ -100,16 +130,21 @@ class Target:
         path = self.path(shard)
         return read_receipt(path) is not None and path.tar.exists() and path.parquet.exists()
 
-    def gather(self) -> Iterator[Any]:
-        """What the stage remembers of each shard, in order."""
+    def read(self, shards: range) -> Iterator[pa.Table]:
+        """What the stage asks of each shard's indexes, in order; a few are read ahead."""
+        todo = iter(shards)
         with ThreadPoolExecutor(READERS, thread_name_prefix="gather") as pool:
+            ahead = deque(pool.submit(self._live, shard) for shard in islice(todo, 2 * READERS))
             try:
-                yield from pool.map(
-                    lambda shard: self.reduce.gather(live(self.dataset, shard, self.reduce.needs())),
-                    range(self.dataset.shards),
-                )
+                while ahead:
+                    table = ahead.popleft().result()
+                    ahead.extend(pool.submit(self._live, shard) for shard in islice(todo, 1))
+                    yield table
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _live(self, shard: int) -> pa.Table:
+        return live(self.dataset, shard, self.reduce.needs())
 
     def make(self, shard: int, conclusion: Any) -> bool:
         """Make one shard, whose lease the caller holds. True when it could be linked."""

@@ -11,12 +11,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from semiocity.train import rendezvous
 from semiocity.train.tasks.base import Loss, Modules, Phase, Task, Tensors
 
 TIMEOUT_MIN = 30
@@ -41,6 +43,9 @@ class World(Protocol):
     def job_id(self) -> str: ...
     @property
     def restart(self) -> int: ...
+    @property
+    def folder(self) -> Path | None: ...
+    def port(self, attempt: int) -> int: ...
 
 
 @contextmanager
@@ -71,8 +76,11 @@ def session(world: World, threads: int) -> Iterator[torch.device]:
     if dist.is_initialized():
         yield device
         return
+    store, port = rendezvous.meet(world, TIMEOUT_MIN * 60)
+    os.environ["MASTER_PORT"] = str(port)
     timeout = timedelta(minutes=TIMEOUT_MIN)
-    dist.init_process_group("nccl" if gpus else "gloo", rank=world.rank, world_size=world.size, timeout=timeout)
+    backend = "nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     try:
         yield device
     finally:
@@ -165,12 +173,15 @@ class Engine:
             weight_decay=options.weight_decay,
             fused=device.type == "cuda" or None,
         )
+        plain = nn.functional.linear
         self._engine, *_ = deepspeed.initialize(
             model=bundle,
             optimizer=self.optimizer,
             config=self._config(micro_batch, accumulation),
             dist_init_required=False,
         )
+        # At stage 3 DeepSpeed has just replaced it for good and for everybody, by one that rounds otherwise.
+        self._linear, nn.functional.linear = nn.functional.linear, plain
         self._require_gradients(alone)
 
     def _config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
@@ -211,10 +222,14 @@ class Engine:
     def backward(self, batch: Tensors, step: int, last: bool) -> dict[str, tuple[Tensor, Tensor | float]]:
         """Loss and gradients of one part of a batch; `last` says that `step_with` comes next. Returns what to show."""
         self._engine.set_gradient_accumulation_boundary(last)
-        total, shown = self._engine(batch, step)
-        # A loss that is not finite need not have such gradients. Times NaN they are, and every stage refuses the step.
-        # Times 1 changes no bit.
-        self._engine.backward(total * torch.where(torch.isfinite(total.detach()), 1.0, torch.nan))
+        plain, nn.functional.linear = nn.functional.linear, self._linear
+        try:
+            total, shown = self._engine(batch, step)
+            # A loss that is not finite need not have such gradients. Times NaN they are, and every stage refuses the
+            # step. Times 1 changes no bit.
+            self._engine.backward(total * torch.where(torch.isfinite(total.detach()), 1.0, torch.nan))
+        finally:
+            nn.functional.linear = plain
         return shown
 
     def step_with(self, lr: float) -> Stepped:

@@ -6,6 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semiocity.errors import UserError
+from semiocity.verbs import submitting
+
+if TYPE_CHECKING:
+    from semiocity.data.export.selection import Rows
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,24 +39,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metadata", choices=("jsonl", "csv"), help="imagefolder (default: jsonl)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
     parser.add_argument("--json", action="store_true", help="print the export's manifest")
+    parser.add_argument(
+        "--array",
+        action="store_true",
+        help="as an array job, with what --job asks of the cluster; the rest goes with it",
+    )
+    parser.add_argument("--job", type=Path, default=Path("jobs/export.toml"), metavar="FILE")
+    submitting.arguments(parser)
 
 
 def run(a: argparse.Namespace) -> int:
     from semiocity.data.export.engine import export
-    from semiocity.data.export.selection import Rows
+    from semiocity.data.export.selection import Rows as Chosen
+
+    chosen = {"link": a.link or None, "conditioning": a.conditioning, "metadata": a.metadata}
+    options = {name: value for name, value in chosen.items() if value is not None}
+    rows = Chosen(a.split, a.filter, a.view)
+    if a.array:
+        return _submit(a, rows, options)
+    if a.set or a.cluster or a.dry_run or a.wait:
+        raise UserError("--set, --cluster, --dry-run and --wait go with --array")
 
     def show(done: int, shards: int) -> None:
         print(f"\r\033[K{done}/{shards} shards", end="", file=sys.stderr, flush=True)
 
     watched = sys.stderr.isatty() and not a.json
-    chosen = {"link": a.link or None, "conditioning": a.conditioning, "metadata": a.metadata}
     manifest = export(
         a.dataset,
         a.to,
         a.out,
         a.fields,
-        Rows(a.split, a.filter, a.view),
-        {name: value for name, value in chosen.items() if value is not None},
+        rows,
+        options,
         a.workers,
         show if watched else lambda done, shards: None,
     )
@@ -65,3 +86,13 @@ def run(a: argparse.Namespace) -> int:
         + (f" ({failed} failed in a column)" if failed else "")
     )
     return 0
+
+
+def _submit(a: argparse.Namespace, rows: Rows, options: dict[str, Any]) -> int:
+    from semiocity.data.export.wish import Wish
+    from semiocity.launch import exporting
+
+    if a.json or a.workers != 1:
+        raise UserError("--json and --workers have no effect with --array")
+    wish = Wish(str(a.dataset.absolute()), a.to, str(a.out.absolute()), tuple(a.fields), rows, options)
+    return submitting.submit(exporting.work(wish, a.job, a.set, a.dry_run), a)

@@ -1,8 +1,9 @@
-"""`semiocity import DATASET --from FILE_OR_DIR …`"""
+"""`semiocity import DATASET --from FILE_OR_DIR …`, or `--again COLUMN`"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from semiocity.verbs import submitting
@@ -10,14 +11,19 @@ from semiocity.verbs import submitting
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path)
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--from",
         dest="inputs",
         nargs="+",
         type=Path,
-        required=True,
         metavar="FILE_OR_DIR",
         help="txt, png, csv, tsv, jsonl, parquet, COCO",
+    )
+    what.add_argument(
+        "--again",
+        metavar="COLUMN",
+        help="make the shards that an imported column lacks, from what was imported: its files need not be there",
     )
     parser.add_argument("--column", help="its name (default: caption, or mask)")
     parser.add_argument("--kind", choices=("captions", "masks"), help="what the inputs are (default: as they look)")
@@ -35,10 +41,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace) -> int:
-    from semiocity.data.imports import pin, write_job
+    from semiocity.data.imports import job_of, pin, write_job
     from semiocity.data.sidecars import Columns
     from semiocity.launch import jobs
 
+    if a.again:
+        job = job_of(a.dataset, a.again)
+        # The dataset may have been moved since.
+        here = [
+            f"dataset={json.dumps(str(a.dataset.resolve()))}",
+            f"args.folder={json.dumps(str(job.parent.resolve()))}",
+        ]
+        return submitting.submit(jobs.stage(job, [*here, *a.set], expect="import"), a)
     report = pin(a.dataset, a.inputs, a.kind, Columns(a.key, a.text), a.allow_unmatched)
     without = {"tombstone": "are left out by views of the column", "none": "have no value"}[a.missing]
     print(

@@ -18,6 +18,7 @@ def run(a: argparse.Namespace) -> int:
     from semiocity.data.lease import Owner
     from semiocity.data.removed import read_removed
     from semiocity.data.takedown import carry_out, remains, request
+    from semiocity.data.views import rebuilding, stale_views
 
     keys = [*a.keys, *(a.keys_from.read_text().split() if a.keys_from else [])]
     wanted = request(a.dataset, keys, a.reason) if keys else []
@@ -27,6 +28,8 @@ def run(a: argparse.Namespace) -> int:
     # Those of earlier requests too: one may have been cut short.
     written = carry_out(a.dataset, [*read_removed(a.dataset), *wanted], Owner.here("remove"))
     print(f"{len(wanted)} rows taken down, {len(written)} shards written anew")
+    for name in stale_views(a.dataset):
+        print(f"View {name} is stale, and trainings refuse it until it is built again: `{rebuilding(a.dataset, name)}`")
     print("Not reached from here: the source's own files, exports, and runs that were trained on the rows")
     left = list(remains(a.dataset))
     for path, what in left:

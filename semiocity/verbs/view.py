@@ -1,4 +1,4 @@
-"""`semiocity view FILE`"""
+"""`semiocity view FILE_OR_FOLDER`"""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from semiocity.verbs import submitting
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="such as views/night.toml")
+    parser.add_argument(
+        "file",
+        type=Path,
+        help="such as views/night.toml; or data/NAME/views/VIEW, to build a view again by its own rule",
+        metavar="FILE_OR_FOLDER",
+    )
     submitting.arguments(parser)
 
 

@@ -16,9 +16,10 @@ from semiocity.cli import main
 from semiocity.data.columns import Dataset
 from semiocity.data.manifest import merge
 from semiocity.data.verify import verify
-from semiocity.files import write_json
+from semiocity.files import read_json, write_json
 from semiocity.launch.garbage import collect
 from semiocity.launch.runs import new_attempt
+from semiocity.ui.browse.library import Library
 
 DAYS_S = 3 * 86_400
 
@@ -209,3 +210,73 @@ def test_the_commands(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "not current" in said and "--apply does it" in said
     assert main(["gc", "nowhere"]) == 2
+
+
+def imported(place: Path, text: str) -> None:
+    """Import a caption for one row."""
+    key = Dataset.open(place / "data/town").reader("base", 0).keys[0]
+    (place / f"{key}.txt").write_text(text)
+    assert main(["import", "data/town", "--from", f"{key}.txt", "--column", "human"]) == 0
+
+
+def test_imports_that_no_column_was_made_from_go(place: Path) -> None:
+    dataset = place / "data/town"
+    going(place, apply=True)
+    imported(place, "first")
+    (old,) = (path.name for path in (dataset / "imports").iterdir())
+    imported(place, "second")
+    (new,) = {path.name for path in (dataset / "imports").iterdir()} - {old}
+    now = read_json(dataset / "columns/human/current.json")["revision"]
+    before = [path.name for path in (dataset / "columns/human").glob("*/") if path.name != now]
+    assert going(place, grace_s=DAYS_S + 600) == set(), "a column that stays, stays with what it was made from"
+    write_json(dataset / "views/mine/view.json", {"columns": {"human": before[0]}, "revision": "abc"})
+    assert going(place) == set()
+    shutil.rmtree(dataset / "views")
+    assert going(place) == {f"columns/human/{before[0]}", f"imports/{old}"}
+    attempt(place, "human-later", column="human", revision=now, job={"args": {"digest": old}})
+    assert going(place) == {f"columns/human/{before[0]}"}
+    shutil.rmtree(place / "runs/human-later")
+    assert main(["du", "data/town", "--json"]) == 0
+    going(place, apply=True)
+    assert [path.name for path in (dataset / "imports").iterdir()] == [new] and verify(dataset) == []
+
+
+def test_counts_of_buckets_stay_while_a_training_reads_them(place: Path) -> None:
+    dataset = place / "data/town"
+    going(place, apply=True)
+    (dataset / "buckets").mkdir()
+    (dataset / "buckets" / "0123456789abcdef.npy").write_bytes(b"counts")
+    attempt(place, "train", kind="train", columns={}, job={"data": {"buckets": {"area": 4096}}})
+    assert going(place) == set()
+    attempt(place, "train", kind="train", columns={}, job={"data": {"buckets": None}})
+    assert going(place) == {"buckets/0123456789abcdef.npy"}
+    assert going(place, grace_s=DAYS_S + 600) == set()
+
+
+def test_only_indexes_of_other_states_of_the_gallery_go(place: Path) -> None:
+    dataset = place / "data/town"
+    Library(dataset).wait()
+    (now,) = (path.name for path in (dataset / ".browse").iterdir())
+    add_column(dataset, "later")
+    Library(dataset, cache=place / "elsewhere").wait()
+    going_now = {path for path in going(place) if path.startswith(".browse")}
+    assert going_now == {f".browse/{now}"}
+    going(place, apply=True)
+    Library(dataset).wait()
+    assert not any(path.startswith(".browse") for path in going(place))
+
+
+def test_du_tells_what_is_beside_the_columns(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = place / "data/town"
+    imported(place, "first")
+    Library(dataset).wait()
+    (dataset / "buckets").mkdir()
+    (dataset / "buckets" / "0123456789abcdef.npy").write_bytes(b"counts")
+    capsys.readouterr()
+    assert main(["du", "data/town", "--json"]) == 0
+    used = json.loads(capsys.readouterr().out)
+    kinds = {item["kind"]: item for item in used if item["kind"] in ("import", "counts", "gallery")}
+    assert kinds["import"]["current"] and kinds["import"]["bytes"] > 100 and kinds["gallery"]["inodes"] > 3
+    assert (kinds["counts"]["bytes"], kinds["counts"]["inodes"]) == (6, 2)
+    total = sum(path.lstat().st_size for path in dataset.rglob("*") if path.is_file())
+    assert sum(item["bytes"] for item in used) == total, "everything once"

@@ -19,10 +19,11 @@ from pycocotools import mask as coco
 from semiocity.cli import main
 from semiocity.data.columns import Dataset
 from semiocity.data.imported_rows import Pinned, remembered
-from semiocity.data.imports import pin, write_job
+from semiocity.data.imports import job_of, pin, write_job
 from semiocity.data.keys import key_of
 from semiocity.data.lease import Owner
-from semiocity.data.manifest import merge
+from semiocity.data.manifest import ShardPath, merge
+from semiocity.data.repair import repair
 from semiocity.data.sidecars import Columns
 from semiocity.data.takedown import carry_out, remains, request
 from semiocity.data.verify import verify
@@ -257,6 +258,33 @@ def test_a_row_that_is_taken_down_leaves_the_imports_too(streets: Path, tmp_path
     assert values(column(streets, [tmp_path / "c.csv"], "human", allow_unmatched=True), "human.text") == {
         name: text.encode() for name, text in rows if name != "b/one.jpg"
     }
+
+
+def test_a_lost_shard_and_added_rows_are_made_from_what_was_imported(
+    streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command that `repair` names, also when the dataset was moved and the inputs are gone."""
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path / "texts", {"a/one.txt": b"told", "c/six.txt": b"told too"})
+    assert main(["import", str(streets), "--from", "texts", "--column", "human"]) == 0
+    shutil.rmtree(tmp_path / "texts")
+    moved = Path(shutil.move(streets, tmp_path / "moved"))
+    before = tree(moved / "columns")
+    ShardPath(Dataset.open(moved).column("human").folder, 0).tar.unlink()
+    (step,) = repair(moved, apply=True)
+    assert step.command == f"semiocity import {moved} --again human"
+    assert main(step.command.split()[1:]) == 0
+    assert {n: d for n, d in tree(moved / "columns").items() if n.endswith("tar")} == {
+        n: d for n, d in before.items() if n.endswith("tar")
+    }
+    write_files(tmp_path / "pictures", {"later.jpg": jpeg(seed=77)})
+    packed(folder_recipe(tmp_path / "pictures", shard_rows=3), moved)
+    assert main(["import", str(moved), "--again", "human"]) == 0
+    dataset = Dataset.open(moved)
+    assert dataset.shards == 4 and values(dataset, "human.text") == {"a/one.jpg": b"told", "c/six.png": b"told too"}
+    assert verify(moved) == []
+    with pytest.raises(UserError, match="has no imported column of this name"):
+        job_of(moved, "base")
 
 
 # ---------------------------------------------------------------- masks

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import test_verify as damages
 from make_images import city_recipe, tree
 
 from semiocity.cli import main
@@ -177,6 +180,66 @@ def test_shards_beyond_the_plan_are_left_to_a_person(own_town: Path) -> None:
     stranger.touch()
     assert kinds(own_town, apply=True) == ["by hand"]
     assert stranger.exists()
+
+
+MENDED_BY: dict[Callable[[Path], None], list[str]] = {
+    damages.boundary_cut: ["recompute base"],
+    damages.boundary_cut_with_clean_end: ["recompute base"],
+    damages.cut_inside: ["recompute base"],
+    damages.header_flip: ["recompute base"],
+    damages.payload_flip: ["recompute base"],
+    damages.end_cut: ["recompute base"],
+    damages.missing_tar: ["recompute base"],
+    damages.missing_shard: ["recompute base"],
+    damages.missing_column_shard: ["recompute word"],
+    damages.missing_column: ["merge word"],
+    damages.key_in_one_column_only: ["recompute word"],
+    damages.same_key_in_two_shards: ["recompute base"],
+    damages.base_made_anew_otherwise: ["merge base", "recompute word"],
+    damages.index_flip: ["index base"],
+    damages.index_cut: ["index base"],
+    damages.receipt_damaged: ["receipt base"],
+    damages.receipt_of_other_shard: ["recompute base"],
+    damages.receipt_differs_from_manifest: ["recompute base"],
+    damages.manifest_of_column_missing: ["merge word"],
+    damages.manifest_of_column_edited: ["merge word"],
+    damages.compacted_receipts_flipped: ["merge word"],
+    damages.compacted_receipts_missing: ["merge word"],
+    damages.dataset_manifest_miscounts: ["recompute "],
+    damages.plan_missing: ["recompute "],
+    damages.shard_beyond_the_last: ["by hand base"],
+}
+"""As the table in docs/verify.md has it."""
+
+
+@pytest.mark.parametrize("damage", MENDED_BY, ids=[damage.__name__ for damage in MENDED_BY])
+def test_what_is_done_about_every_fault(own_town: Path, damage: Callable[[Path], None]) -> None:
+    damage(own_town)
+    assert [f"{step.kind} {step.column}" for step in repair(own_town)] == MENDED_BY[damage]
+
+
+def test_every_fault_has_its_remedy_and_its_line_in_the_docs() -> None:
+    assert MENDED_BY.keys() == {damage for damage, *_ in damages.DAMAGES}
+    page = Path(__file__).parents[2] / "docs" / "verify.md"
+    told = set(re.findall(r"`([a-z_]+)`", page.read_text()))
+    assert {damage.__name__ for damage in MENDED_BY} <= told
+
+
+@pytest.mark.parametrize("damage", [damages.receipt_damaged, damages.missing_shard, damages.receipt_of_other_shard])
+def test_a_column_is_not_made_again_because_its_parents_shard_was_lost(
+    own_town: Path, damage: Callable[[Path], None]
+) -> None:
+    """Hours on GPUs hang on it: what the parent is made again from gives the same bytes."""
+    before = tree(own_town)
+    damage(own_town)
+    repair(own_town, apply=True)
+    assert read_receipt(shard(own_town, "word")) is not None
+    plan = make_plan(city_recipe(), own_town)
+    assert pack_shards(plan, range(plan.shards), Owner.here())
+    assert verify(own_town) == []
+    assert {n: d for n, d in tree(own_town).items() if n.endswith("tar")} == {
+        n: d for n, d in before.items() if n.endswith("tar")
+    }
 
 
 def test_json(own_town: Path, capsys: pytest.CaptureFixture[str]) -> None:

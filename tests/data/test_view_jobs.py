@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from make_images import city_recipe, packed
 
+from semiocity.cli import main
 from semiocity.config import Cluster, check
 from semiocity.data import views
 from semiocity.data.columns import Dataset
@@ -76,3 +78,41 @@ def test_tasks_hold_whole_thousands(project: Path, monkeypatch: pytest.MonkeyPat
     assert submission.plan_tasks(work, Cluster(local_parallelism=2), {}) == [[0, 1, 2, 3, 8, 9], [4, 5, 6, 7]]
     busy = {"7_0": [4, 5, 6, 7]}
     assert submission.plan_tasks(work, Cluster(**slurm), busy) == [[0, 1, 2, 3, 8, 9]]
+
+
+def test_after_a_take_down_the_command_that_is_named_makes_views_fresh(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = Path("data/town")
+    assert main(["view", "views/dusk.toml"]) == 0
+    assert main(["view", "views/dusk.toml", "--set", "name=day", "--set", 'split=""']) == 0
+    (project / "views" / "dusk.toml").unlink()  # the rule is in the view too
+    view = Dataset.open(town).saved_view("dusk")
+    gone, rows, pinned = view.key(0), len(view), f"dusk@{view.facts['revision']}"
+    assert main(["export", "data/town", "--to", "imagefolder", "--out", "before", "--view", "dusk"]) == 0
+    capsys.readouterr()
+    assert main(["remove", "data/town", gone, "--reason", "asked for", "--apply"]) == 0
+    said = capsys.readouterr().out
+    commands = re.findall(r"`semiocity (view [^`]+)`", said)
+    assert commands == ["view data/town/views/day", "view data/town/views/dusk"]
+
+    with pytest.raises(UserError, match=r"rows taken down.*`semiocity view data/town/views/dusk` builds it again"):
+        jobs.train(Path("train.toml"), [])  # before anything is queued
+    assert main(["export", "data/town", "--to", "imagefolder", "--out", "after", "--view", "dusk"]) == 2
+    for command in commands:
+        assert main(command.split()) == 0
+    fresh = Dataset.open(town).saved_view("dusk")
+    assert len(fresh) == rows - 1 and gone not in [fresh.key(i) for i in range(len(fresh))]
+    assert {n: fresh.facts[n] for n in ("fields", "split", "filter", "columns")} == {
+        n: view.facts[n] for n in ("fields", "split", "filter", "columns")
+    }
+    assert Dataset.open(town).saved_view("day").facts["split"] is None
+    assert views.stale_views(town) == []
+    jobs.train(Path("train.toml"), [])
+    with pytest.raises(UserError, match=r"former build, [0-9a-f]{10}; .* begin another run"):
+        Dataset.open(town).saved_view(pinned)
+
+
+def test_a_folder_that_is_no_view_is_refused(project: Path) -> None:
+    with pytest.raises(UserError, match="neither a view's file nor the folder of one that was built"):
+        jobs.view(Path("data/town"), [])

@@ -153,9 +153,9 @@ def test_a_stop_leaves_whole_shards_and_the_next_goes_on(own: Path) -> None:
         return run_reduce(reduce, own, "duplicates", made, range(5), Owner.here(), stop=reached)
 
     assert not stop_when(lambda: True)
-    assert contents(folder) == {}
+    assert not list(folder.glob("0*/*")), "no shard yet"
     assert not stop_when(lambda: len(list(folder.rglob("*.tar"))) == 2)
-    assert len(contents(folder)) == 6
+    assert len(list(folder.glob("0*/*"))) == 6
     assert read_manifest(own)["columns"].get("duplicates") is None
     resumed = contents(run(own))
     shutil.rmtree(folder)

@@ -95,3 +95,12 @@ def test_other_dataset_is_refused(ranks: Ranks, city: Path, other_city: Path, tm
     assert ranks.call(train, settings, tmp_path, city, 0, 2) == [False, False]
     with pytest.raises(UserError, match="order of samples is another one now"):
         ranks.call(train, settings, tmp_path, other_city, 0, 0)
+
+
+def test_zero_3_leaves_nothing_behind_in_the_process(ranks: Ranks, city: Path, tmp_path: Path) -> None:
+    """DeepSpeed replaces torch's linear layer at stage 3; whatever is trained afterwards must not round otherwise."""
+    fp32 = gan({"stage": 1, "precision": "fp32"})
+    ranks.call(train, fp32, tmp_path / "before", city, 0, 0)
+    ranks.call(train, sdm({"stage": 3, "precision": "fp32"}, steps=1), tmp_path / "between", city, 0, 0)
+    ranks.call(train, fp32, tmp_path / "after", city, 0, 0)
+    assert differing(checkpoint(tmp_path / "before"), checkpoint(tmp_path / "after")) == []

@@ -12,15 +12,18 @@ from PIL import Image
 
 from semiocity.data.columns import Dataset
 from semiocity.data.lease import Owner
-from semiocity.data.manifest import ShardPath
+from semiocity.data.manifest import ShardPath, merge
+from semiocity.data.pack import pack_shards
+from semiocity.data.plan import make_plan
+from semiocity.data.recipe import Recipe
 from semiocity.data.shard import ShardError
 from semiocity.data.takedown import carry_out, request
 from semiocity.errors import UserError
 from semiocity.stages.caption import share_names
-from semiocity.ui.browse import building
+from semiocity.ui.browse import building, query
 from semiocity.ui.browse import index as indexing
 from semiocity.ui.browse import library as libraries
-from semiocity.ui.browse.facts import row_facts
+from semiocity.ui.browse.facts import lines, row_facts
 from semiocity.ui.browse.index import Index, Options
 from semiocity.ui.browse.library import Library
 
@@ -212,3 +215,19 @@ def test_shard_made_anew_is_not_mixed_up(own_town: Path) -> None:
     first.parquet.write_bytes(second.parquet.read_bytes())
     with pytest.raises(ShardError, match="made anew since the gallery was opened"):
         shelf.payload(0, "base", "image")
+
+
+def test_captions_of_the_source_are_searched_and_shown_without_opening_a_tar(tmp_path: Path) -> None:
+    for number, text in enumerate(("a red car in the rain", "two houses", "")):
+        Image.new("RGB", (32, 24), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(text) if text else None
+    recipe = Recipe.model_validate({"name": "told", "source": {"kind": "folder", "root": str(tmp_path)}})
+    plan = make_plan(recipe, tmp_path / "out")
+    assert pack_shards(plan, range(plan.shards), Owner.here())
+    merge(tmp_path / "out", "base", plan.revision)
+    shelf = Library(tmp_path / "out", contents=False, cache=tmp_path / "index").wait()
+    rows = shelf.searcher.find(query.parse({"q": ["RED car"]}, shelf.index)).rows
+    (tile,) = lines(shelf, rows.tolist())
+    assert tile["caption"] == "a red car in the rain"
+    where = query.parse({"where": ['word(base.caption, "houses")']}, shelf.index)
+    assert len(shelf.searcher.find(where).rows) == 1

@@ -7,39 +7,23 @@ OUT/train/dataset_info.json, state.json
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from semiocity.data.columns import Dataset
-from semiocity.data.export import tables
-from semiocity.data.export.base import Exporter, Options, Parts, Written
-from semiocity.data.export.selection import Selection
+from semiocity.data.export.base import Parts
+from semiocity.data.export.tables import TableExporter
 from semiocity.files import digest, write_json
 
 
-class HuggingFace(Exporter):
-    def __init__(self, selection: Selection, options: Options) -> None:
-        super().__init__(selection, options)
-        self._table = tables.Table(selection)
-
-    @classmethod
-    def default_fields(cls, dataset: Dataset) -> list[str]:
-        return tables.default_fields(dataset)
-
-    def write(self, shard: int, folder: Path) -> Written:
-        writers: dict[str, pa.RecordBatchStreamWriter] = {}
-        with ExitStack() as open_files:
-            for split, batch in self._table.batches(shard):
-                if split not in writers:
-                    path = folder / self._path(split, shard)
-                    path.parent.mkdir()
-                    sink = open_files.enter_context(pa.OSFile(str(path), "wb"))
-                    writers[split] = open_files.enter_context(pa.ipc.new_stream(sink, self._table.schema))
-                writers[split].write_batch(batch)
-        return Written([self._path(split, shard) for split in sorted(writers)])
+class HuggingFace(TableExporter):
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[pa.RecordBatchStreamWriter]:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, self._table.schema) as writer:
+            yield writer
 
     def finish(self, parts: Parts, out: Path) -> list[str]:
         splits = parts.splits()

@@ -6,40 +6,19 @@ OUT/README.md                           which files belong to which split, licen
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from semiocity.data.columns import Dataset
-from semiocity.data.export import tables
-from semiocity.data.export.base import MANIFEST, Exporter, Options, Parts, Written
-from semiocity.data.export.selection import Selection
+from semiocity.data.export.base import MANIFEST, Parts
+from semiocity.data.export.tables import TableExporter
 from semiocity.files import canonical, write_atomic
 
 
-class Parquet(Exporter):
-    def __init__(self, selection: Selection, options: Options) -> None:
-        super().__init__(selection, options)
-        self._table = tables.Table(selection)
-
-    @classmethod
-    def default_fields(cls, dataset: Dataset) -> list[str]:
-        return tables.default_fields(dataset)
-
-    def write(self, shard: int, folder: Path) -> Written:
-        (folder / "data").mkdir()
-        writers: dict[str, pq.ParquetWriter] = {}
-        with ExitStack() as open_files:
-            for split, batch in self._table.batches(shard):
-                if split not in writers:
-                    path = folder / self._path(split, shard)
-                    writer = pq.ParquetWriter(
-                        path, self._table.schema, compression="zstd", use_dictionary=self._table.repeating
-                    )
-                    writers[split] = open_files.enter_context(writer)
-                writers[split].write_batch(batch, row_group_size=batch.num_rows)
-        return Written([self._path(split, shard) for split in sorted(writers)])
+class Parquet(TableExporter):
+    def _open(self, path: Path) -> pq.ParquetWriter:
+        # Every batch is a row group.
+        return pq.ParquetWriter(path, self._table.schema, compression="zstd", use_dictionary=self._table.repeating)
 
     def finish(self, parts: Parts, out: Path) -> list[str]:
         recipe = self.selection.dataset.recipe

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from semiocity.data.columns import Dataset
+from semiocity.data.export.base import Exporter, Options, Written
 from semiocity.data.export.selection import Payload, Selected, Selection, map_ids
 from semiocity.data.manifest import BASE
 from semiocity.errors import UserError
@@ -112,6 +116,33 @@ class Table:
         return [int(number) for number in np.unique(map_ids(label.data)) if number < len(self._names)]
 
 
-def default_fields(dataset: Dataset) -> list[str]:
-    """Every column, whole."""
-    return list(dataset.columns)
+class TableExporter(Exporter):
+    """What the formats share that are tables: one file a shard and split."""
+
+    def __init__(self, selection: Selection, options: Options) -> None:
+        super().__init__(selection, options)
+        self._table = Table(selection)
+
+    @classmethod
+    def default_fields(cls, dataset: Dataset) -> list[str]:
+        """Every column, whole."""
+        return list(dataset.columns)
+
+    def write(self, shard: int, folder: Path) -> Written:
+        writers: dict[str, Any] = {}
+        with ExitStack() as open_files:
+            for split, batch in self._table.batches(shard):
+                if split not in writers:
+                    path = folder / self._path(split, shard)
+                    path.parent.mkdir(exist_ok=True)
+                    writers[split] = open_files.enter_context(self._open(path))
+                writers[split].write_batch(batch)
+        return Written([self._path(split, shard) for split in sorted(writers)])
+
+    @abstractmethod
+    def _open(self, path: Path) -> AbstractContextManager[Any]:
+        """A writer of record batches: `write_batch`."""
+
+    @abstractmethod
+    def _path(self, split: str, shard: int) -> str:
+        """Relative to the export."""

@@ -44,6 +44,7 @@ function draw() {
   const key = state.get("key");
   if (document.activeElement !== $("q")) $("q").value = state.get("q");
   $("sort").value = state.get("sort");
+  $("view").value = state.get("view");
   $("layer").value = state.get("layer") || "base.image";
   $("tile").value = state.get("tile") || 2;
   sample.draw(facts);
@@ -62,10 +63,14 @@ function picks() {
     ...Object.entries(facts.ranges).filter(([, range]) => range.bins).flatMap(([name]) => both(name, title(name))),
     ...Object.keys(facts.choices).filter((name) => !name.endsWith(".tombstone")).flatMap((name) => both(name, title(name))),
     h("optgroup", { label: "share of a class" }, Object.entries(facts.shares).map(([id, name]) => option(`-${name}`, `share of ${facts.classes[id].name} ↓`))));
+  $("pick-view").hidden = !facts.views.length;
+  $("view").replaceChildren(option("", "all rows"), ...facts.views.map((view) => h("option", { value: view.name,
+    disabled: Boolean(view.error), title: view.error || `${count(view.rows)} rows` }, view.error ? `${view.name} (stale)` : view.name)));
   $("layer").replaceChildren(...facts.layers.map((layer) => option(layer.name, title(layer.title))));
 }
 
 $("sort").addEventListener("change", (event) => state.filter({ sort: event.target.value || null }));
+$("view").addEventListener("change", (event) => state.filter({ view: event.target.value || null, key: null }));
 $("layer").addEventListener("change", (event) => state.go({ layer: event.target.value === "base.image" ? null : event.target.value }));
 $("tile").addEventListener("change", (event) => state.filter({ tile: event.target.value === "2" ? null : event.target.value }));
 let typing;

@@ -63,6 +63,7 @@ def dataset_facts(shelf: Shelf) -> dict[str, Any]:
         "texts": index.texts,
         "captions": caption_columns(shelf),
         "layers": gallery_layers(dataset),
+        "views": index.views.listed() if index.views else [],
     }
 
 

@@ -142,6 +142,8 @@ export function chips(facts) {
   const active = state.params();
   const without = (name, value) => ({ [name]: active.getAll(name).filter((item) => item !== value) });
   if (active.get("q")) found.push([`“${active.get("q")}”`, { q: null }]);
+  const view = facts.views.find((one) => one.name === active.get("view"));
+  if (active.get("view")) found.push([`view ${active.get("view")}${view && view.other.length ? `, which pins another ${view.other.join(", ")}` : ""}`, { view: null }]);
   if (active.get("where")) found.push([active.get("where"), { where: null }]);
   for (const [name, value] of active) {
     const scalar = name.slice(name.indexOf(".") + 1);

@@ -27,9 +27,11 @@ import pyarrow.compute as pc
 from semiocity.data import filter as filters
 from semiocity.data.columns import Dataset
 from semiocity.data.filter import Filter
+from semiocity.data.layout import gallery_state
 from semiocity.data.manifest import BASE
 from semiocity.errors import UserError
 from semiocity.files import digest, read_json
+from semiocity.ui.browse.chosen import Views
 
 VERSION = 1
 """Raised when the files hold something else for the same dataset."""
@@ -52,9 +54,7 @@ class Options:
 
 def key_of(dataset: Dataset, options: Options) -> str:
     """What names an index: changes with the dataset's columns, the options and VERSION."""
-    columns = {name: [column.revision, column.digest] for name, column in dataset.columns.items()}
-    classes = [spec.name for spec in dataset.classes]
-    return f"{digest([columns, classes])}-{digest([VERSION, asdict(options)], 6)}"
+    return f"{gallery_state(dataset.facts)}-{digest([VERSION, asdict(options)], 6)}"
 
 
 def chosen_shards(dataset: Dataset, options: Options) -> range:
@@ -88,6 +88,8 @@ class Index:
         self.ranges: dict[str, dict[str, Any]] = facts["ranges"]
         self.classes: dict[int, str] = {int(i): source for i, source in facts["classes"].items()}
         self.texts: list[str] = facts["texts"]
+        self.views: Views | None = None
+        """The dataset's saved views, once somebody shows the index with its dataset."""
         self._batches = self.table.to_batches()
         self.scalars, self.tables = _by_column(self.table)
         """What filter expressions may name: column → scalar → kind; and the same as tables."""

@@ -22,6 +22,7 @@ from semiocity.data.shard import ShardError, ShardReader
 from semiocity.errors import UserError
 from semiocity.files import digest, fsync_folder
 from semiocity.ui.browse import building, index
+from semiocity.ui.browse.chosen import Views
 from semiocity.ui.browse.index import Index, Options
 from semiocity.ui.browse.query import Searcher
 
@@ -51,6 +52,7 @@ class Shelf:
     def __init__(self, dataset: Dataset, folder: Path) -> None:
         self.dataset = dataset
         self.index = Index(folder)
+        self.index.views = Views(dataset)
         self.searcher = Searcher(self.index)
         self.version = digest(folder.name)
         """Names this state in URLs that browsers may keep."""

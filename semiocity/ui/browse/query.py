@@ -4,6 +4,7 @@ q=words "a phrase" -not     every word is found in key or texts (any case, parts
 in.NAME=VALUE               a choice; several of the same name are alternatives, an empty one is "no value"
 min.NAME= max.NAME=         a range, both ends inside
 with=CLASS without=CLASS    class ids; with: at least `share` of the picture (0: at all), without: not at all
+view=NAME                   rows of a saved view
 where=EXPRESSION            a filter as in views and `semiocity search`: docs/filters.md
 sort=NAME or -NAME          a scalar, `name` (the readable part of the key); rows without a value come last
 """
@@ -68,7 +69,14 @@ class Where(NamedTuple):
     text: str
 
 
-Part = Word | Choice | Range | Class | Where
+class Chosen(NamedTuple):
+    """The rows of a saved view, as it was built."""
+
+    view: str
+    revision: str
+
+
+Part = Word | Choice | Range | Class | Where | Chosen
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,10 @@ def parse(parameters: Mapping[str, list[str]], index: Index) -> Query:
             Class(_class(value, index), key == "with", least if key == "with" else 0.0)
             for value in parameters.get(key, ())
         ]
+    if view := _last(parameters, "view"):
+        if index.views is None:
+            raise UserError(f"view {view[:100]!r}: there are no views here")
+        parts.append(Chosen(view, index.views.revision(view)))
     if where := _last(parameters, "where"):
         index.filter(where)
         parts.append(Where(where))
@@ -250,6 +262,9 @@ class Searcher:
                 return chosen[index.codes(name).view(np.uint8)]
             case Where(text):
                 return _bools(index.filter(text).mask(index.tables))
+            case Chosen(view, revision):
+                assert index.views is not None
+                return index.views.mask(view, revision, table["shard"].to_numpy())
             case Range(name, low, high):
                 mask = np.ones(len(index), bool)
                 if low is not None:

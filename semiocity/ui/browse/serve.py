@@ -6,22 +6,35 @@ import re
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import urlencode
 
+from semiocity.data.columns import Dataset
 from semiocity.errors import UserError
 from semiocity.launch import loopback
+from semiocity.ui.browse.chosen import Views
 from semiocity.ui.browse.library import Library, show_progress
 from semiocity.ui.browse.server import Gallery
 
 
 def browse(
-    dataset: Path, port: int, host: str | None, shards: str | None, contents: bool | None, cache: Path | None
+    dataset: Path,
+    port: int,
+    host: str | None,
+    shards: str | None,
+    contents: bool | None,
+    cache: Path | None,
+    view: str | None = None,
 ) -> int:
-    """Serve until interrupted. The page is there at once, and shows how far its index is."""
+    """Serve until interrupted. The page is there at once, and shows how far its index is. It begins with the rows of
+    the saved `view`, if one is named."""
     if not 0 <= port <= 65535:
         raise UserError(f"--port {port}: 0 to 65535")
+    if view is not None:
+        Views(Dataset.open(dataset)).revision(view)  # no page for what is not there
     library = Library(dataset, _shards(shards), contents, cache)
     gallery = Gallery(library, port)
-    print(loopback.announcement(loopback.own_ssh_line(gallery.server_port, host), gallery.url), flush=True)
+    address = gallery.url + (f"?{urlencode({'view': view})}" if view else "")
+    print(loopback.announcement(loopback.own_ssh_line(gallery.server_port, host), address), flush=True)
     threading.Thread(target=gallery.serve_forever, daemon=True).start()
     try:
         show_progress(library)

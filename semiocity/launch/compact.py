@@ -1,0 +1,79 @@
+"""Few files: what tasks that are done wrote, state and logs, goes into two files of the attempt.
+
+A task makes two files, its state and its log. When an attempt is over, those of tasks that did their work are put
+together in `packed.json` and `logs/done.log`; whatever failed keeps its own. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from semiocity.errors import UserError
+from semiocity.files import read_json, replacing, write_json
+from semiocity.launch.runs import Attempt
+
+DONE_LOG = "done.log"
+HEAD = "==> {} <==\n"
+
+
+def packed_states(attempt: Attempt) -> dict[int, dict[str, Any]]:
+    """What tasks wrote whose own files are packed away, by index."""
+    try:
+        return {int(index): facts for index, facts in read_json(attempt.packed).items()}
+    except (FileNotFoundError, UserError):
+        return {}
+
+
+def compact(attempt: Attempt) -> int:
+    """Pack the files of the attempt's tasks that are done; returns how many. Nobody else may be packing.
+
+    What is packed is on disk before the single files go, so that a reader finds it in one place or the other.
+    """
+    try:
+        paths = sorted(path for path in (attempt.folder / "tasks").iterdir() if path.stem.isdigit())
+    except FileNotFoundError:
+        return 0
+    done = {}
+    for path in paths:
+        with suppress(FileNotFoundError, UserError):
+            facts = read_json(path)
+            if facts.get("state") == "done":
+                done[path] = facts
+    if not done:
+        return 0
+    logs = [log for facts in done.values() for log in _logs(attempt, str(facts.get("job", "")))]
+    _pack_logs(attempt.logs / DONE_LOG, logs)
+    states = packed_states(attempt) | {int(path.stem): facts for path, facts in done.items()}
+    write_json(attempt.packed, {str(index): states[index] for index in sorted(states)})
+    for path in [*done, *logs]:
+        path.unlink(missing_ok=True)
+    attempt.gathered.unlink(missing_ok=True)
+    return len(done)
+
+
+def _logs(attempt: Attempt, job: str) -> list[Path]:
+    return sorted(attempt.logs.glob(f"{job}_*_log.out")) if job else []
+
+
+def _pack_logs(target: Path, logs: list[Path]) -> None:
+    with replacing(target) as file:
+        with suppress(FileNotFoundError):
+            file.write(target.read_bytes())
+        for log in logs:
+            file.write(HEAD.format(log.name).encode())
+            text = log.read_bytes()
+            file.write(text if text.endswith(b"\n") or not text else text + b"\n")
+
+
+def packed_log(attempt: Attempt, job: str, rank: int = 0) -> str:
+    """The log of a task that is done and packed away; empty when there is none."""
+    try:
+        text = (attempt.logs / DONE_LOG).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    parts = re.split(r"^==> (\S+_log\.out) <==\n", text, flags=re.MULTILINE)
+    found = dict(zip(parts[1::2], parts[2::2]))
+    return found.get(f"{job}_{rank}_log.out", "")

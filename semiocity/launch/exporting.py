@@ -1,0 +1,56 @@
+"""An export as an array job: which shards are to be written, by which tasks. Needs pyarrow, as any export does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from semiocity.config import Resources, Strict, apply_set, check, load_toml
+from semiocity.files import digest
+from semiocity.launch.jobs import Work, run_folder
+
+if TYPE_CHECKING:
+    from semiocity.data.export.wish import Wish
+
+
+class ExportResources(Resources):
+    """What one task of an export asks of the cluster."""
+
+    shards_per_task: int = Field(10, ge=1)
+
+
+class ExportJob(Strict):
+    """What exporting asks of the cluster (`jobs/export.toml`); what is exported is the command's affair."""
+
+    image: Path | None = None
+    resources: ExportResources = ExportResources()
+
+
+def work(wish: Wish, job_file: Path, sets: Sequence[str] = (), dry_run: bool = False) -> Work:
+    """Check an export and describe its tasks. Takes the folder for it, unless `dry_run`; writes nothing else."""
+    from semiocity.data.export import engine
+
+    if job_file.exists():
+        job = load_toml(job_file, ExportJob, sets)
+    else:
+        data: dict[str, object] = {}
+        for item in sets:
+            apply_set(data, item)
+        job = check(data, ExportJob, where="--set")
+    planned = engine.plan(wish, dry_run)
+    dataset = Path(wish.dataset)
+    return Work(
+        kind="export",
+        run=run_folder(None, "export", dataset.name, wish.to, digest(wish.out, 6)),
+        dataset=dataset.resolve(),
+        job={"export": wish.as_json(), "inputs": planned.inputs},
+        resources=job.resources,
+        image=job.image,
+        revision=digest([wish.as_json(), planned.inputs]),
+        shards=planned.shards,
+        columns=planned.columns,
+        binds=(Path(wish.out),),
+    )

@@ -1,0 +1,98 @@
+"""A run's name stands for one job: the same name with other arguments is refused, with what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from semiocity.errors import UserError
+from semiocity.files import canonical
+from semiocity.launch.jobs import Work
+from semiocity.launch.runs import Attempt, attempts
+
+FREE = ("run", "dataset", "image", "resources")
+"""Keys of a job that say where and with what it runs, not what comes out."""
+
+
+def refuse_another(work: Work, live: Collection[str]) -> None:
+    """UserError when the run folder holds another job than `work`: every dotted key that differs, before and after.
+
+    What changes no result is no difference: a column of the same revision, settings that a training may go on with,
+    and parents that have grown since. Nor is there anything to protect in a run of which nothing came and of whose
+    jobs none is in `live`.
+    """
+    earlier = _earlier(work)
+    if earlier is None or (work.kind != "train" and earlier["revision"] == work.revision):
+        return
+    differing = _differing(work, earlier["job"])
+    if not differing or not (_results(work, earlier) or set(earlier["jobs"]) & set(live)):
+        return
+    lines = [f"  {key}: {_show(before)} -> {_show(after)}" for key, (before, after) in differing.items()]
+    raise UserError(
+        "\n".join([f"runs/{work.run.name} is another job; what differs (before -> now):", *lines])
+        + f"\n  To run this one beside it, give it a name: --set 'run=\"{work.run.name}-2\"'. {_instead(work)}"
+    )
+
+
+def _instead(work: Work) -> str:
+    if work.kind == "train":
+        return "To go on with the old one, put the old values back."
+    return "To go on under this name with the new values (a new revision of the column), add --replace."
+
+
+def _earlier(work: Work) -> dict[str, Any] | None:
+    """The newest attempt at the same kind of work in this run folder."""
+    if work.kind not in ("stage", "reduce", "train"):
+        return None  # a plan or a view is known by its revision; models and images by their run
+    for attempt in reversed(attempts(work.run)):
+        data = _read(attempt)
+        if data is not None and (data["kind"], data["column"]) == (work.kind, work.column):
+            return data
+    return None
+
+
+def _read(attempt: Attempt) -> dict[str, Any] | None:
+    return attempt.read() if attempt.file.exists() else None  # a submission that broke off
+
+
+def _results(work: Work, earlier: Mapping[str, Any]) -> bool:
+    """Whether something came of the earlier job: a shard, or a checkpoint."""
+    if work.kind == "train":
+        return any((work.run / "checkpoints").glob("step-*"))
+    folder = Path(earlier["dataset"]) / "columns" / earlier["column"] / earlier["revision"]
+    return any(folder.glob("*/*.tar"))
+
+
+def _differing(work: Work, before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    if work.kind == "train":
+        return differences(_identity(before), _identity(work.job))
+    return differences(_flat(before), _flat(work.job))
+
+
+def _identity(job: Mapping[str, Any]) -> dict[str, Any]:
+    from semiocity.train.options import TrainJob, identity
+
+    return identity(TrainJob.model_validate(job))
+
+
+def _flat(job: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in job.items():
+        if (not prefix and key in FREE) or key.startswith("rehearse"):
+            continue
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (before, after) of what differs; None where a key is absent."""
+    keys = sorted({*before, *after})
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def _show(value: Any) -> str:
+    return "(none)" if value is None else canonical(value)

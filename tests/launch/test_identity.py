@@ -1,0 +1,73 @@
+"""A second run under the same name with other arguments is refused, and the message names what differs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from semiocity.config import Resources
+from semiocity.errors import UserError
+from semiocity.launch import facts, identity
+from semiocity.launch.jobs import Work
+from semiocity.launch.runs import new_attempt
+
+JOB = {"stage": "caption", "args": {"batch": 8, "captioner": "map", "rehearse_slow_batch_s": 0}, "resources": {}}
+
+
+def work(tmp_path: Path) -> Work:
+    return Work(
+        "stage", tmp_path / "runs/caption-city", tmp_path / "city", JOB, Resources(), column="caption", revision="r1"
+    )
+
+
+def submitted(before: Work, results: bool = True) -> None:
+    new_attempt(before.run).write({**facts.of_work(before), "jobs": ["5_0"], "image": None})
+    if results:
+        folder = before.dataset / "columns/caption/r1/00000"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "00000000.tar").touch()
+
+
+def other(before: Work, revision: str = "r2", **args: object) -> Work:
+    return replace(before, revision=revision, job={**JOB, "args": {**JOB["args"], **args}})  # type: ignore[dict-item]
+
+
+def test_other_arguments_are_named_with_both_values(tmp_path: Path) -> None:
+    before = work(tmp_path)
+    identity.refuse_another(before, ())
+    submitted(before)
+    with pytest.raises(UserError) as error:
+        identity.refuse_another(other(before, batch=16, captioner="blip2", prompt="a"), ())
+    message = str(error.value)
+    assert "runs/caption-city is another job" in message
+    assert '  args.captioner: "map" -> "blip2"' in message and "  args.batch: 8 -> 16" in message
+    assert '  args.prompt: (none) -> "a"' in message
+    assert "--set 'run=\"caption-city-2\"'" in message and "--replace" in message
+
+
+def test_what_changes_no_result_is_no_difference(tmp_path: Path) -> None:
+    before = work(tmp_path)
+    submitted(before)
+    identity.refuse_another(other(before, revision="r1", device="x"), ())  # the same revision
+    identity.refuse_another(other(before, rehearse_slow_batch_s=3), ())
+    identity.refuse_another(replace(before, revision="r2", resources=Resources(timeout_min=5)), ())  # parents grew
+
+
+def test_nothing_came_of_it_and_nothing_is_queued(tmp_path: Path) -> None:
+    before = work(tmp_path)
+    submitted(before, results=False)
+    changed = other(before, batch=16)
+    identity.refuse_another(changed, ())
+    with pytest.raises(UserError, match=r"args\.batch: 8 -> 16"):
+        identity.refuse_another(changed, {"5_0"})
+
+
+def test_a_work_survives_its_attempt_file(tmp_path: Path) -> None:
+    """What `repeat` relies on."""
+    before = replace(work(tmp_path), binds=(Path("/a"), Path("/b")), units=3, together=7, columns={"base": "x"})
+    submitted(before)
+    data = json.loads((before.run / "attempts/0001/attempt.json").read_text())
+    assert facts.work_of(data, before.run, before.dataset) == before
