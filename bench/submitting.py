@@ -211,8 +211,8 @@ def killed(at: Place) -> tuple[int, int, int]:
     semiocity(at, folder, sets)
     at_work = [job for job, state in at.cluster.squeue().items() if "_" in job]
     for job in at_work[:: max(1, len(at_work) // max(1, at.shards // 40))]:
-        at.cluster.call("scancel", "--signal=KILL", "--full", job)
-        at.cluster.call("scancel", job)
+        at.cluster.call("scancel", "--quiet", "--signal=KILL", "--full", job)
+        at.cluster.call("scancel", "--quiet", job)
     at.idle()
     before = receipts(folder)
     semiocity(at, folder, sets, "--wait")
