@@ -11,6 +11,7 @@
         packed.json             the same of tasks that are done, once the attempt is over (compact.py)
         gathered.json           the same of tasks that are done, in one file; written by whoever asks for the status
         requeue/JOB.RESTART     "bring this job back", written by rank 0, read by the batch script
+        cancelled               there when it was cancelled: nothing of it comes back
         logs/                   one a task; done.log holds those that were packed away
 
 Standard library only: `status` reads these without anything installed.
@@ -22,6 +23,7 @@ import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +54,6 @@ class Attempt:
         return self.folder / "logs"
 
     @property
-    def submitit(self) -> Path:
-        return self.logs
-
-    @property
     def requeue(self) -> Path:
         return self.folder / "requeue"
 
@@ -70,6 +68,11 @@ class Attempt:
     @property
     def gathered(self) -> Path:
         return self.folder / "gathered.json"
+
+    @property
+    def cancelled(self) -> Path:
+        """There when the attempt was cancelled: nothing of it shall come back."""
+        return self.folder / "cancelled"
 
     def task_file(self, index: int) -> Path:
         return self.folder / "tasks" / f"{index:04d}.json"
@@ -122,6 +125,17 @@ def all_runs(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if (path / "attempts").is_dir())
+
+
+def find_run(name: str, root: Path = Path("runs")) -> Path:
+    """The folder of a run, by its name or its path. Raises UserError naming what is near."""
+    for folder in (root / name, Path(name)):
+        if (folder / "attempts").is_dir():
+            return folder.resolve()
+    names = [run.name for run in all_runs(root)]
+    near = get_close_matches(name, names, n=1)
+    there = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names) or 'none'}"
+    raise UserError(f"{root / name}: no such run; {there}")
 
 
 def snapshot(run: Path, compiled: bool = False) -> Path:
