@@ -227,6 +227,14 @@ class Container(Strict):
     env: dict[str, str] = {}
     """Environment of every job, in a container or not. No secrets: it is written into the sbatch file."""
 
+    @model_validator(mode="after")
+    def _image_has_a_runtime(self) -> Container:
+        if self.runtime == "none" and self.image is not None:
+            raise ValueError('runtime is "none", so image would not be used; drop one of the two')
+        if self.verify_key is not None and self.runtime != "apptainer":
+            raise ValueError(f'verify_key needs runtime = "apptainer": images of {self.runtime} carry no signature')
+        return self
+
 
 class Notify(Strict):
     """Who hears of it when a run ends or fails (see semiocity.launch.notices)."""
@@ -257,13 +265,6 @@ class Purged(Strict):
     warn_days: int = Field(7, ge=0)
     """`semiocity doctor` warns from so many days before that."""
 
-    @model_validator(mode="after")
-    def _image_has_a_runtime(self) -> Container:
-        if self.runtime == "none" and self.image is not None:
-            raise ValueError('runtime is "none", so image would not be used; drop one of the two')
-        if self.verify_key is not None and self.runtime != "apptainer":
-            raise ValueError(f'verify_key needs runtime = "apptainer": images of {self.runtime} carry no signature')
-        return self
 
 
 class Cluster(Strict):
