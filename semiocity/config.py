@@ -266,7 +266,6 @@ class Purged(Strict):
     """`semiocity doctor` warns from so many days before that."""
 
 
-
 class Cluster(Strict):
     """The site (`jobs/cluster.toml`): written once, used by every job. docs/sites.md tells what is for which site."""
 
