@@ -25,6 +25,7 @@ __all__ = [
     "Purged",
     "ReduceJob",
     "Resources",
+    "Retries",
     "StageJob",
     "Strict",
     "apply_set",
@@ -139,6 +140,22 @@ def _literals(field: Any) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- jobs and cluster
 
 
+class Retries(Strict):
+    """How often a job may come back by itself after each cause; beyond that it has failed (docs/retries.md)."""
+
+    preemption: int = Field(100, ge=0)
+    """Also: a job that was stopped by a signal, saved, and goes on."""
+    time_limit: int = Field(10, ge=0)
+    crash: int = Field(1, ge=0)
+    """Errors that may pass, and signals. Once is enough to find the row that kills a stage."""
+    out_of_memory: int = Field(2, ge=0)
+    """Of the host and of the GPU."""
+    hung: int = Field(3, ge=0)
+    """No progress for too long: a batch of a stage, ranks that wait for one another."""
+    node_failure: int = Field(3, ge=0)
+    """Also: a node that lacks what the job needs; it is excluded."""
+
+
 class Resources(Strict):
     """What one task of a job asks of the cluster."""
 
@@ -161,6 +178,8 @@ class Resources(Strict):
     time limit."""
     partition: str | None = None
     """Overrides the cluster's partition for this job."""
+    retries: Retries | None = None
+    """Budgets of coming back for this job; what is not given is the cluster's."""
 
     @model_validator(mode="after")
     def _ranks_match_gpus(self) -> Resources:
@@ -280,8 +299,10 @@ class Cluster(Strict):
     """How GPUs are asked for: `--gpus-per-node=8`, `--gres=gpu:8`, or not at all where whole nodes come with theirs."""
     gpu_type: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
     """The site's name of the GPUs: `--gres=gpu:a100:8`."""
+    gpu_gb: float | None = Field(None, gt=0)
+    """Memory of one GPU (10⁹ bytes), for `semiocity fit`."""
     memory_option: Literal["mem", "mem-per-cpu", "mem-per-gpu", "none"] = "mem"
-    """How memory is asked for; `none` where nodes are given whole and `--mem` is refused. A job's mem_gb is a node's."""
+    """How memory is asked for; `none` where `--mem` is refused since nodes are given whole. mem_gb is a node's."""
     exclusive: bool = False
     """Ask for whole nodes."""
     requeue: bool = True
@@ -295,28 +316,40 @@ class Cluster(Strict):
     """Further srun options, such as `--mpi=none`."""
     network_interface: str | None = None
     """Interface for NCCL's and gloo's rendezvous, such as ib0."""
+    login_host: str | None = None
+    """Name of the login node as seen from outside, for the ssh lines of `semiocity board` and `browse`."""
     max_array: int | None = Field(None, ge=2)
     """The cluster's MaxArraySize; longer arrays are split. By default what `scontrol show config` says."""
     max_submitted: int | None = Field(None, ge=1)
     """Most jobs, each task of an array counted, that one user may have queued or running."""
     shared_group: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     """Unix group (name or number) whose members work in this project folder together: what one makes, all may write."""
-    max_restarts: int = Field(100, ge=0)
-    """How often one job may come back before it counts as failed."""
+    retries: Retries = Retries()
+    """How often a job may come back by itself, by cause (docs/retries.md)."""
     local_parallelism: int = Field(2, ge=1)
     """Array tasks at the same time with the local executor."""
     models: Path = Path("models")
     """Shared folder of weights, where `semiocity fetch` puts them."""
     checkpoint_quota_gb: float | None = Field(None, gt=0)
-    """Most that the checkpoints of all runs may take together (10⁹ bytes); a training that would go beyond is refused."""
+    """Most that the checkpoints of all runs may take together (10⁹ bytes); a training that would pass it is refused."""
     purged: list[Purged] = []
     """Folders whose old files the site deletes."""
     notify: Notify = Notify()
     container: Container = Container()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "max_restarts" in data:
+            raise ValueError(
+                "max_restarts is now a budget for each cause: write it as preemption = "
+                f"{data['max_restarts']} in the table [retries]"
+            )
+        return data
+
     @model_validator(mode="after")
     def _said_once(self) -> Cluster:
-        """The further options must not say again, or otherwise, what a key of this file or of the job says."""
+        """Further options must not say again, or otherwise, what a key of this file or of the job says."""
         for written in self.sbatch:
             name = written.replace("_", "-")
             if key := _OF_THE_JOB.get(name):

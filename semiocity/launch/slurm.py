@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from semiocity.config import Cluster, Resources
 from semiocity.files import write_atomic
-from semiocity.launch import container, sbatch, scheduler, sharing, site, squeue
+from semiocity.launch import container, ends, sbatch, scheduler, sharing, site, squeue
 from semiocity.launch.runs import Attempt
 
 if TYPE_CHECKING:
@@ -37,26 +37,16 @@ class Launch:
     """Folders that tasks read and write: run, dataset, weights."""
     pwd: Path
     """The project's folder, which relative paths in job files start from. Parent of the run folder."""
+    exclude: tuple[str, ...] = ()
+    """Nodes to keep away from."""
     restart: int = 0
     """With the local executor: how often this task came back. SLURM counts by itself."""
 
 
-def teardown(attempt: Attempt, cluster: Cluster) -> list[str]:
-    """Shell lines after srun, outside the container: bring the job back when rank 0 asked for it, else keep the code.
-
-    The exit code is a hint only: with --kill-on-bad-exit one rank's death can hide it. The file decides.
-    """
-    marker = (
-        f"{shlex.quote(str(attempt.requeue))}/"
-        '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}.${SLURM_RESTART_COUNT:-0}"'
-    )
-    return [
-        "rc=$?",
-        f'if [ -e {marker} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {cluster.max_restarts} ]; then',
-        f"  {site.come_back(cluster, attempt.run.name)}",
-        "fi",
-        "exit $rc",
-    ]
+def retries(cluster: Cluster, asked: Resources) -> dict[str, int]:
+    """Budget → how often a job may come back by it: the job's own where it says so, else the cluster's."""
+    own = asked.retries.model_dump(exclude_unset=True) if asked.retries else {}
+    return {**cluster.retries.model_dump(), **own}
 
 
 def environment(launch: Launch) -> dict[str, str]:
@@ -128,8 +118,9 @@ def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()
         "dependency": "afterany:" + ":".join(squeue.whole_jobs(after)) if after else None,
         "signal_delay_s": asked.signal_delay_s,
         "array_parallelism": asked.array_parallelism,
-        "setup": [*(sharing.SHELL if cluster.shared_group else []), *cluster.setup] or None,
-        "teardown": teardown(attempt, cluster),
+        "setup": [*(sharing.SHELL if cluster.shared_group else []), *cluster.setup, *ends.setup()],
+        "teardown": ends.teardown(attempt, launch.code, retries(cluster, asked), cluster.requeue),
+        "exclude": ",".join(launch.exclude) or None,
         "srun_args": srun,
         "additional_parameters": site.extra(cluster),
     }

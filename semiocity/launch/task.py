@@ -1,8 +1,10 @@
-"""What runs inside a job: submitit calls `main` with three plain values, the rest is read from the run folder."""
+"""What runs inside a job: `main` gets three plain values, the rest is read from the run folder."""
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import shutil
 import socket
 import sys
 import time
@@ -13,13 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from semiocity import ranks
-from semiocity.errors import UserError
-from semiocity.files import write_json
+from semiocity.errors import BadNode, OutOfMemory, UserError
+from semiocity.files import read_json, write_json
+from semiocity.launch import causes, ends, notices
 from semiocity.launch.preempt import REQUEUE_EXIT, StopFlag
-from semiocity.launch.runs import Attempt
+from semiocity.launch.runs import Attempt, attempts
 from semiocity.launch.world import World, from_environment
+from semiocity.stages.base import BrokenStage
 
 REPORT_EVERY_S = 2.0
+FAULTS_IN_CODE = (
+    *(TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError),
+    *(ImportError, SyntaxError, BrokenStage, OutOfMemory),
+)
+"""What happens again when it is tried again."""
+SHARED_MEMORY_BYTES = 16 << 20
+"""Least room in /dev/shm for a training: its ranks and reading workers talk through it."""
 
 
 def main(run: str, number: int, index: int) -> str:
@@ -27,6 +38,7 @@ def main(run: str, number: int, index: int) -> str:
 
     A failure leaves its reason in the task file and the exception in the log, and passes on.
     """
+    faulthandler.enable()  # a segmentation fault leaves its stacks in the log
     stop = StopFlag().install()
     world = from_environment()
     attempt = Attempt(Path(run), number)
@@ -34,27 +46,69 @@ def main(run: str, number: int, index: int) -> str:
     reporter = Reporter(attempt.task_file(index), world) if world.rank == 0 else None
     report: Callable[..., None] = reporter or _silent
     report(state="running")
-    data = attempt.read()
+    data = {**attempt.read(), "attempt": number}
     try:
+        check_node(data)
         work = MERGES[data["kind"]] if index == data["merge"] else KINDS[data["kind"]]
         with ranks.recorded(world):
             finished = work(data, index, world, stop, report)
-    except UserError as error:
-        report(state="failed", reason=str(error))
-        print(f"semiocity: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
     except BaseException as error:
-        report(state="failed", reason=f"{type(error).__name__}: {error}")
+        cause, reason = said(error)
+        again = not isinstance(error, FAULTS_IN_CODE)
+        ends.note(attempt, world.job_id, world.restart, cause, reason, node_name(), world.rank, again)
+        report(state="failed", cause=cause, reason=reason)
+        notices.failed(data, index, attempt, world, cause, reason, again)
+        if isinstance(error, UserError):
+            print(f"semiocity: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
         traceback.print_exc()
         raise
     if finished:
         report(state="done")
+        if world.rank == 0:
+            notices.ended(data, index, "done")
         return "done"
     report(state="stopped", reason=stop.reason or "stopped")
-    if world.rank == 0:
+    if world.rank == 0 and not attempt.cancelled.exists():
         # Written only now: every rank has saved and passed a barrier, so the job may come back.
-        attempt.requeue_file(world.job_id, world.restart).touch()
+        asked = attempt.requeue_file(world.job_id, world.restart)
+        asked.write_text(causes.of_signal(stop.reason), encoding="utf-8")
     raise SystemExit(REQUEUE_EXIT)
+
+
+def node_name() -> str:
+    """This machine, by the name that SLURM has for it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def said(error: BaseException) -> tuple[str, str]:
+    """Cause and reason of a task that ends by an exception."""
+    name = type(error).__name__
+    match error:
+        case BadNode():
+            return causes.BAD_NODE, str(error)
+        case OutOfMemory():
+            return causes.OUT_OF_MEMORY, str(error)
+        case UserError():
+            return causes.REFUSED, str(error)
+        case MemoryError():
+            return causes.OUT_OF_MEMORY, f"{name}: {error}"
+    return causes.GPU_OUT_OF_MEMORY if name == "OutOfMemoryError" else causes.CRASH, f"{name}: {error}"
+
+
+def check_node(data: dict[str, Any]) -> None:
+    """Raises BadNode when this node lacks what every task needs and other nodes of the cluster have."""
+    if data["executor"] != "slurm":
+        return
+    if not Path(data["dataset"]).is_dir():
+        raise BadNode(f"{data['dataset']}: not there on {node_name()}; its file system is not mounted")
+    if data["kind"] == "train":
+        try:
+            free = shutil.disk_usage("/dev/shm").free
+        except OSError as error:
+            raise BadNode(f"/dev/shm on {node_name()}: {error.strerror}") from None
+        if free < SHARED_MEMORY_BYTES:
+            raise BadNode(f"/dev/shm on {node_name()}: {free >> 20} MB left; what died there may have left it")
 
 
 class Reporter:
@@ -64,10 +118,11 @@ class Reporter:
         self.path = path
         self.written = 0.0
         self.facts: dict[str, Any] = {
+            "spent_s": _spent_s(path, world.job_id),
             "job": world.job_id,
             "restart": world.restart,
             "ranks": world.size,
-            "host": socket.gethostname(),
+            "host": node_name(),
             "pid": os.getpid(),
             "started": round(time.time(), 1),
         }
@@ -78,6 +133,17 @@ class Reporter:
         if "state" in facts or now - self.written >= REPORT_EVERY_S:
             self.written = now
             write_json(self.path, {**self.facts, "updated": round(now, 1)})
+
+
+def _spent_s(path: Path, job: str) -> float:
+    """Seconds that this job ran before it was brought back."""
+    try:
+        before = read_json(path)
+    except (FileNotFoundError, UserError):
+        return 0.0
+    if before.get("job") != job:
+        return 0.0
+    return round(before.get("spent_s", 0.0) + before.get("updated", 0.0) - before.get("started", 0.0), 1)
 
 
 def _silent(**_facts: Any) -> None:
@@ -92,7 +158,7 @@ def _pack(data: dict[str, Any], index: int, world: World, stop: StopFlag, report
     from semiocity.data.plan import Plan
 
     plan = Plan.open(Path(data["dataset"]), data["revision"])
-    return pack_shards(plan, data["tasks"][index], _owner(world), stop, lambda facts: report(**facts))
+    return pack_shards(plan, data["tasks"][index], _owner(world), stop, lambda facts: report(**facts), gone=_gone(data))
 
 
 def _stage(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
@@ -101,6 +167,7 @@ def _stage(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
 
     job = data["job"]
     stage = make_stage(job["stage"], job["args"])
+    run = Path(data["run"])
     return run_shards(
         stage,
         Path(data["dataset"]),
@@ -110,6 +177,9 @@ def _stage(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
         _owner(world),
         stop,
         lambda facts: report(**facts),
+        careful=ends.died_before(Attempt(run, data["attempt"]), world.job_id, world.restart),
+        ended=ends.witness(run),
+        gone=_gone(data),
     )
 
 
@@ -127,15 +197,19 @@ def _reduce(data: dict[str, Any], index: int, world: World, stop: StopFlag, repo
         _owner(world),
         stop,
         lambda facts: report(**facts),
+        gone=_gone(data),
     )
 
 
 def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
-    from semiocity.data.edit import follow
-    from semiocity.data.manifest import merge
+    from semiocity.data.manifest import corrected, merge
 
-    merge(Path(data["dataset"]), data["column"], data["revision"])
-    follow(Path(data["dataset"]), data["column"], data["revision"], _owner(world))
+    place = Path(data["dataset"]), data["column"], data["revision"]
+    merge(*place)
+    if corrected(*place) is not None:  # imports much, and is seldom needed
+        from semiocity.data.edit import follow
+
+        follow(*place, _owner(world))
     return True
 
 
@@ -212,7 +286,27 @@ def _evaluate(data: dict[str, Any], index: int, world: World, stop: StopFlag, re
     return True
 
 
+def _report(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.evaluate.report import write
+
+    write(Path(data["run"]), Path(data["dataset"]))
+    return True
+
+
+def _pipeline(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.launch.pipeline_gate import run
+
+    return run(data, index, report)
+
+
+def _doctor(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.launch import doctor_task
+
+    return doctor_task.run(data, world, report)
+
+
 KINDS: dict[str, Work] = {
+    "doctor": _doctor,
     "pack": _pack,
     "stage": _stage,
     "reduce": _reduce,
@@ -221,6 +315,8 @@ KINDS: dict[str, Work] = {
     "train": _train,
     "generate": _generate,
     "evaluate": _evaluate,
+    "report": _report,
+    "pipeline": _pipeline,
 }
 
 # What the attempt's last task does when all others have ended.
@@ -239,3 +335,21 @@ def _owner(world: World) -> Any:
 
     job, _, task = world.job_id.partition("_")
     return Owner(job, world.restart, int(task or 0), socket.gethostname(), os.getpid())
+
+
+def _gone(data: dict[str, Any]) -> Callable[[Any], bool]:
+    """Whether the holder of a lease was a task of an earlier attempt of this run that SLURM no longer had when this
+    attempt was submitted."""
+    live = set(data.get("live", ()))
+
+    def gone(holder: Any) -> bool:
+        names = {holder.job, f"{holder.job}_{holder.task}"}
+        for attempt in attempts(Path(data["run"])):
+            if not attempt.file.exists():
+                continue
+            earlier = attempt.read()
+            if earlier["executor"] == "slurm" and earlier["jobs"] != data["jobs"] and names & set(earlier["jobs"]):
+                return not names & live
+        return False
+
+    return gone
