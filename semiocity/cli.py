@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "images for held-out layouts from a trained model"),
     "evaluate": ("evaluate", "scores of the generated images"),
     "report": ("report", "one self-contained page about a run"),
+    "pipeline": ("pipeline", "several jobs as a graph: what is missing or out of date, in its order"),
     "columns": ("columns", "a dataset's columns: revisions, what made them, what is out of date"),
     "show": ("show", "one row: every value, and what made it"),
     "search": ("search", "keys of the rows that a filter expression selects"),
@@ -39,6 +40,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "ledger": ("ledger", "check which samples went into each batch of a training"),
     "repeat": ("repeat", "a run again from its folder alone: same job, revisions and code"),
     "status": ("status", "what is done, running, failed and missing"),
+    "logs": ("logs", "the end of the log that matters: the failing task's first"),
+    "cancel": ("cancel", "end what is queued or running of a run, so that it does not come back"),
+    "retry": ("retry", "a run's job again: what is missing and not under way"),
     "board": ("board", "TensorBoard on loopback, with the ssh line that reaches it"),
     "image": ("image", "build the Apptainer image that jobs run in, unless it is there already"),
 }

@@ -231,14 +231,28 @@ class ReduceJob(Job):
 class Container(Strict):
     """How images are run on this cluster."""
 
+    runtime: Literal["apptainer", "pyxis", "none"] = "apptainer"
+    """Who runs the image: Apptainer; SLURM's plugin Pyxis with Enroot; or nobody, jobs run in this environment."""
     image: Path | None = None
-    """Image for every job that names none."""
+    """Image for every job that names none. With Pyxis a squashfs file, such as one made by `enroot import`."""
+    verify_key: Path | None = None
+    """Public key (PEM): an image that is not signed with its private half is refused at submission."""
+    python: str = "python3"
+    """The image's interpreter, where it is not the first `python3` on the image's PATH."""
     binds: list[str] = []
     """Further folders to mount, `/scratch` or `/a:/b:ro`."""
     apptainer: str = "apptainer"
     """The command; a full path when it comes from a module."""
     env: dict[str, str] = {}
     """Environment of every job, in a container or not. No secrets: it is written into the sbatch file."""
+
+    @model_validator(mode="after")
+    def _image_has_a_runtime(self) -> Container:
+        if self.runtime == "none" and self.image is not None:
+            raise ValueError('runtime is "none", so image would not be used; drop one of the two')
+        if self.verify_key is not None and self.runtime != "apptainer":
+            raise ValueError(f'verify_key needs runtime = "apptainer": images of {self.runtime} carry no signature')
+        return self
 
 
 class Notify(Strict):
@@ -286,7 +300,7 @@ class Cluster(Strict):
     gpu_type: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
     """The site's name of the GPUs: `--gres=gpu:a100:8`."""
     memory_option: Literal["mem", "mem-per-cpu", "mem-per-gpu", "none"] = "mem"
-    """How memory is asked for; `none` where nodes are given whole and `--mem` is refused. A job's mem_gb is a node's."""
+    """How memory is asked for; `none` where nodes are whole and `--mem` is refused. A job's mem_gb is a node's."""
     exclusive: bool = False
     """Ask for whole nodes."""
     requeue: bool = True
@@ -300,6 +314,8 @@ class Cluster(Strict):
     """Further srun options, such as `--mpi=none`."""
     network_interface: str | None = None
     """Interface for NCCL's and gloo's rendezvous, such as ib0."""
+    login_host: str | None = None
+    """Name of the login node as seen from outside, for the ssh lines of `semiocity board` and `browse`."""
     max_array: int | None = Field(None, ge=2)
     """The cluster's MaxArraySize; longer arrays are split. By default what `scontrol show config` says."""
     max_submitted: int | None = Field(None, ge=1)
@@ -313,7 +329,7 @@ class Cluster(Strict):
     models: Path = Path("models")
     """Shared folder of weights, where `semiocity fetch` puts them."""
     checkpoint_quota_gb: float | None = Field(None, gt=0)
-    """Most that the checkpoints of all runs may take together (10⁹ bytes); a training that would go beyond is refused."""
+    """Most that the checkpoints of all runs may take (10⁹ bytes); a training that would go beyond is refused."""
     purged: list[Purged] = []
     """Folders whose old files the site deletes."""
     notify: Notify = Notify()

@@ -23,7 +23,9 @@ def imported(code: str, cwd: Path) -> set[str]:
     return {name.split(".")[0] for name in done.stdout.split("MODULES")[1].split()}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["status", "--json"], ["caption", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["status"], ["status", "--json"], ["caption", "--help"], ["logs", "x"], ["cancel", "x"]]
+)
 def test_help_and_status_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     loaded = imported(f"from semiocity.cli import main; main({arguments!r})", tmp_path)
     assert "semiocity" in loaded
@@ -34,6 +36,10 @@ def test_login_node_modules_import_without_torch(tmp_path: Path) -> None:
     names = [
         "config",
         "launch.jobs",
+        "launch.pipeline",
+        "launch.pipeline_run",
+        "launch.pipeline_gate",
+        "launch.throughput",
         "launch.submission",
         "launch.slurm",
         "launch.status",

@@ -23,6 +23,10 @@ ASK_S = 30.0
 """Most seconds between two looks at the queue, for whoever follows a job."""
 
 
+class Interrupted(UserError):
+    """Ctrl-C: what was done is kept, and nothing more is to be started."""
+
+
 def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], parallel: int) -> None:
     """Run every task on this machine, at most `parallel` at a time, bringing back those that ask for it.
 
@@ -42,6 +46,8 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
 
     while waiting or running:
         try:
+            if attempt.cancelled.exists():
+                waiting.clear()
             while waiting and len(running) < parallel and not interrupted:
                 start(*waiting.popleft())
             for index, (job, restart) in list(running.items()):
@@ -57,7 +63,7 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
                         waiting.append((index, restart + 1))
             progress(attempt, len(data["tasks"]), final=not running and not waiting)
             if interrupted and not running:
-                raise UserError(
+                raise Interrupted(
                     f"stopped; what was done is kept. Run the same command again to go on ({short(attempt.run)})"
                 )
             time.sleep(POLL_S["local"])
@@ -67,7 +73,7 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
             interrupted = True
             waiting.clear()
             print("\nstopping: tasks save their work (Ctrl-C again leaves them to it)", file=sys.stderr)
-    if data["merge"] is not None:
+    if data["merge"] is not None and not attempt.cancelled.exists():
         start(data["merge"], 0)
         running[data["merge"]][0].wait()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Stric
 from semiocity.data import manifest
 from semiocity.data.views import check_fresh, check_reading, read_view
 from semiocity.errors import UserError
+from semiocity.launch import signatures
 
 if TYPE_CHECKING:
+    from semiocity.stages.base import Stage
     from semiocity.train.options import TrainJob
 
 CLUSTER_FILE = Path("jobs/cluster.toml")
@@ -40,6 +43,8 @@ class Work:
     """Independent tasks of work that makes no shards (generation)."""
     columns: dict[str, str] = field(default_factory=dict)
     """Column → revision of what the tasks read; empty for a column that is made, whose receipts name its parents."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """What it reads → digest, of work whose results are in a run folder and have no receipts."""
     binds: tuple[Path, ...] = field(default=())
     """Folders outside run and dataset that tasks read."""
 
@@ -52,12 +57,18 @@ def load_cluster(path: Path | None) -> Cluster:
 
 
 def image_of(job_image: Path | None, cluster: Cluster) -> Path | None:
-    """The image a job runs in, as an absolute path; UserError when it does not exist."""
-    image = job_image or cluster.container.image
+    """The image a job runs in, as an absolute path; UserError when it does not exist, or must be signed and is not."""
+    image, settings = job_image or cluster.container.image, cluster.container
     if image is None:
+        if settings.verify_key is not None:
+            raise UserError("container.verify_key is set, so jobs must name a signed image: container.image is missing")
         return None
+    if settings.runtime == "none":
+        raise UserError(f'image {image}: jobs/cluster.toml says container.runtime = "none"; drop one of the two')
     if not image.is_file():
         raise UserError(f"image {image}: no such file; build it with `make image`, or drop the key to run without one")
+    if settings.runtime == "apptainer" and settings.verify_key is not None:
+        signatures.require(image, settings.verify_key, settings.apptainer)
     return image.resolve()
 
 
@@ -106,22 +117,12 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
 
 def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Work:
     """A stage over a dataset. `expect` is the stage that the command line's verb stands for."""
-    from semiocity.stages.base import check_needs, make_stage, parents_of, revision
+    from semiocity.stages.base import check_needs, parents_of, revision
 
-    job = load_toml(job_file, StageJob, sets)
-    if expect is not None and job.stage != expect:
-        raise UserError(
-            f"{job_file}: stage: this is a {job.stage!r} job; run it with `semiocity {job.stage} {job_file}`"
-        )
-    made = make_stage(job.stage, job.args, where=f"{job_file}: args")
+    job, made = load_stage(job_file, sets, expect)
     dataset = job.dataset.resolve()
     facts = manifest.read_manifest(dataset)
     check_needs(made, facts)
-    if made.args.device == "cuda" and job.resources.gpus_per_node == 0:
-        raise UserError(
-            f'{job_file}: args.device is "cuda" but resources.gpus_per_node is 0; ask for a GPU, or take cpu'
-        )
-    made.check()
     column = job.column or made.column
     parents = {name: facts["columns"][name]["revision"] for name in parents_of(made)}
     return Work(
@@ -136,6 +137,24 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
         shards=facts["columns"]["base"]["shards"],
         binds=tuple(Path(path).resolve() for path in made.paths()),
     )
+
+
+def load_stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> tuple[StageJob, Stage]:
+    """A stage's job file and the stage, with all checks that need no dataset."""
+    from semiocity.stages.base import make_stage
+
+    job = load_toml(job_file, StageJob, sets)
+    if expect is not None and job.stage != expect:
+        raise UserError(
+            f"{job_file}: stage: this is a {job.stage!r} job; run it with `semiocity {job.stage} {job_file}`"
+        )
+    made = make_stage(job.stage, job.args, where=f"{job_file}: args")
+    if made.args.device == "cuda" and job.resources.gpus_per_node == 0:
+        raise UserError(
+            f'{job_file}: args.device is "cuda" but resources.gpus_per_node is 0; ask for a GPU, or take cpu'
+        )
+    made.check()
+    return job, made
 
 
 def view(view_file: Path, sets: Sequence[str]) -> Work:
@@ -215,7 +234,8 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
     dataset = job.dataset.resolve()
     view, columns = _rows(dataset, job.view, ("base.label",), [job.split], f"{job_file}: view")
     run = _existing_run(job, job_file)
-    if not (run / "export" / "config.json").exists():
+    done = run / "done.json"
+    if job.model is None and not (run / "export" / "config.json").exists():
         raise UserError(
             f"{run}/export: no trained model yet; run `semiocity train` first (`semiocity status` shows it)"
         )
@@ -228,6 +248,7 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
         image=job.image,
         units=job.tasks,
         columns=columns,
+        inputs=seen(dataset, columns) | contents(model=(job.model or run / "export") / "config.json", training=done),
     )
 
 
@@ -250,7 +271,19 @@ def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
         resources=job.resources,
         image=job.image,
         columns=_read(facts, "base"),
+        inputs=seen(dataset, ["base"]) | contents(samples=(job.samples or run / "samples") / "manifest.json"),
     )
+
+
+def seen(dataset: Path, columns: Iterable[str]) -> dict[str, str]:
+    """Column → digest of what the dataset's manifest has of it now."""
+    facts = manifest.read_manifest(dataset)["columns"]
+    return {f"column {name}": facts[name]["digest"] for name in sorted(columns) if name in facts}
+
+
+def contents(**files: Path) -> dict[str, str]:
+    """Name → digest of the file's bytes, of those files that are there."""
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items() if path.exists()}
 
 
 def _read(facts: dict[str, Any], *references: str) -> dict[str, str]:

@@ -8,6 +8,7 @@
         tasks/0003.json         what task 3 is doing, written by the task
         gathered.json           the same of tasks that are done, in one file; written by whoever asks for the status
         requeue/JOB.RESTART     "bring this job back", written by rank 0, read by the batch script
+        cancelled               there when it was cancelled: nothing of it comes back
         submitit/               submitit's files and the logs
 
 Standard library only: `status` reads these without anything installed.
@@ -19,6 +20,7 @@ import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,11 @@ class Attempt:
     @property
     def gathered(self) -> Path:
         return self.folder / "gathered.json"
+
+    @property
+    def cancelled(self) -> Path:
+        """There when the attempt was cancelled: nothing of it shall come back."""
+        return self.folder / "cancelled"
 
     def task_file(self, index: int) -> Path:
         return self.folder / "tasks" / f"{index:04d}.json"
@@ -119,6 +126,17 @@ def all_runs(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if (path / "attempts").is_dir())
+
+
+def find_run(name: str, root: Path = Path("runs")) -> Path:
+    """The folder of a run, by its name or its path. Raises UserError naming what is near."""
+    for folder in (root / name, Path(name)):
+        if (folder / "attempts").is_dir():
+            return folder.resolve()
+    names = [run.name for run in all_runs(root)]
+    near = get_close_matches(name, names, n=1)
+    there = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names) or 'none'}"
+    raise UserError(f"{root / name}: no such run; {there}")
 
 
 def snapshot(run: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What differs from site to site in a submission: from `jobs/cluster.toml` and a job to sbatch's words. Pure functions."""
+"""What differs from site to site in a submission: from `jobs/cluster.toml` and a job to sbatch's words, purely."""
 
 from __future__ import annotations
 

@@ -70,20 +70,28 @@ def environment(launch: Launch) -> dict[str, str]:
 
 def python(launch: Launch) -> str:
     """The shell command that stands for `python` in the job: this interpreter, or the image's."""
-    variables = environment(launch)
-    if launch.image is None:
-        assignments = [f"{key}={shlex.quote(value)}" for key, value in variables.items()]
-        return " ".join(["env", *assignments, shlex.quote(sys.executable)])
-    settings = launch.cluster.container
+    variables, settings = environment(launch), launch.cluster.container
+    if launch.image is None or settings.runtime == "pyxis":
+        inside = {} if launch.image is None else container.ENVIRONMENT
+        program = sys.executable if launch.image is None else settings.python
+        assignments = [f"{key}={shlex.quote(value)}" for key, value in {**inside, **variables}.items()]
+        return " ".join(["env", *assignments, shlex.quote(program)])
     return container.python_command(
         launch.image,
-        binds=[*(str(path) for path in launch.binds), f"{launch.code}:{launch.code}:ro", *settings.binds],
+        binds=binds(launch),
         env={key: value for key, value in variables.items() if key != "PYTHONPATH"},
         nv=launch.resources.gpus_per_node > 0,
         pythonpath=launch.code,
         pwd=launch.pwd,
         apptainer=settings.apptainer,
+        python=settings.python,
     )
+
+
+def binds(launch: Launch) -> list[str]:
+    """What the container sees of the file system, at the same absolute paths; the code read-only."""
+    code = f"{launch.code}:{launch.code}:ro"
+    return [*(str(path) for path in launch.binds), code, *launch.cluster.container.binds]
 
 
 def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()) -> dict[str, Any]:
@@ -94,6 +102,8 @@ def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()
         srun.append("--kill-on-bad-exit=1")
     if asked.gpus_per_node:
         srun.append("--gpu-bind=none")  # isolated GPUs break peer-to-peer copies
+    if launch.image is not None and cluster.container.runtime == "pyxis":
+        srun += container.pyxis_arguments(str(launch.image), binds=binds(launch), pwd=launch.pwd)
     options: dict[str, Any] = {
         "job_name": f"semiocity-{launch.name}",
         "time": asked.timeout_min,

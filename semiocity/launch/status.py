@@ -5,23 +5,27 @@ Standard library only, so that `semiocity status` starts at once on a login node
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import read_json, write_json
-from semiocity.launch import ends, squeue
+from semiocity.launch import causes, ends, squeue
 from semiocity.launch.compact import packed_states
+from semiocity.launch.progress import clock, gpu_hours, measure
 from semiocity.launch.runs import Attempt, alive, all_runs, attempts, last_line
 
 GATHER = 100
 """Tasks that have to be done newly before they are gathered in a file."""
+
+ENDED = ("failed", "lost", "stopped")
 
 STALE_S = 120.0
 """A task on another machine that has not written for so long, and that nobody can ask about, counts as lost."""
@@ -30,29 +34,65 @@ STALE_S = 120.0
 # ---------------------------------------------------------------- tasks
 
 
+@dataclass(frozen=True)
+class Read:
+    """An attempt with what is written of it, read once."""
+
+    attempt: Attempt
+    data: dict[str, Any]
+    written: dict[int, dict[str, Any]]
+
+    @classmethod
+    def of(cls, attempt: Attempt) -> Read:
+        data = attempt.read()
+        return cls(attempt, data, _task_files(attempt, data["jobs"]))
+
+
 def task_states(attempt: Attempt, live: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """State of every task of an attempt: done, running, queued, stopped, failed or lost (killed without a word).
+    """State of every task of an attempt: done, running, queued, stopped, cancelled, failed or lost (ended without a
+    word), and the cause of those that ended without being done.
 
     `live` is squeue's answer when it was asked; None asks nobody and believes the files.
     """
-    data = attempt.read()
+    return _states(Read.of(attempt), live)
+
+
+def _states(read: Read, live: Mapping[str, str] | None) -> list[dict[str, Any]]:
+    attempt, data = read.attempt, read.data
     found = []
-    written = _task_files(attempt, data["jobs"])
+    cancelled = attempt.cancelled.exists()
+    logs = _logs(attempt)
     for index in range(max(len(data["tasks"]), len(data["jobs"]))):
         job = data["jobs"][index] if index < len(data["jobs"]) else ""
-        facts = written.get(index, {})
+        facts = read.written.get(index, {})
         state = facts.get("state", "queued")
         if facts and facts.get("job") != job and job and data["executor"] == "local":
             state = "queued"  # brought back a moment ago; the file is still its predecessor's
         if state in ("running", "queued", "stopped"):
             state = _judge(state, job, facts, data, live)
         reason = facts.get("reason") or ""
-        if state in ("failed", "lost"):
-            cause = ends.cause(attempt, facts, job)
-            reason, facts = f"{cause}; {cause.advice}", {**facts, "cause": cause.name}
-        log = "" if state in ("done", "queued") else _log(attempt, job)
-        found.append({**facts, "index": index, "job": job, "state": state, "reason": reason, "log": log})
+        log = ""
+        if state not in ("done", "queued") and f"{job}_0_log.out" in logs:
+            log = str(attempt.submitit / f"{job}_0_log.out")
+        cause = ""
+        if state in ENDED and cancelled and state != "failed":
+            state = cause = causes.CANCELLED
+            reason = causes.WHAT[cause]
+        elif state in ENDED:
+            found_cause = ends.cause(attempt, facts, job)
+            cause = found_cause.name
+            state = "cancelled" if cause == causes.CANCELLED else state
+            reason = reason if state == "stopped" else f"{found_cause}; {found_cause.advice}"
+        named = {"index": index, "job": job, "state": state, "reason": reason, "cause": cause, "log": log}
+        found.append({**facts, **named})
     return found
+
+
+def _logs(attempt: Attempt) -> set[str]:
+    try:
+        return set(os.listdir(attempt.submitit))  # noqa: PTH208
+    except FileNotFoundError:
+        return set()
 
 
 def _task_files(attempt: Attempt, jobs: Sequence[str]) -> dict[int, dict[str, Any]]:
@@ -71,12 +111,13 @@ def _task_files(attempt: Attempt, jobs: Sequence[str]) -> dict[int, dict[str, An
     known = {i: facts for i, facts in known.items() if i < len(jobs) and jobs[i] == facts.get("job")}
     found = known | {i: _json(attempt.task_file(i)) for i in indices if i not in known}
     # Read last: what was packed away since the listing is there.
-    found = {i: facts for i, facts in found.items() if facts} | packed_states(attempt)
+    packed = packed_states(attempt)
+    found = {i: facts for i, facts in found.items() if facts and i not in packed}
     done = {str(i): facts for i, facts in found.items() if facts.get("state") == "done"}
     if len(done) >= len(known) + GATHER:
         with suppress(OSError):  # somebody else's run
             write_json(attempt.gathered, done)
-    return found
+    return found | packed
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -103,26 +144,23 @@ def _judge(
     return state if time.time() - facts.get("updated", 0) < STALE_S else "lost"
 
 
-def _log(attempt: Attempt, job: str) -> str:
-    """Path of rank 0's log of a task, empty when there is none yet."""
-    log = attempt.submitit / f"{job}_0_log.out"
-    return str(log) if job and log.exists() else ""
-
-
 def progress_line(attempt: Attempt, tasks: int) -> str:
     """One line on how an attempt stands, for whoever waits for it."""
-    states = task_states(attempt)[:tasks]
-    counts = {name: sum(state["state"] == name for state in states) for name in ("done", "running", "queued", "failed")}
-    parts = [f"{counts['done']}/{tasks} tasks done"]
-    parts += [f"{counts[name]} {name}" for name in ("running", "queued", "failed") if counts[name]]
-    shards = sum(state.get("done_shards", 0) for state in states)
-    of = sum(len(shard_list) for shard_list in attempt.read()["tasks"])
-    if of:
-        parts.insert(0, f"{shards}/{of} shards")
-    progress = training_progress(attempt.run) if attempt.read()["kind"] == "train" else None
-    if progress:
-        parts = [progress]
-    return f"  {attempt.run.name}: {', '.join(parts)}"
+    read = Read.of(attempt)
+    states = _states(read, None)[:tasks]
+    progress = training_progress(attempt.run) if read.data["kind"] == "train" else ""
+    if not progress:
+        counts = Counter(state["state"] for state in states)
+        work = measure(read.data, states)
+        parts = [f"{work['done']}/{work['of']} shards"] if work["unit"] == "shards" else []
+        parts.append(f"{counts['done']}/{tasks} tasks done")
+        parts += [f"{counts[name]} {name}" for name in ("running", "queued", "failed") if counts[name]]
+        if work["rows_per_s"]:
+            parts.append(f"{work['rows_per_s']:.1f} rows/s")
+        if work["left_s"] is not None:
+            parts.append(f"{clock(work['left_s'])} left")
+        progress = ", ".join(parts)
+    return f"  {attempt.run.name}: {progress}"
 
 
 def training_progress(run: Path) -> str:
@@ -137,14 +175,8 @@ def training_progress(run: Path) -> str:
     if facts.get("samples_per_s"):
         parts.append(f"{facts['samples_per_s']:.1f} samples/s")
     if facts.get("eta_s") and facts["step"] < facts["steps"]:
-        parts.append(f"{_clock(facts['eta_s'])} left")
+        parts.append(f"{clock(facts['eta_s'])} left")
     return ", ".join(parts)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 # ---------------------------------------------------------------- datasets
@@ -210,41 +242,42 @@ def _planned(dataset: Path, column: str, revision: str, facts: Mapping[str, Any]
 # ---------------------------------------------------------------- everything
 
 
-def collect(data: Path, runs: Path) -> dict[str, Any]:
-    """Datasets and runs as one JSON value. Asks squeue once, for all jobs that files do not settle."""
-    newest = [(run, attempts(run)) for run in all_runs(runs)]
-    readable = [(run, [a for a in found if a.file.exists()]) for run, found in newest]
-    last = {run: found[-1] for run, found in readable if found}
-    live, trouble = _ask_slurm(last.values())
-    listed = [_run(run, attempt, live) for run, attempt in last.items()]
-    return {"datasets": datasets(data), "runs": listed, "trouble": trouble}
+def collect(data: Path, runs: Path, only: Path | None = None) -> dict[str, Any]:
+    """Datasets and runs as one JSON value, or `only` one run. Asks squeue once, for jobs that files do not settle."""
+    found = {run: [a for a in attempts(run) if a.file.exists()] for run in ([only] if only else all_runs(runs))}
+    read = {run: [Read.of(attempt) for attempt in listed] for run, listed in found.items() if listed}
+    live, trouble = _ask_slurm(newest for listed in read.values() for newest in listed)
+    listed_runs = [_run(run, listed, live) for run, listed in read.items()]
+    return {
+        "datasets": [] if only else datasets(data),
+        "runs": listed_runs,
+        "gpu_hours": round(sum(run["gpu_hours"] for run in listed_runs), 2),
+        "trouble": trouble,
+    }
 
 
-def _ask_slurm(found: Iterable[Attempt]) -> tuple[Mapping[str, str] | None, str]:
+def _ask_slurm(found: Iterable[Read]) -> tuple[Mapping[str, str] | None, str]:
     jobs: list[str] = []
-    for attempt in found:
-        data = attempt.read()
-        if data["executor"] == "slurm":
-            written = _task_files(attempt, data["jobs"])
-            settled = {i for i, facts in written.items() if facts.get("state") in ("done", "failed")}
-            jobs += [job for index, job in enumerate(data["jobs"]) if index not in settled]
+    for read in found:
+        if read.data["executor"] == "slurm":
+            settled = {i for i, facts in read.written.items() if facts.get("state") in ("done", "failed")}
+            jobs += [job for index, job in enumerate(read.data["jobs"]) if job and index not in settled]
     try:
         return squeue.states(jobs), ""
     except UserError as error:
         return None, str(error)
 
 
-def _run(run: Path, attempt: Attempt, live: Mapping[str, str] | None) -> dict[str, Any]:
-    data = attempt.read()
-    states = task_states(attempt, live)
-    counts: dict[str, int] = {}
-    for state in states:
-        counts[state["state"]] = counts.get(state["state"], 0) + 1
+def _run(run: Path, listed: Sequence[Read], live: Mapping[str, str] | None) -> dict[str, Any]:
+    newest = listed[-1]
+    states = _states(newest, live)
+    data = newest.data
     problems = [
-        {"task": s["index"], "state": s["state"], "reason": s["reason"], "log": s["log"], "last": _last(s["log"])}
+        {**{name: s[name] for name in ("state", "reason", "cause", "log")}, "task": s["index"], "last": _last(s["log"])}
         for s in states
         if s["state"] in ("failed", "lost")
     ]
+    hours = sum(gpu_hours(read.data, read.written.values()) for read in listed)
     return {
         "run": run.name,
         "kind": data["kind"],
@@ -252,49 +285,30 @@ def _run(run: Path, attempt: Attempt, live: Mapping[str, str] | None) -> dict[st
         "column": data["column"],
         "executor": data["executor"],
         "jobs": squeue.whole_jobs(job for job in data["jobs"] if job),
-        "attempt": attempt.number,
+        "attempt": newest.attempt.number,
         "restarts": max((state.get("restart", 0) for state in states), default=0),
-        "tasks": counts,
+        "tasks": dict(sorted(Counter(state["state"] for state in states).items())),
+        "causes": dict(sorted(Counter(state["cause"] for state in states if state["cause"]).items())),
+        "work": measure(data, states),
+        "gpu_hours": round(hours, 2),
+        "steps": steps_of(data, states),
         "progress": training_progress(run) if (run / "progress.json").exists() else "",
         "problems": problems,
     }
 
 
+def steps_of(data: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of a pipeline: each chosen step, whether it was queued, and as what."""
+    if data["kind"] != "pipeline":
+        return []
+    return [
+        {"step": step["name"], "state": state["state"], "job": state["job"], "said": state.get("said", "")}
+        for step, state in zip(data["job"]["steps"], states)
+    ]
+
+
 def _last(log: str) -> str:
     return last_line(Path(log)) if log else ""
-
-
-def render(facts: Mapping[str, Any]) -> str:
-    """The status as text for a person."""
-    lines = []
-    for dataset in facts["datasets"]:
-        rejected = sum(dataset["rejected"].values())
-        rows = "not merged yet" if dataset["rows"] is None else f"{dataset['rows']} rows, {rejected} rejected"
-        lines.append(f"dataset {dataset['name']}: {rows}")
-        for column in dataset["columns"]:
-            of = "?" if column["of"] is None else column["of"]
-            done = "complete" if column["current"] else "superseded or unfinished"
-            dead = sum(column["tombstones"].values())
-            note = f", {dead} tombstones" if dead else ""
-            lines.append(f"  {column['column']:<12} {column['revision']}  {column['shards']}/{of} shards  {done}{note}")
-    for run in facts["runs"]:
-        counts = ", ".join(f"{count} {state}" for state, count in sorted(run["tasks"].items()))
-        jobs = f" job {', '.join(run['jobs'])}" if run["executor"] == "slurm" and run["jobs"] else ""
-        back = f", came back {run['restarts']}x" if run["restarts"] else ""
-        lines.append(
-            f"run {run['run']} ({run['kind']} of {run['dataset']}, attempt {run['attempt']}{jobs}{back}): {counts}"
-        )
-        if run["progress"]:
-            lines.append(f"  {run['progress']}")
-        for problem in run["problems"][:5]:
-            lines.append(f"  task {problem['task']} {problem['state']}: {problem['reason']}")
-            if problem["log"]:
-                lines.append(f"    {problem['last']}\n    {os.path.relpath(problem['log'])}")
-        if len(run["problems"]) > 5:
-            lines.append(f"  and {len(run['problems']) - 5} more")
-    if facts["trouble"]:
-        lines.append(f"the queue could not be asked, states are from files alone: {facts['trouble']}")
-    return "\n".join(lines) or "nothing here yet: no data/ and no runs/; `make demo` makes both"
 
 
 def healthy(facts: Mapping[str, Any]) -> bool:
@@ -302,8 +316,6 @@ def healthy(facts: Mapping[str, Any]) -> bool:
     return not any(run["problems"] for run in facts["runs"])
 
 
-def show(data: Path, runs: Path, as_json: bool) -> int:
-    """Print the status; exit status 0 only when nothing has failed."""
-    facts = collect(data, runs)
-    print(json.dumps(facts, indent=1, sort_keys=True) if as_json else render(facts))
-    return 0 if healthy(facts) else 1
+def busy(facts: Mapping[str, Any]) -> bool:
+    """Whether anything is queued or running."""
+    return any(run["tasks"].get(state) for run in facts["runs"] for state in ("queued", "running", "stopped"))

@@ -286,7 +286,7 @@ def plan_tasks(
     if work.shards == 0:
         return [[] for _ in range(work.units)]
     held = {shard for shards in busy.values() for shard in shards}
-    todo = [shard for shard in sorted({*_missing(work), *again}) if shard not in held]
+    todo = [shard for shard in sorted({*missing(work), *again}) if shard not in held]
     if not todo and not busy:
         return [[]]  # every receipt is there but nobody merged them: one task that finds nothing to do, then the merge
     if work.kind == "reduce":
@@ -300,7 +300,8 @@ def plan_tasks(
     return [list(chain(*units[start : start + size])) for start in range(0, len(units), size)]
 
 
-def _missing(work: Work) -> list[int]:
+def missing(work: Work) -> list[int]:
+    """Shards of the work that are not there."""
     if work.kind == "view":
         return views.missing(views.view_folder(work.dataset, work.column) / work.revision, work.shards)
     if work.kind == "export":

@@ -10,11 +10,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from semiocity import ranks
 from semiocity.errors import BadNode, OutOfMemory, UserError
-from semiocity.files import write_json
+from semiocity.files import read_json, write_json
 from semiocity.launch import causes, ends
 from semiocity.launch.preempt import REQUEUE_EXIT, StopFlag
 from semiocity.launch.runs import Attempt, attempts
@@ -40,6 +42,7 @@ def main(run: str, number: int, index: int) -> str:
     stop = StopFlag().install()
     world = from_environment()
     attempt = Attempt(Path(run), number)
+    world = replace(world, folder=ranks.folder_of(attempt.folder, world.job_id, world.restart))
     reporter = Reporter(attempt.task_file(index), world) if world.rank == 0 else None
     report: Callable[..., None] = reporter or _silent
     report(state="running")
@@ -47,7 +50,8 @@ def main(run: str, number: int, index: int) -> str:
     try:
         check_node(data)
         work = MERGES[data["kind"]] if index == data["merge"] else KINDS[data["kind"]]
-        finished = work(data, index, world, stop, report)
+        with ranks.recorded(world):
+            finished = work(data, index, world, stop, report)
     except BaseException as error:
         cause, reason = said(error)
         again = not isinstance(error, FAULTS_IN_CODE)
@@ -62,7 +66,7 @@ def main(run: str, number: int, index: int) -> str:
         report(state="done")
         return "done"
     report(state="stopped", reason=stop.reason or "stopped")
-    if world.rank == 0:
+    if world.rank == 0 and not attempt.cancelled.exists():
         # Written only now: every rank has saved and passed a barrier, so the job may come back.
         asked = attempt.requeue_file(world.job_id, world.restart)
         asked.write_text(causes.of_signal(stop.reason), encoding="utf-8")
@@ -111,6 +115,7 @@ class Reporter:
         self.path = path
         self.written = 0.0
         self.facts: dict[str, Any] = {
+            "spent_s": _spent_s(path, world.job_id),
             "job": world.job_id,
             "restart": world.restart,
             "ranks": world.size,
@@ -125,6 +130,17 @@ class Reporter:
         if "state" in facts or now - self.written >= REPORT_EVERY_S:
             self.written = now
             write_json(self.path, {**self.facts, "updated": round(now, 1)})
+
+
+def _spent_s(path: Path, job: str) -> float:
+    """Seconds that this job ran before it was brought back."""
+    try:
+        before = read_json(path)
+    except (FileNotFoundError, UserError):
+        return 0.0
+    if before.get("job") != job:
+        return 0.0
+    return round(before.get("spent_s", 0.0) + before.get("updated", 0.0) - before.get("started", 0.0), 1)
 
 
 def _silent(**_facts: Any) -> None:
@@ -264,6 +280,19 @@ def _evaluate(data: dict[str, Any], index: int, world: World, stop: StopFlag, re
     return True
 
 
+def _report(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.evaluate.report import write
+
+    write(Path(data["run"]), Path(data["dataset"]))
+    return True
+
+
+def _pipeline(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.launch.pipeline_gate import run
+
+    return run(data, index, report)
+
+
 KINDS: dict[str, Work] = {
     "pack": _pack,
     "stage": _stage,
@@ -273,6 +302,8 @@ KINDS: dict[str, Work] = {
     "train": _train,
     "generate": _generate,
     "evaluate": _evaluate,
+    "report": _report,
+    "pipeline": _pipeline,
 }
 
 # What the attempt's last task does when all others have ended.

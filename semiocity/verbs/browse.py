@@ -11,7 +11,7 @@ from semiocity.errors import UserError
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="the dataset's folder, such as data/city")
     parser.add_argument("--port", type=int, default=0, help="default: the system chooses")
-    parser.add_argument("--host", help="name of this login node as seen from outside")
+    parser.add_argument("--host", help="name of this login node as seen from outside (default: the site's login_host)")
     parser.add_argument(
         "--shards", metavar="FIRST:END", help="only these shards, such as 0:100 (for very large datasets)"
     )
@@ -34,4 +34,7 @@ def run(a: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed here: pip install 'semiocity[data]'") from None
 
-    return browse(a.dataset, a.port, a.host, a.shards, a.contents, a.cache, a.view)
+    from semiocity.launch.jobs import load_cluster
+
+    host = a.host or load_cluster(None).login_host
+    return browse(a.dataset, a.port, host, a.shards, a.contents, a.cache, a.view)

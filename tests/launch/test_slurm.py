@@ -40,6 +40,16 @@ CASES: dict[str, tuple[Cluster, Resources, Path | None, int]] = {
         Path("/images/semiocity.sif"),
         1,
     ),
+    "train-pyxis": (
+        Cluster(
+            executor="slurm",
+            partition="gpu",
+            container={"runtime": "pyxis", "binds": ["/scratch", "/sw:/opt/sw:ro"], "python": "/opt/venv/bin/python3"},
+        ),
+        Resources(nodes=2, ranks_per_node=8, gpus_per_node=8, cpus_per_rank=8, timeout_min=1440),
+        Path("/images/semiocity.sqsh"),
+        1,
+    ),
     "pack-no-image": (Cluster(executor="slurm"), Resources(), None, 3),
 }
 

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from semiocity.files import write_json
-from semiocity.launch import status
+from semiocity.launch import progress, status, status_text
 from semiocity.launch.runs import Attempt, new_attempt
 
 
@@ -75,7 +78,7 @@ def test_a_failure_shows_reason_last_line_and_path(tmp_path: Path) -> None:
     log = attempt.submitit / "77_0_log.out"
     log.write_text("loading\nCUDA error: out of memory\n")
     facts = status.collect(tmp_path / "data", tmp_path / "runs")
-    text = status.render(facts)
+    text = status_text.render(facts)
     assert "RuntimeError: out of memory" in text
     assert "CUDA error: out of memory" in text
     assert "77_0_log.out" in text
@@ -113,3 +116,74 @@ def test_tasks_that_are_done_are_not_opened_again(tmp_path: Path, monkeypatch: p
     attempt.write(attempt.read() | {"jobs": ["6_0", *jobs[1:]]})
     say(attempt, 0, job="6_0", state="running")
     assert status.task_states(attempt, live | {"6_0": "RUNNING"})[0]["state"] == "running"
+
+
+def test_progress_causes_and_gpu_hours(tmp_path: Path) -> None:
+    asked = {"resources": {"nodes": 1, "gpus_per_node": 4}}
+    run = tmp_path / "runs" / "caption-city"
+    jobs = ["9_0", "9_1", "9_2", "9_3", "10"]
+    tasks = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    attempt = attempt_with(run, jobs, executor="slurm", tasks=tasks, merge=4, **asked)
+    now = time.time()
+    say(attempt, 0, state="done", job="9_0", done_shards=2, started=now - 3600, updated=now - 1800)
+    say(attempt, 1, state="failed", job="9_1", started=now - 3600, updated=now - 3600, reason="ValueError: x")
+    half = {"done_shards": 1, "rows": 50, "of": 100, "rows_per_s": 2.5, "spent_s": 1800.0}
+    say(attempt, 2, state="stopped", job="9_2", reason="SIGUSR2", started=now, updated=now)
+    say(attempt, 3, state="running", job="9_3", started=now - 1800, updated=now, restart=1, **half)
+    (attempt.folder / "ends").mkdir()
+    (attempt.folder / "ends" / "9_1.0").write_text("cause=gpu_out_of_memory\nreason=too large\n")
+    states = status.task_states(attempt, {"9_3": "RUNNING", "10": "PENDING"})
+    assert [state["state"] for state in states] == ["done", "failed", "lost", "running", "queued"]
+    assert [state["cause"] for state in states] == ["", "gpu_out_of_memory", "lost", "", ""]
+    work = progress.measure(attempt.read(), states, now)
+    assert (work["done"], work["of"], work["rows_per_s"]) == (3, 8, 2.5)
+    # Three shards and a half of eight in an hour.
+    assert work["left_s"] == pytest.approx(4.5 / 3.5 * 3600, abs=2)
+    assert progress.gpu_hours(attempt.read(), states) == pytest.approx(4 * 1.5, abs=0.01)
+    attempt.cancelled.touch()
+    assert [s["state"] for s in status.task_states(attempt, {})] == ["done", "failed"] + ["cancelled"] * 3
+
+
+def test_twenty_thousand_tasks_are_looked_at_with_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 20_000
+    jobs = [f"5_{index}" for index in range(count)]
+    attempt = attempt_with(tmp_path / "runs" / "many", jobs, executor="slurm")
+    done = {str(i): {"state": "done", "job": jobs[i], "started": 0.0, "updated": 1.0} for i in range(count - 100)}
+    write_json(attempt.packed, done)
+    for index in range(count - 100, count - 50):
+        say(attempt, index, state="running", job=jobs[index], started=time.time(), updated=time.time())
+    asked: list[list[str]] = []
+
+    def queue(wanted: Iterable[str]) -> dict[str, str]:
+        asked.append(list(wanted))
+        return dict.fromkeys(asked[-1], "RUNNING")
+
+    monkeypatch.setattr(status.squeue, "states", queue)
+    opened: list[Path] = []
+    read = status.read_json
+    monkeypatch.setattr(status, "read_json", lambda path: opened.append(path) or read(path))
+    [run] = status.collect(tmp_path / "data", tmp_path / "runs")["runs"]
+    assert run["tasks"] == {"done": count - 100, "running": 100}
+    assert len(asked) == 1 and len(asked[0]) == 100
+    assert len(opened) < 60
+    assert len(status_text.render(status.collect(tmp_path / "data", tmp_path / "runs")).splitlines()) < 10
+
+
+def test_a_screen_is_as_large_as_the_terminal() -> None:
+    text = "\n".join(f"line {number} " + "x" * 100 for number in range(50)) + "\nlast"
+    drawn = status_text.screen(text, (40, 12))
+    lines = drawn.removeprefix("\033[H").removesuffix("\033[J").replace("\033[K", "").splitlines()
+    assert len(lines) == 11 and max(map(len, lines)) <= 40
+    assert lines[-1] == "last" and lines[0].endswith("…")
+    assert sum(line.startswith("line") for line in lines) + int(re.findall(r"… (\d+) more", drawn)[0]) == 50
+
+
+def test_watching_without_a_terminal_is_plain_and_ends_with_the_work(tmp_path: Path) -> None:
+    attempt = attempt_with(tmp_path / "runs" / "r", ["1"], executor="local", tasks=[[0]])
+    say(attempt, 0, state="done", job="1")
+    command = [sys.executable, "-m", "semiocity", "status", "r", "--watch", "--every", "0.1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "\033" not in done.stdout
+    assert "run r (stage of city, attempt 1): 1 done" in done.stdout
+    wrong = subprocess.run([*command[:4], "q"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert wrong.returncode == 2 and "no such run; there are: r" in wrong.stderr

@@ -1,0 +1,146 @@
+"""`semiocity cancel RUN`: end what is queued or running of a run, so that it does not come back.
+
+A cancelled attempt has a file `cancelled`: tasks that save then do not ask for being brought back, and
+neither the batch script nor the local executor starts anything of it again. What was done stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semiocity.data.layout import ShardPath, column_folder
+from semiocity.errors import UserError
+from semiocity.launch import squeue
+from semiocity.launch.runs import Attempt, alive, attempts
+from semiocity.launch.scheduler import call
+
+GONE_S = 60.0
+"""How long tasks that were told to end may take; SLURM kills them after its KillWait, 30 s by default."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is queued or running of an attempt."""
+
+    attempt: Attempt
+    data: Mapping[str, Any]
+    jobs: tuple[str, ...]
+    """Job ids, with array tasks one by one; with the local executor process ids."""
+
+    @property
+    def slurm(self) -> bool:
+        return bool(self.data["executor"] == "slurm")
+
+    def __str__(self) -> str:
+        names = squeue.whole_jobs(self.jobs) if self.slurm else self.jobs
+        what = "job" if self.slurm else "process"
+        return (
+            f"{self.attempt.run.name} attempt {self.attempt.number}: {len(self.jobs)} tasks, {what} {', '.join(names)}"
+        )
+
+
+def find(run: Path) -> list[Found]:
+    """What is queued or running of a run, of a pipeline with its steps. One squeue call. Raises UserError."""
+    read = [(attempt, attempt.read()) for place in _runs(run) for attempt in attempts(place) if attempt.file.exists()]
+    live = squeue.states(job for _, data in read if data["executor"] == "slurm" for job in data["jobs"] if job)
+    found = []
+    for attempt, data in read:
+        if data["executor"] == "slurm":
+            jobs = [job for job in data["jobs"] if job in live]
+        elif data["host"] == socket.gethostname():
+            jobs = [job for job in data["jobs"] if job and alive(job)]
+        else:
+            jobs = []
+        if jobs:
+            found.append(Found(attempt, data, tuple(jobs)))
+    return found
+
+
+def _runs(run: Path) -> list[Path]:
+    """The run, and of a pipeline the runs of its steps after it: gates end first, so that they queue nothing more."""
+    made = [attempt.read() for attempt in attempts(run) if attempt.file.exists()]
+    steps = [Path(step["work"]["run"]) for data in made for step in data.get("steps", {}).values()]
+    return list(dict.fromkeys([run, *steps]))
+
+
+def cancel(found: Iterable[Found], wait_s: float = GONE_S) -> bool:
+    """End it, and wait until it is gone. Returns whether it is; then nothing of it is held any more either."""
+    found = list(found)
+    for item in found:
+        item.attempt.cancelled.touch()
+    if queued := squeue.whole_jobs(job for item in found if item.slurm for job in item.jobs):
+        call(["scancel", *queued])
+    for item in found:
+        for job in () if item.slurm else item.jobs:
+            with suppress(ProcessLookupError):
+                os.kill(int(job), signal.SIGTERM)
+    end = time.monotonic() + wait_s
+    while left := _left(found):
+        if time.monotonic() > end:
+            print(f"still ending: {', '.join(left)}; `semiocity status` shows when they are gone", file=sys.stderr)
+            return False
+        time.sleep(0.5)
+    for item in found:
+        _release(item)
+    return True
+
+
+def _left(found: Iterable[Found]) -> list[str]:
+    queued = [job for item in found if item.slurm for job in item.jobs]
+    live = squeue.states(queued) if queued else {}
+    here = [job for item in found if not item.slurm for job in item.jobs if alive(job)]
+    return squeue.whole_jobs(job for job in queued if job in live) + here
+
+
+def _release(item: Found) -> None:
+    """Remove what jobs that were killed still hold: the leases of the shards that they were at, and requeue marks."""
+    for mark in item.attempt.requeue.glob("*"):
+        mark.unlink(missing_ok=True)
+    if item.data["kind"] not in ("pack", "stage", "reduce"):
+        return
+    folder = column_folder(Path(item.data["dataset"]), item.data["column"], item.data["revision"])
+    for index, shards in enumerate(item.data["tasks"]):
+        try:
+            facts = json.loads(item.attempt.task_file(index).read_text())
+        except (OSError, ValueError):
+            continue  # it never began
+        if facts.get("state") == "done":
+            continue
+        job, _, task = str(facts["job"]).partition("_")
+        for shard in shards:
+            path = ShardPath(folder, shard).lease
+            with suppress(OSError, ValueError, KeyError):
+                held = json.loads(path.read_text())
+                if (held["job"], held["task"]) == (job, int(task or 0)):
+                    path.unlink()
+
+
+def run(run: Path, yes: bool) -> int:
+    """Show what there is, ask, end it. Exit status 0 when nothing of it is left."""
+    found = find(run)
+    if not found:
+        print(f"{run.name}: nothing is queued or running")
+        return 0
+    for item in found:
+        print(item)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("nobody can be asked here; add --yes")
+        if input("End all of this? What was done stays. [y/N] ").strip().lower() not in ("y", "yes"):
+            return 1
+    while found:
+        if not cancel(found):
+            return 1
+        found = find(run)  # a gate may just have queued its step
+    print("cancelled; the same commands, or `semiocity retry`, go on from what was done")
+    return 0

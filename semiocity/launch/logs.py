@@ -1,0 +1,177 @@
+"""`semiocity logs RUN`: the end of the log that matters, the failing task's first. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from semiocity.errors import UserError
+from semiocity.files import read_json
+from semiocity.launch import squeue
+from semiocity.launch.compact import packed_log
+from semiocity.launch.runs import Attempt, attempts
+from semiocity.launch.status import task_states
+
+FIRST = {"failed": 0, "lost": 1, "cancelled": 2, "stopped": 3, "running": 4, "queued": 5, "done": 6}
+"""Which task is shown when none is named: the first in this order."""
+TROUBLE = re.compile(r"^(Traceback \(most recent call last\):|semiocity: |\w*(Error|Exception)\b)", re.MULTILINE)
+TAIL_BYTES = 1 << 18
+
+
+def show(run: Path, *, task: int | None, rank: int | None, attempt: int | None, lines: int, follow: bool) -> int:
+    """Print the last `lines` lines of a task's log under one line on how it stands; with `follow` go on until it ends.
+
+    Exit status 1 when the task shown has failed.
+    """
+    chosen = _attempt(run, attempt)
+    states = _states(chosen)
+    state = _task(states, task, chosen)
+    failed = [s["index"] for s in states if s["state"] in ("failed", "lost")]
+    head = f"{run.name}, attempt {chosen.number}, task {state['index']} ({state['state']})"
+    print(head + (f": {state['reason']}" if state["reason"] else ""))
+    if len(failed) > 1 and task is None:
+        print(f"tasks that failed: {', '.join(map(str, failed[:20]))}{' …' if len(failed) > 20 else ''} (--task N)")
+    log = _log(chosen, state, rank)
+    if log is None and (text := packed_log(chosen, state["job"], rank or 0)):
+        print("\n".join(text.splitlines()[-lines:]))
+        return 0
+    if log is None:
+        if not follow:
+            print("it has no log" + (" yet" if state["state"] in ("queued", "running") else ""))
+            return 1 if failed else 0
+        log = _wait_for_log(chosen, state, rank)
+    print(f"==> {os.path.relpath(log)} <==")
+    for line in last_lines(log, lines):
+        print(line)
+    if follow:
+        for text in _follow(log, lambda: _live(chosen, state["index"])):
+            print(text, end="", flush=True)
+        state = _states(chosen)[state["index"]]
+    return 1 if state["state"] in ("failed", "lost") else 0
+
+
+def _attempt(run: Path, number: int | None) -> Attempt:
+    found = [attempt for attempt in attempts(run) if attempt.file.exists()]
+    if not found:
+        raise UserError(f"{run}: no run folder of ours; `semiocity status` lists them")
+    if number is None:
+        return found[-1]
+    for attempt in found:
+        if attempt.number == number:
+            return attempt
+    raise UserError(f"{run}: no attempt {number}; there are {', '.join(str(a.number) for a in found)}")
+
+
+def _states(attempt: Attempt) -> list[dict[str, Any]]:
+    data = attempt.read()
+    live: Mapping[str, str] | None = None
+    if data["executor"] == "slurm":
+        try:
+            live = squeue.states(job for job in data["jobs"] if job)
+        except UserError:
+            live = None  # the files are believed
+    return task_states(attempt, live)
+
+
+def _task(states: list[dict[str, Any]], wanted: int | None, attempt: Attempt) -> dict[str, Any]:
+    if not states:
+        raise UserError(f"{attempt.folder}: nothing was queued")
+    if wanted is None:
+        return min(states, key=lambda state: (FIRST.get(state["state"], 9), state["index"]))
+    if not 0 <= wanted < len(states):
+        raise UserError(f"{attempt.run.name}: no task {wanted}; attempt {attempt.number} has 0 to {len(states) - 1}")
+    return states[wanted]
+
+
+def _log(attempt: Attempt, state: Mapping[str, Any], rank: int | None) -> Path | None:
+    """The log of a rank; without one, of the rank that failed first."""
+    logs = rank_logs(attempt, state["job"])
+    if rank is not None:
+        if logs and rank not in logs:
+            raise UserError(
+                f"{attempt.run.name}: task {state['index']} has no log of rank {rank}; ranks: {_span(logs)}"
+            )
+        return logs.get(rank)
+    if state["state"] in ("failed", "lost") and len(logs) > 1:
+        log, said = first_failure(attempt, state["job"], logs)
+        print(said or "several ranks: this one's log ended first with an error")
+        return log
+    return logs[min(logs)] if logs else None
+
+
+def rank_logs(attempt: Attempt, job: str) -> dict[int, Path]:
+    """Rank → log of a task."""
+    pattern = re.compile(rf"{re.escape(job)}_(\d+)_log\.out")
+    names = (pattern.fullmatch(path.name) for path in attempt.submitit.glob(f"{job}_*_log.out")) if job else ()
+    return {int(match[1]): attempt.submitit / match[0] for match in sorted(filter(None, names), key=lambda m: m[0])}
+
+
+def first_failure(attempt: Attempt, job: str, logs: Mapping[int, Path]) -> tuple[Path, str]:
+    """The log of the rank that failed first, and what that rank said; the others tell only that it went away.
+
+    Ranks note their end in the attempt folder (ranks/JOB.RESTART/RANK.json). Where they could not, the log decides that
+    ended first with an error.
+    """
+    failed = [facts for facts in _notes(attempt, job) if facts.get("state") == "failed" and facts.get("rank") in logs]
+    if failed:
+        first = min(failed, key=lambda facts: (facts["time"], facts["rank"]))
+        return logs[first["rank"]], f"rank {first['rank']} on {first.get('host', '?')} first: {first.get('reason', '')}"
+    troubled = {rank: path for rank, path in logs.items() if TROUBLE.search("\n".join(last_lines(path, 400)))}
+    ended = {rank: path.stat().st_mtime for rank, path in troubled.items()}
+    return logs[min(ended, key=lambda rank: (ended[rank], rank))] if ended else logs[min(logs)], ""
+
+
+def _notes(attempt: Attempt, job: str) -> list[dict[str, Any]]:
+    """What the ranks of a job's newest restart noted of themselves."""
+    folders = [(int(path.name.rpartition(".")[2]), path) for path in attempt.folder.glob(f"ranks/{job}.[0-9]*")]
+    found = []
+    for path in sorted(max(folders)[1].glob("[0-9]*.json")) if folders else []:
+        with suppress(OSError, UserError):
+            found.append(read_json(path))
+    return found
+
+
+def last_lines(log: Path, lines: int) -> list[str]:
+    """The last lines of a file, of which only the end is read."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - max(TAIL_BYTES, 400 * lines)))
+        return file.read().decode("utf-8", "replace").splitlines()[-lines:]
+
+
+def _span(logs: Mapping[int, Path]) -> str:
+    return f"{min(logs)} to {max(logs)}" if len(logs) > 1 else str(min(logs))
+
+
+def _live(attempt: Attempt, index: int) -> bool:
+    return _states(attempt)[index]["state"] in ("running", "queued", "stopped")
+
+
+def _wait_for_log(attempt: Attempt, state: Mapping[str, Any], rank: int | None) -> Path:
+    while True:
+        now = _states(attempt)[state["index"]]
+        if log := _log(attempt, now, rank):
+            return log
+        if now["state"] not in ("running", "queued"):
+            raise UserError(f"{attempt.run.name}: task {state['index']} ended without a log: {now['reason']}")
+        time.sleep(2)
+
+
+def _follow(log: Path, live: Callable[[], bool], pause_s: float = 0.5, ask_s: float = 5.0) -> Iterator[str]:
+    """What is added to a log, until the task has ended. Whether it has is asked every `ask_s` seconds only."""
+    with log.open(encoding="utf-8", errors="replace") as file:
+        file.seek(0, os.SEEK_END)
+        asked, goes_on = time.monotonic(), True
+        while True:
+            if text := file.read():
+                yield text
+            elif not goes_on:
+                return
+            if goes_on and time.monotonic() - asked > ask_s:
+                asked, goes_on = time.monotonic(), live()
+                continue  # what was written before it ended
+            time.sleep(pause_s if goes_on else 0)

@@ -1,0 +1,171 @@
+"""A pipeline is checked as a whole before anything is queued, and does what is missing, in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from semiocity.errors import UserError
+from semiocity.launch import pipeline_gate
+from semiocity.launch.pipeline import choose, load
+
+ROOT = Path(__file__).parents[2]
+STEPS = """
+[steps.pack]
+pack = "shards/city.toml"
+
+[steps.caption]
+stage = "jobs/caption.toml"
+
+[steps.hash]
+stage = "jobs/hash.toml"
+
+[steps.duplicates]
+reduce = "jobs/duplicates.toml"
+
+[steps.train]
+train = "jobs/demo-train.toml"
+after = ["caption"]
+
+[steps.generate]
+generate = "jobs/generate.toml"
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("jobs", "shards"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("cluster.toml"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(project: Path, text: str, head: str = 'dataset = "data/city"\nrun = "demo"\n') -> Path:
+    file = project / "jobs" / "pipelines" / "p.toml"
+    file.write_text(head + text)
+    return Path("jobs/pipelines/p.toml")
+
+
+def test_what_a_step_waits_for_follows_from_what_it_reads(project: Path) -> None:
+    found = load(write(project, STEPS))
+    assert {name: set(parents) for name, parents in found.parents.items()} == {
+        "pack": set(),
+        "caption": {"pack"},
+        "hash": {"pack"},
+        "duplicates": {"pack", "hash"},
+        "train": {"pack", "caption"},
+        "generate": {"pack", "train"},
+    }
+    names = [step.name for step in found.steps]
+    assert all(names.index(p) < names.index(name) for name, parents in found.parents.items() for p in parents)
+    assert choose(found, start_from="train") == ["train", "generate"]
+    assert choose(found, ["hash", "pack"]) == ["pack", "hash"]
+    with pytest.raises(UserError, match="no step captions; did you mean caption"):
+        choose(found, ["captions"])
+
+
+def test_every_fault_of_every_job_file_is_named_at_once(project: Path) -> None:
+    text = STEPS.replace('stage = "jobs/hash.toml"', 'stage = "jobs/hash.toml"\nset = { "args.batch" = 0 }')
+    file = write(project, text.replace('"jobs/generate.toml"', '"jobs/generat.toml"'))
+    with pytest.raises(UserError) as error:
+        load(file)
+    lines = str(error.value).splitlines()
+    assert any("steps.hash: jobs/hash.toml: args: batch" in line for line in lines)
+    assert any("steps.generate: jobs/generat.toml: no such file" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('[steps.hash]', '[steps.hash]\nafter = ["train"]'), None),
+        (('[steps.pack]', '[steps.pack]\nafter = ["train"]'), r"steps wait for one another: .*pack"),
+        (('after = ["caption"]', 'after = ["captoin"]'), r"steps.train.after: no step captoin; did you mean caption\?"),
+        (('[steps.hash]\nstage = "jobs/hash.toml"', ''), r"steps.duplicates: needs column hash of city, which no step"),
+        (
+            ('[steps.hash]', '[steps.twice]\nstage = "jobs/caption.toml"\n[steps.hash]'),
+            r"steps.caption and steps.twice would both make column caption of city",
+        ),
+        (('pack = "shards/city.toml"', 'pack = "shards/city.toml"\ntrain = "x.toml"'), "needs exactly one of pack"),
+    ],
+)  # fmt: skip
+def test_a_graph_that_cannot_work_is_refused(project: Path, change: tuple[str, str], message: str | None) -> None:
+    file = write(project, STEPS.replace(*change))
+    if message is None:
+        load(file)
+        return
+    with pytest.raises(UserError, match=message):
+        load(file)
+
+
+def test_a_field_that_no_step_makes_is_refused(project: Path) -> None:
+    (project / "views").mkdir()
+    (project / "views" / "v.toml").write_text('dataset = "data/city"\nfields = ["base.image", "hash.colour"]\n')
+    file = write(project, STEPS + '[steps.view]\nview = "views/v.toml"\n')
+    with pytest.raises(UserError, match=r"steps.view: needs hash.colour, but hash makes .*phash"):
+        load(file)
+
+
+def test_a_view_waits_for_the_columns_that_its_filter_names(project: Path) -> None:
+    (project / "views").mkdir()
+    (project / "views" / "v.toml").write_text(
+        'dataset = "data/city"\nfields = ["base.image"]\nfilter = \'hash.detail > 0.5 and base.split == "a.b"\'\n'
+    )
+    found = load(write(project, STEPS + '[steps.view]\nview = "views/v.toml"\n'))
+    assert set(found.parents["view"]) == {"pack", "hash"}
+
+
+@pytest.mark.parametrize("name", [file.name for file in sorted((ROOT / "jobs" / "pipelines").glob("*.toml"))])
+def test_every_example_is_sound(project: Path, name: str) -> None:
+    shutil.copytree(ROOT / "views", project / "views")
+    try:
+        found = load(Path("jobs/pipelines") / name)
+    except UserError as error:  # this machine has no weights, and that is all
+        assert all("args.model: " in line for line in str(error).splitlines()), error
+    else:
+        assert found.steps[-1].kind == "report"
+
+
+def test_a_job_that_is_queued_from_a_job_inherits_nothing_of_it() -> None:
+    environment = {
+        "PATH": "/bin", "SLURM_CONF": "/etc/slurm.conf", "SLURM_MEM_PER_NODE": "100", "SLURM_JOB_ID": "7",
+        "CUDA_VISIBLE_DEVICES": "", "HF_HOME": "/scratch", "SUBMITIT_EXECUTOR": "slurm", "PYTHONPATH": "/code",
+    }  # fmt: skip
+    pipeline_gate.leave_job(environment, {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "/code"})
+    assert environment == {"PATH": "/bin", "SLURM_CONF": "/etc/slurm.conf", "HF_HOME": "/scratch"}
+
+
+def semiocity(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "semiocity", *arguments], cwd=cwd, capture_output=True, text=True, env={**os.environ}
+    )
+
+
+def test_on_this_machine_a_step_that_fails_keeps_back_only_what_needs_it(project: Path) -> None:
+    small = '[steps.pack]\npack = "shards/city.toml"\nset = { "source.size" = [32, 32], "source.train" = 8 }\n'
+    rest = '[steps.hash]\nstage = "jobs/hash.toml"\n[steps.duplicates]\nreduce = "jobs/duplicates.toml"\n'
+    rest += '[steps.caption]\nstage = "jobs/caption.toml"\n[steps.copy]\nexport = "jobs/export-webdataset.toml"\n'
+    rest += 'set = { fields = ["image=base.image", "text=caption.text"] }\n'
+    file = write(project, small + rest, head="")
+    done = semiocity("pipeline", str(file), "--phases", "pack,caption,copy", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert list((project / "data/exports/city").rglob("*.tar"))
+    [tar] = project.glob("data/city/columns/base/*/00000/*.tar")
+    tar.write_bytes(bytes(tar.stat().st_size))  # damage: no stage can read it
+    done = semiocity("pipeline", str(file), cwd=project)
+    assert done.returncode == 1
+    assert "hash of city: not complete" in done.stderr
+    assert "duplicates: not started: hash is not complete" in done.stdout
+    plan = json.loads(semiocity("pipeline", str(file), "--json", cwd=project).stdout)
+    assert {step["step"]: step["state"] for step in plan} == {
+        "pack": "complete",
+        "caption": "complete",
+        "copy": "complete",
+        "hash": "ready",
+        "duplicates": "waits",
+    }
