@@ -167,7 +167,5 @@ def test_a_node_that_goes_down_costs_a_batch_and_scancel_is_final(project: Proje
     assert [lines().count(key) for key in done] == [1] * 4, "what was finished is not computed again"
     assert cluster.job(job)["Restarts"] == "1"
     cluster.call("scancel", job.partition("_")[0])
-    project.wait(lambda: bool(project.run_status("down")["problems"]), "ended")
-    (problem,) = [problem for problem in project.run_status("down")["problems"] if problem["task"] == 0]
-    assert problem["reason"].startswith("cancelled")
+    project.wait(lambda: "cancelled" in project.run_status("down")["causes"], "known to be cancelled")
     assert cluster.job(job)["JobState"] == "CANCELLED"
