@@ -2,10 +2,10 @@
 the best setting found for it, and at most half of it with each side's defaults.
 
 A loopback cluster of four nodes with four places each. The work is the same for all: read a shard's four small
-pictures from its tar, hash each of them exactly and perceptually, write a record a picture. Measured from the command to
-the moment when every result and its summary (our manifest, datatrove's stats.json) is there. Calls of SLURM's commands
-are counted by stand-ins on the PATH, also those that jobs make; files are those beside the results. In the end a tenth
-of the tasks are killed while they run, and one command finishes the rest.
+pictures from its tar, hash each of them exactly and perceptually, write a record a picture. Measured from the command
+to the moment when every result and its summary (our manifest, datatrove's stats.json) is there. Calls of SLURM's
+commands are counted by stand-ins on the PATH, also those that jobs make; files are those beside the results. In the
+end a tenth of the tasks are killed while they run, and one command finishes the rest.
 
 submitting.py [SHARDS [all|best]]    datatrove needs SEMIOCITY_PEERS (`make peers`), SLURM as in tests/slurm
 """
@@ -67,7 +67,8 @@ class Place:
 
     @property
     def tars(self) -> Path:
-        return next((self.folder / "packed/data/city/columns/base").iterdir())
+        base = self.folder / "packed/data/city/columns/base"
+        return next(path for path in base.iterdir() if path.is_dir())
 
     def shims(self) -> None:
         (self.folder / "shims").mkdir()
@@ -91,14 +92,18 @@ class Place:
             while not over.wait(1.0):
                 most[0] = max(most[0], files(extra))
 
-        watcher = threading.Thread(target=watch)
+        watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
-        began = time.monotonic()
+        began = looked = time.monotonic()
+        idle = 0
         start()
         while not done():
             time.sleep(0.05)
-            if time.monotonic() - began > 3600:
-                raise SystemExit("not done after an hour")
+            if time.monotonic() - looked > 10:
+                looked = time.monotonic()
+                idle = 0 if "RUNNING" in self.cluster.squeue().values() else idle + 1
+                if idle > 3 and not done():
+                    raise SystemExit(f"nothing runs any more, and not all is done: {extra}")
         seconds = time.monotonic() - began
         over.set()
         watcher.join()

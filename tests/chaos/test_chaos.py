@@ -45,7 +45,7 @@ def disturb(
 
 def logs(project: Path) -> str:
     parts = []
-    for log in sorted(project.glob("runs/*/attempts/*/submitit/*_log.out"))[-8:]:
+    for log in sorted(project.glob("runs/*/attempts/*/logs/*_log.out"))[-8:]:
         parts.append(f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-12:]))
     return "\n".join(parts)
 
