@@ -18,7 +18,7 @@ from contest import serve
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(name.removesuffix(".jpg") for name in os.listdir(folder) if name.endswith(".jpg"))
+    return sorted(path.stem for path in folder.iterdir() if path.suffix == ".jpg")
 
 
 def content(path: str) -> bytes:

@@ -25,6 +25,7 @@ __all__ = [
     "Purged",
     "ReduceJob",
     "Resources",
+    "Retries",
     "StageJob",
     "Strict",
     "apply_set",
@@ -139,6 +140,22 @@ def _literals(field: Any) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- jobs and cluster
 
 
+class Retries(Strict):
+    """How often a job may come back by itself after each cause; beyond that it has failed (docs/retries.md)."""
+
+    preemption: int = Field(100, ge=0)
+    """Also: a job that was stopped by a signal, saved, and goes on."""
+    time_limit: int = Field(10, ge=0)
+    crash: int = Field(1, ge=0)
+    """Errors that may pass, and signals. Once is enough to find the row that kills a stage."""
+    out_of_memory: int = Field(2, ge=0)
+    """Of the host and of the GPU."""
+    hung: int = Field(3, ge=0)
+    """No progress for too long: a batch of a stage, ranks that wait for one another."""
+    node_failure: int = Field(3, ge=0)
+    """Also: a node that lacks what the job needs; it is excluded."""
+
+
 class Resources(Strict):
     """What one task of a job asks of the cluster."""
 
@@ -161,6 +178,8 @@ class Resources(Strict):
     time limit."""
     partition: str | None = None
     """Overrides the cluster's partition for this job."""
+    retries: Retries | None = None
+    """Budgets of coming back for this job; what is not given is the cluster's."""
 
     @model_validator(mode="after")
     def _ranks_match_gpus(self) -> Resources:
@@ -212,14 +231,28 @@ class ReduceJob(Job):
 class Container(Strict):
     """How images are run on this cluster."""
 
+    runtime: Literal["apptainer", "pyxis", "none"] = "apptainer"
+    """Who runs the image: Apptainer; SLURM's plugin Pyxis with Enroot; or nobody, jobs run in this environment."""
     image: Path | None = None
-    """Image for every job that names none."""
+    """Image for every job that names none. With Pyxis a squashfs file, such as one made by `enroot import`."""
+    verify_key: Path | None = None
+    """Public key (PEM): an image that is not signed with its private half is refused at submission."""
+    python: str = "python3"
+    """The image's interpreter, where it is not the first `python3` on the image's PATH."""
     binds: list[str] = []
     """Further folders to mount, `/scratch` or `/a:/b:ro`."""
     apptainer: str = "apptainer"
     """The command; a full path when it comes from a module."""
     env: dict[str, str] = {}
     """Environment of every job, in a container or not. No secrets: it is written into the sbatch file."""
+
+    @model_validator(mode="after")
+    def _image_has_a_runtime(self) -> Container:
+        if self.runtime == "none" and self.image is not None:
+            raise ValueError('runtime is "none", so image would not be used; drop one of the two')
+        if self.verify_key is not None and self.runtime != "apptainer":
+            raise ValueError(f'verify_key needs runtime = "apptainer": images of {self.runtime} carry no signature')
+        return self
 
 
 class Notify(Strict):
@@ -267,7 +300,7 @@ class Cluster(Strict):
     gpu_type: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
     """The site's name of the GPUs: `--gres=gpu:a100:8`."""
     memory_option: Literal["mem", "mem-per-cpu", "mem-per-gpu", "none"] = "mem"
-    """How memory is asked for; `none` where nodes are given whole and `--mem` is refused. A job's mem_gb is a node's."""
+    """How memory is asked for; `none` where nodes are whole and `--mem` is refused. A job's mem_gb is a node's."""
     exclusive: bool = False
     """Ask for whole nodes."""
     requeue: bool = True
@@ -289,18 +322,28 @@ class Cluster(Strict):
     """Most jobs, each task of an array counted, that one user may have queued or running."""
     shared_group: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     """Unix group (name or number) whose members work in this project folder together: what one makes, all may write."""
-    max_restarts: int = Field(100, ge=0)
-    """How often one job may come back before it counts as failed."""
+    retries: Retries = Retries()
+    """How often a job may come back by itself, by cause (docs/retries.md)."""
     local_parallelism: int = Field(2, ge=1)
     """Array tasks at the same time with the local executor."""
     models: Path = Path("models")
     """Shared folder of weights, where `semiocity fetch` puts them."""
     checkpoint_quota_gb: float | None = Field(None, gt=0)
-    """Most that the checkpoints of all runs may take together (10⁹ bytes); a training that would go beyond is refused."""
+    """Most that the checkpoints of all runs may take (10⁹ bytes); a training that would go beyond is refused."""
     purged: list[Purged] = []
     """Folders whose old files the site deletes."""
     notify: Notify = Notify()
     container: Container = Container()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "max_restarts" in data:
+            raise ValueError(
+                "max_restarts is now a budget for each cause: write it as preemption = "
+                f"{data['max_restarts']} in the table [retries]"
+            )
+        return data
 
     @model_validator(mode="after")
     def _said_once(self) -> Cluster:

@@ -9,4 +9,12 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """Work was told to end early, amid something that leaves nothing behind: the next attempt does that anew."""
+    """Work was told to end early, amid something that the next attempt begins anew, or goes on with."""
+
+
+class BadNode(UserError):
+    """This machine lacks what the job needs and other machines have: the work should go on elsewhere."""
+
+
+class OutOfMemory(UserError):
+    """The memory that was asked for does not suffice, however little is done at a time."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from semiocity.config import Cluster, Resources, StageJob, Strict, load_toml
+from semiocity.config import Cluster, Resources, Retries, StageJob, Strict, load_toml
 from semiocity.errors import UserError
 from semiocity.files import read_json, write_atomic, write_json
 
@@ -109,3 +109,15 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypa
         write_atomic(path, b"half")
     assert read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_the_old_budget_of_restarts_is_refused_with_what_replaces_it(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_text("max_restarts = 7\n")
+    with pytest.raises(UserError, match=r"cluster\.toml: .*preemption = 7 in the table \[retries\]"):
+        load_toml(path, Cluster)
+    path.write_text("[retries]\npreemptions = 7\n")
+    with pytest.raises(UserError, match=r"retries\.preemptions: unknown key; did you mean preemption\?"):
+        load_toml(path, Cluster)
+    path.write_text("[retries]\ncrash = 0\n")
+    assert load_toml(path, Cluster).retries == Retries(crash=0, preemption=100)

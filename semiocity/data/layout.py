@@ -49,7 +49,7 @@ SUFFIXES = (".tar", ".parquet", ".json")
 
 @dataclass(frozen=True)
 class ShardPath:
-    """The three files of one shard of one column revision, and its lease."""
+    """The three files of one shard of one column revision, its lease and its journal."""
 
     folder: Path
     """…/columns/COLUMN/REVISION"""
@@ -79,6 +79,11 @@ class ShardPath:
     @property
     def lease(self) -> Path:
         return self.parent / f"{self.stem}.lease"
+
+    @property
+    def journal(self) -> Path:
+        """What is done of the shard while it is in the making (`semiocity.data.journal`)."""
+        return self.parent / f".{self.stem}.journal.tmp"
 
     def __str__(self) -> str:
         return f"{self.folder.parent.name}/{self.folder.name}/{self.stem}"

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,15 +40,22 @@ class Owner:
 
 
 @contextmanager
-def lease(path: Path, owner: Owner, beat_s: float = BEAT_S, stale_s: float = STALE_S) -> Iterator[bool]:
+def lease(
+    path: Path,
+    owner: Owner,
+    beat_s: float = BEAT_S,
+    stale_s: float = STALE_S,
+    gone: Callable[[Owner], bool] = lambda holder: False,
+) -> Iterator[bool]:
     """Hold the lease at `path` for the block; yields False when somebody alive holds it.
 
-    Taken when absent; from a lower restart of the same job and task; from a dead process of this host; and from anyone
-    who has not touched it for `stale_s` seconds. While held, a thread touches it every `beat_s` seconds.
+    Taken when absent; from a lower restart of the same job and task; from a dead process of this host; from a holder
+    whom `gone` knows to have ended; and from anyone who has not touched it for `stale_s` seconds. While held, a thread
+    touches it every `beat_s` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = json.dumps({**asdict(owner), "nonce": uuid.uuid4().hex}, sort_keys=True)
-    if not _take(path, owner, mine, stale_s):
+    if not _take(path, owner, mine, stale_s, gone):
         yield False
         return
     done = threading.Event()
@@ -63,14 +70,14 @@ def lease(path: Path, owner: Owner, beat_s: float = BEAT_S, stale_s: float = STA
             path.unlink(missing_ok=True)
 
 
-def _take(path: Path, owner: Owner, mine: str, stale_s: float) -> bool:
+def _take(path: Path, owner: Owner, mine: str, stale_s: float, gone: Callable[[Owner], bool]) -> bool:
     while True:
         if _create(path, mine):
             return True
         theirs = _read(path)
         if theirs is None:
             continue  # released in between
-        if not (_superseded(theirs, owner) or _age_s(path) > stale_s):
+        if not (_superseded(theirs, owner, gone) or _age_s(path) > stale_s):
             return False
         if not _remove(path, theirs, stale_s):
             return False  # somebody else is just taking it
@@ -96,7 +103,7 @@ def _remove(path: Path, theirs: str, stale_s: float) -> bool:
     return True
 
 
-def _superseded(text: str, owner: Owner) -> bool:
+def _superseded(text: str, owner: Owner, gone: Callable[[Owner], bool]) -> bool:
     try:
         found = json.loads(text)
         holder = Owner(*(found[name] for name in ("job", "restart", "task", "host", "pid")))
@@ -104,7 +111,7 @@ def _superseded(text: str, owner: Owner) -> bool:
         return False  # not yet written to its end, or not ours: age decides
     if (holder.job, holder.task) == (owner.job, owner.task) and holder.restart < owner.restart:
         return True
-    return holder.host == owner.host and not _alive(holder.pid)
+    return (holder.host == owner.host and not _alive(holder.pid)) or gone(holder)
 
 
 def _alive(pid: int) -> bool:

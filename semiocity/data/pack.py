@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,17 @@ from semiocity.data.blurring import Blurrer, make_blurrer
 from semiocity.data.boxes import encode_boxes, place_boxes
 from semiocity.data.filter import LONGEST_TEXT
 from semiocity.data.images import Picture, Rejected
+from semiocity.data.journal import Journal, Result
 from semiocity.data.keys import storable
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import BASE, complete
 from semiocity.data.plan import Plan
 from semiocity.data.recipe import FIELDS, Recipe
+from semiocity.data.results import Made, Refused, Tombstone, write
 from semiocity.data.shard import Head, Scalar, ShardPath, ShardWriter
 from semiocity.data.sources import loading, scalars_of
 from semiocity.data.sources.base import Entry, Raw
+from semiocity.errors import Stopped
 
 
 def pack_shards(
@@ -32,6 +36,7 @@ def pack_shards(
     owner: Owner,
     stop: Callable[[], bool] = lambda: False,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
+    gone: Callable[[Owner], bool] = lambda holder: False,
 ) -> bool:
     """Pack those of `shards` that are missing and that nobody else works on. False when `stop` said to leave early."""
     # Looked at one by one: ten thousand tasks must not list the folders of all shards.
@@ -43,43 +48,73 @@ def pack_shards(
         report({"shard": shard, "done_shards": done, "shards": len(shards)})
         if shard in absent:
             path = plan.path(shard)
-            with lease(path.lease, owner) as held:
+            with lease(path.lease, owner, gone=gone) as held:
                 if not held:
                     report({"leased": shard})  # somebody alive packs it
                 elif not complete(path):  # complete: another task has packed it since
-                    receipt = pack_shard(plan, shard, path, blurrer)
+                    try:
+                        receipt = pack_shard(plan, shard, path, blurrer, owner, stop)
+                    except Stopped:
+                        return False
                     report({"rows": receipt["rows"], "rejected": len(receipt["rejected"])})
         report({"done_shards": done + 1})
     return True
 
 
-def pack_shard(plan: Plan, shard: int, path: ShardPath, blurrer: Blurrer | None = None) -> dict[str, Any]:
+def pack_shard(
+    plan: Plan,
+    shard: int,
+    path: ShardPath,
+    blurrer: Blurrer | None = None,
+    owner: Owner | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Pack one shard and return its receipt. The caller holds the shard's lease. `blurrer` is loaded unless given.
 
-    Bad input is rejected with a reason, row by row. Raises UserError when a source file is gone or has another size
-    than when the plan was made, and OSError when reading fails otherwise: both may be mended and tried again.
+    Bad input is rejected with a reason, row by row. Where a detector makes a shard take long, `stop` is asked between
+    rows, and an attempt that ends inside leaves a journal for the next. Raises UserError when a source file is gone or
+    has another size than when the plan was made, and OSError when reading fails otherwise: both may be mended and tried
+    again; Stopped when told to stop.
     """
+    head = make_head(plan, shard)
+    blurrer = blurrer or make_blurrer(plan.recipe.blur, plan.detector)
+    if blurrer is None:
+        with ShardWriter(path, head) as writer:
+            for key, result in _packed(plan, plan.rows(shard), None):
+                write(writer, key, result)
+            return writer.publish()
+    with Journal(path, asdict(head), 1, asdict(owner) if owner else {}) as journal, ShardWriter(path, head) as writer:
+        for key, result in journal.replay():
+            write(writer, key, result)
+        for key, result in _packed(plan, plan.rows(shard)[journal.done :], blurrer):
+            write(writer, key, result)
+            journal.add(journal.done, [(key, result)], 1)
+            if stop():
+                raise Stopped
+        receipt = writer.publish()
+        journal.remove()
+    return receipt
+
+
+def _packed(plan: Plan, rows: Sequence[Any], blurrer: Blurrer | None) -> Iterator[Result]:
+    """What becomes of rows of a plan, in order."""
     recipe = plan.recipe
-    rows = plan.rows(shard)
-    blurrer = blurrer or make_blurrer(recipe.blur, plan.detector)
-    entries = [row.entry for row in rows if row.entry is not None]
     searchable = _captions_are_scalars(plan)
-    with loading(recipe.source, entries) as load, ShardWriter(path, make_head(plan, shard)) as writer:
+    with loading(recipe.source, [row.entry for row in rows if row.entry is not None]) as load:
         for key, entry in rows:
             if entry is None:
-                writer.tombstone(key, "removed", "taken down")
+                yield key, Tombstone("removed", "taken down")
                 continue
             try:
                 raw = load(entry)
                 _keep_promises(recipe, raw)
                 fields, scalars = _pack_row(recipe, entry, raw, blurrer)
             except Rejected as rejected:
-                writer.reject(entry.name, rejected.reason, rejected.detail)
+                yield key, Refused(entry.name, rejected.reason, rejected.detail)
             else:
                 if searchable and "caption" in fields:
                     scalars["caption"] = caption_scalar(fields["caption"][1])
-                writer.add(key, fields, scalars)
-        return writer.publish()
+                yield key, Made(fields, scalars)
 
 
 def make_head(plan: Plan, shard: int) -> Head:

@@ -224,6 +224,10 @@ def _remove(revisions: Revisions, base: ShardPath, rows: set[int], owner: Owner)
     with ShardReader(base) as reader:
         gone = {i for i in range(len(reader)) if (dead := reader.tombstoned(i)) and dead[0] == "removed"}
         keys = _buried(reader.keys, rows - gone)
+    for folder in revisions.folders.values():
+        # Shards in the making hold rows there; who makes them begins anew, since their parent is another.
+        for journal in ShardPath(folder, base.shard).parent.glob(f".{base.stem}.journal.*"):
+            journal.unlink(missing_ok=True)
     written = [base] if _rewrite(base, keys, gone | rows, owner) else []
     for path in revisions.above(base.folder.name, base.shard):
         if _rewrite(path, keys, gone | rows, owner, revisions):

@@ -22,6 +22,8 @@ from semiocity.errors import UserError
 from semiocity.files import fsync_folder
 
 DEFINITION, ARGUMENTS, LOCK = "semiocity.def", "versions.args", "requirements.lock"
+# What each variant of the image holds; the build finds it under the name LOCK.
+LOCKS = {"gpu": LOCK, "cpu": "requirements-cpu.lock"}
 LABEL = "semiocity.content"
 # The quickest to pack on few cores that still shrinks.
 COMPRESSION = "-comp zstd -Xcompression-level 1"
@@ -89,12 +91,24 @@ def python_command(
     pwd: Path,
     apptainer: str = "apptainer",
     extra: Sequence[str] = (),
+    python: str = "python3",
 ) -> str:
     """What submitit takes as `slurm_python`: the image's own Python behind `exec_argv`, quoted for a shell."""
     argv = exec_argv(
         image, binds=binds, env=env, nv=nv, pythonpath=pythonpath, pwd=pwd, apptainer=apptainer, extra=extra
     )
-    return shlex.join([*argv, "python3"])
+    return shlex.join([*argv, python])
+
+
+def pyxis_arguments(image: str, *, binds: Sequence[str], pwd: Path) -> list[str]:
+    """What makes `srun` start its tasks in `image` where SLURM has the Pyxis plugin (Enroot runs the container).
+
+    `image` is a squashfs file of Enroot's, or a reference such as `registry#name:tag`. `binds` are `/a`, `/a:/b` or
+    `/a:/b:ro`, as for `exec_argv`. The command itself is the program, without any `apptainer exec` before it.
+    """
+    mounts = [item if ":" in item else f"{item}:{item}" for item in binds]
+    options = [f"--container-image={image}", f"--container-workdir={pwd}", "--no-container-mount-home"]
+    return [*options, *([f"--container-mounts={','.join(mounts)}"] if mounts else [])]
 
 
 def _assignment(name: str, value: str) -> str:
@@ -131,6 +145,14 @@ def read_arguments(path: Path, overrides: Mapping[str, str]) -> dict[str, str]:
     return {**arguments, **overrides}
 
 
+def lock_of(recipe: Path, arguments: Mapping[str, str]) -> Path:
+    """The lock of the variant that the build arguments ask for. Raises UserError for a variant that does not exist."""
+    variant = arguments.get("VARIANT", "gpu")
+    if variant not in LOCKS:
+        raise UserError(f"VARIANT={variant}: no such variant of the image; there are: {', '.join(LOCKS)}")
+    return recipe / LOCKS[variant]
+
+
 def image_digest(definition: Path, arguments: Mapping[str, str], lock: Path) -> str:
     """sha256, 64 hex digits, of everything that decides what an image contains."""
     contents = [definition.read_text(encoding="utf-8"), sorted(arguments.items()), lock.read_text(encoding="utf-8")]
@@ -139,7 +161,8 @@ def image_digest(definition: Path, arguments: Mapping[str, str], lock: Path) -> 
 
 def recipe_digest(recipe: Path, overrides: Mapping[str, str]) -> str:
     """`image_digest` of a folder like `containers`, with some build arguments replaced."""
-    return image_digest(recipe / DEFINITION, read_arguments(recipe / ARGUMENTS, overrides), recipe / LOCK)
+    arguments = read_arguments(recipe / ARGUMENTS, overrides)
+    return image_digest(recipe / DEFINITION, arguments, lock_of(recipe, arguments))
 
 
 def image_path(folder: Path, digest: str) -> Path:
@@ -178,7 +201,7 @@ def build(
 ) -> Path:
     """Build the image that `recipe` (the folder `containers`) describes into `folder`, unless it is there already.
 
-    Everything temporary, 12 GB of it, lies in `scratch` (by default the system's temporary folder), which should be a
+    Everything temporary, 16 GB of it, lies in `scratch` (by default the system's temporary folder), which should be a
     local disk: a parallel file system makes the build many times slower. The image appears in `folder` whole or not
     at all. Apptainer's output goes to the terminal.
 
@@ -188,7 +211,7 @@ def build(
     Returns the image's path. Raises UserError when the build fails or could not start.
     """
     arguments = read_arguments(recipe / ARGUMENTS, overrides or {})
-    digest = image_digest(recipe / DEFINITION, arguments, recipe / LOCK)
+    digest = image_digest(recipe / DEFINITION, arguments, lock_of(recipe, arguments))
     image = image_path(folder, digest)
     if image.exists():
         return image
@@ -196,8 +219,8 @@ def build(
     _check_builder(user, root, apptainer)
     staging = Path(tempfile.mkdtemp(prefix="semiocity-image-", dir=scratch))
     try:
-        for name in (DEFINITION, LOCK):
-            shutil.copyfile(recipe / name, staging / name)
+        shutil.copyfile(recipe / DEFINITION, staging / DEFINITION)
+        shutil.copyfile(lock_of(recipe, arguments), staging / LOCK)
         lines = [f"{name}={value}\n" for name, value in {**arguments, "CONTENT": digest}.items()]
         (staging / ARGUMENTS).write_text("".join(lines), encoding="utf-8")
         argv = build_argv(

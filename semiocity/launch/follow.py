@@ -13,7 +13,7 @@ from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import read_json
-from semiocity.launch import scheduler, slurm, squeue
+from semiocity.launch import ends, scheduler, slurm, squeue
 from semiocity.launch.compact import packed_states
 from semiocity.launch.jobs import Work
 from semiocity.launch.runs import Attempt, last_line
@@ -36,6 +36,7 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
     running: dict[int, tuple[Any, int]] = {}
     jobs: list[str] = [""] * (len(data["tasks"]) + (data["merge"] is not None))
     interrupted = False
+    retries = slurm.retries(launch.cluster, launch.resources)
 
     def start(index: int, restart: int) -> None:
         job = slurm.start_local(replace(launch, restart=restart), attempt, index)
@@ -52,13 +53,14 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
             for index, (job, restart) in list(running.items()):
                 if job.done():
                     del running[index]
-                    if attempt.requeue_file(job.job_id, restart).exists() and not interrupted:
-                        if read_json(attempt.task_file(index)).get("reason") == "SIGINT":
-                            # Ctrl-C reached the task, but not us: we were starting another one (see start_local).
-                            interrupted = True
-                            waiting.clear()
-                        else:
-                            waiting.append((index, restart + 1))
+                    if interrupted:
+                        continue
+                    if ends.interrupted(attempt, index, job.job_id):
+                        # Ctrl-C reached the task, but not us: we were starting another one (see start_local).
+                        interrupted = True
+                        waiting.clear()
+                    elif ends.settle(attempt, index, job.job_id, restart, retries):
+                        waiting.append((index, restart + 1))
             progress(attempt, len(data["tasks"]), final=not running and not waiting)
             if interrupted and not running:
                 raise Interrupted(

@@ -12,6 +12,7 @@ from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Stric
 from semiocity.data import manifest
 from semiocity.data.views import check_fresh, check_reading, read_view
 from semiocity.errors import UserError
+from semiocity.launch import signatures
 
 if TYPE_CHECKING:
     from semiocity.stages.base import Stage
@@ -56,12 +57,18 @@ def load_cluster(path: Path | None) -> Cluster:
 
 
 def image_of(job_image: Path | None, cluster: Cluster) -> Path | None:
-    """The image a job runs in, as an absolute path; UserError when it does not exist."""
-    image = job_image or cluster.container.image
+    """The image a job runs in, as an absolute path; UserError when it does not exist, or must be signed and is not."""
+    image, settings = job_image or cluster.container.image, cluster.container
     if image is None:
+        if settings.verify_key is not None:
+            raise UserError("container.verify_key is set, so jobs must name a signed image: container.image is missing")
         return None
+    if settings.runtime == "none":
+        raise UserError(f'image {image}: jobs/cluster.toml says container.runtime = "none"; drop one of the two')
     if not image.is_file():
         raise UserError(f"image {image}: no such file; build it with `make image`, or drop the key to run without one")
+    if settings.runtime == "apptainer" and settings.verify_key is not None:
+        signatures.require(image, settings.verify_key, settings.apptainer)
     return image.resolve()
 
 

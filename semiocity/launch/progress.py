@@ -1,42 +1,10 @@
-"""How far an attempt is, how fast, what it took, and why its tasks ended, from task files. Standard library only."""
+"""How far an attempt is, how fast, and what it took, from task files. Standard library only."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
-
-from semiocity.launch.runs import Attempt
-
-SIGNALS = {"SIGUSR2": "time_limit", "SIGTERM": "preemption", "SIGINT": "cancelled"}
-"""Why a task was told to save and stop, by the signal."""
-
-
-def ends(attempt: Attempt, state: str, facts: Mapping[str, Any], job: str, cancelled: bool) -> tuple[str, str]:
-    """Cause and reason of a task that ended without being done, as the task or its batch script noted them."""
-    mine = facts if facts.get("job") == job else {}
-    note = _note(attempt, job, int(mine.get("restart", 0)))
-    cause = note.get("cause") or str(mine.get("cause", ""))
-    if not cause and state == "stopped":
-        cause = SIGNALS.get(str(mine.get("reason")), "preemption")
-    if cancelled and state in ("lost", "stopped"):
-        return "cancelled", note.get("reason", "")
-    if cause:
-        return cause, note.get("reason", "")
-    if state == "failed":
-        return "crash", ""
-    if not mine:
-        return "never_started", "never started; `squeue` or `sacct -j JOB` may say why"
-    return "lost", "ended without a word; its log may say why"
-
-
-def _note(attempt: Attempt, job: str, restart: int) -> dict[str, str]:
-    with suppress(OSError):
-        text = (attempt.folder / "ends" / f"{job}.{restart}").read_text(encoding="utf-8", errors="replace")
-        pairs = [line.partition("=") for line in reversed(text.splitlines())]
-        return {name: value for name, mark, value in pairs if mark}  # of a key that is there twice the first counts
-    return {}
 
 
 def measure(data: Mapping[str, Any], states: Sequence[Mapping[str, Any]], now: float | None = None) -> dict[str, Any]:

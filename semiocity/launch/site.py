@@ -1,8 +1,7 @@
-"""What differs from site to site in a submission: from `jobs/cluster.toml` and a job to sbatch's words. Pure functions."""
+"""What differs from site to site in a submission: from `jobs/cluster.toml` and a job to sbatch's words, purely."""
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from semiocity.config import Cluster, Resources
@@ -40,13 +39,6 @@ def extra(cluster: Cluster) -> dict[str, Any]:
     notify = cluster.notify
     mail = {"mail-user": notify.mail, "mail-type": ",".join(notify.mail_on)} if notify.mail else {}
     return {"requeue" if cluster.requeue else "no-requeue": True, **mail, **cluster.sbatch}
-
-
-def come_back(cluster: Cluster, run: str) -> str:
-    """The shell line that brings a job back which has saved and asked for it, or says how it goes on."""
-    if cluster.requeue:
-        return 'scontrol requeue "$SLURM_JOB_ID"'
-    return "echo " + shlex.quote(f"saved; jobs do not come back by themselves here: semiocity retry {run}")
 
 
 def _megabytes(gb: float) -> str:

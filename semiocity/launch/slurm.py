@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from semiocity.config import Cluster, Resources
 from semiocity.files import write_atomic
-from semiocity.launch import container, sbatch, scheduler, sharing, site, squeue
+from semiocity.launch import container, ends, sbatch, scheduler, sharing, site, squeue
 from semiocity.launch.runs import Attempt
 
 if TYPE_CHECKING:
@@ -37,26 +37,16 @@ class Launch:
     """Folders that tasks read and write: run, dataset, weights."""
     pwd: Path
     """The project's folder, which relative paths in job files start from. Parent of the run folder."""
+    exclude: tuple[str, ...] = ()
+    """Nodes to keep away from."""
     restart: int = 0
     """With the local executor: how often this task came back. SLURM counts by itself."""
 
 
-def teardown(attempt: Attempt, cluster: Cluster) -> list[str]:
-    """Shell lines after srun, outside the container: bring the job back when rank 0 asked for it, else keep the code.
-
-    The exit code is a hint only: with --kill-on-bad-exit one rank's death can hide it. The file decides.
-    """
-    marker = (
-        f"{shlex.quote(str(attempt.requeue))}/"
-        '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}.${SLURM_RESTART_COUNT:-0}"'
-    )
-    return [
-        "rc=$?",
-        f'if [ -e {marker} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {cluster.max_restarts} ]; then',
-        f"  {site.come_back(cluster, attempt.run.name)}",
-        "fi",
-        "exit $rc",
-    ]
+def retries(cluster: Cluster, asked: Resources) -> dict[str, int]:
+    """Budget → how often a job may come back by it: the job's own where it says so, else the cluster's."""
+    own = asked.retries.model_dump(exclude_unset=True) if asked.retries else {}
+    return {**cluster.retries.model_dump(), **own}
 
 
 def environment(launch: Launch) -> dict[str, str]:
@@ -80,20 +70,28 @@ def environment(launch: Launch) -> dict[str, str]:
 
 def python(launch: Launch) -> str:
     """The shell command that stands for `python` in the job: this interpreter, or the image's."""
-    variables = environment(launch)
-    if launch.image is None:
-        assignments = [f"{key}={shlex.quote(value)}" for key, value in variables.items()]
-        return " ".join(["env", *assignments, shlex.quote(sys.executable)])
-    settings = launch.cluster.container
+    variables, settings = environment(launch), launch.cluster.container
+    if launch.image is None or settings.runtime == "pyxis":
+        inside = {} if launch.image is None else container.ENVIRONMENT
+        program = sys.executable if launch.image is None else settings.python
+        assignments = [f"{key}={shlex.quote(value)}" for key, value in {**inside, **variables}.items()]
+        return " ".join(["env", *assignments, shlex.quote(program)])
     return container.python_command(
         launch.image,
-        binds=[*(str(path) for path in launch.binds), f"{launch.code}:{launch.code}:ro", *settings.binds],
+        binds=binds(launch),
         env={key: value for key, value in variables.items() if key != "PYTHONPATH"},
         nv=launch.resources.gpus_per_node > 0,
         pythonpath=launch.code,
         pwd=launch.pwd,
         apptainer=settings.apptainer,
+        python=settings.python,
     )
+
+
+def binds(launch: Launch) -> list[str]:
+    """What the container sees of the file system, at the same absolute paths; the code read-only."""
+    code = f"{launch.code}:{launch.code}:ro"
+    return [*(str(path) for path in launch.binds), code, *launch.cluster.container.binds]
 
 
 def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()) -> dict[str, Any]:
@@ -104,6 +102,8 @@ def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()
         srun.append("--kill-on-bad-exit=1")
     if asked.gpus_per_node:
         srun.append("--gpu-bind=none")  # isolated GPUs break peer-to-peer copies
+    if launch.image is not None and cluster.container.runtime == "pyxis":
+        srun += container.pyxis_arguments(str(launch.image), binds=binds(launch), pwd=launch.pwd)
     options: dict[str, Any] = {
         "job_name": f"semiocity-{launch.name}",
         "time": asked.timeout_min,
@@ -118,8 +118,9 @@ def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()
         "dependency": "afterany:" + ":".join(squeue.whole_jobs(after)) if after else None,
         "signal_delay_s": asked.signal_delay_s,
         "array_parallelism": asked.array_parallelism,
-        "setup": [*(sharing.SHELL if cluster.shared_group else []), *cluster.setup] or None,
-        "teardown": teardown(attempt, cluster),
+        "setup": [*(sharing.SHELL if cluster.shared_group else []), *cluster.setup, *ends.setup()],
+        "teardown": ends.teardown(attempt, launch.code, retries(cluster, asked), cluster.requeue),
+        "exclude": ",".join(launch.exclude) or None,
         "srun_args": srun,
         "additional_parameters": site.extra(cluster),
     }

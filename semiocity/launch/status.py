@@ -17,15 +17,13 @@ from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import read_json, write_json
-from semiocity.launch import squeue
+from semiocity.launch import causes, ends, squeue
 from semiocity.launch.compact import packed_states
-from semiocity.launch.progress import clock, ends, gpu_hours, measure
+from semiocity.launch.progress import clock, gpu_hours, measure
 from semiocity.launch.runs import Attempt, alive, all_runs, attempts, last_line
 
 GATHER = 100
 """Tasks that have to be done newly before they are gathered in a file."""
-
-ENDED = ("failed", "lost", "stopped")
 
 STALE_S = 120.0
 """A task on another machine that has not written for so long, and that nobody can ask about, counts as lost."""
@@ -75,10 +73,13 @@ def _states(read: Read, live: Mapping[str, str] | None) -> list[dict[str, Any]]:
         if state not in ("done", "queued") and f"{job}_0_log.out" in logs:
             log = str(attempt.submitit / f"{job}_0_log.out")
         cause = ""
-        if state in ENDED:
-            cause, why = ends(attempt, state, facts, job, cancelled)
-            state = "cancelled" if cause == "cancelled" else state
-            reason = reason or why
+        if cancelled and state in ("lost", "stopped"):
+            state, cause, reason = "cancelled", causes.CANCELLED, ""
+        elif state in ("failed", "lost"):
+            found_cause = ends.cause(attempt, facts, job)
+            cause, reason = found_cause.name, f"{found_cause}; {found_cause.advice}"
+        elif state == "stopped":
+            cause = causes.of_signal(facts.get("reason"))
         named = {"index": index, "job": job, "state": state, "reason": reason, "cause": cause, "log": log}
         found.append({**facts, **named})
     return found

@@ -15,7 +15,7 @@ from semiocity.config import Cluster
 from semiocity.data import manifest, views
 from semiocity.errors import UserError
 from semiocity.files import write_json
-from semiocity.launch import estimate, facts, identity, lock, scheduler, sharing, sizing, slurm, squeue
+from semiocity.launch import bad_nodes, estimate, facts, identity, lock, scheduler, sharing, sizing, slurm, squeue
 from semiocity.launch.compact import compact
 from semiocity.launch.follow import describe, failure, follow_slurm, last_task_done, progress, run_local, short
 from semiocity.launch.jobs import Work, image_of
@@ -114,7 +114,10 @@ def _submit(
         if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
             raise UserError(f"{describe(work)}: the cluster would not take this job, so nothing was queued: {reason}")
     attempt = new_attempt(work.run)
-    launch = _launch(work, cluster, image, code or snapshot(work.run))
+    excluded = bad_nodes.of_run(work.run) if cluster.executor == "slurm" else {}
+    for node, why in excluded.items():
+        print(f"keeping away from {node}: {why}")
+    launch = with_(_launch(work, cluster, image, code or snapshot(work.run)), exclude=tuple(excluded))
     planned = len(tasks)
     data: dict[str, Any] = {
         **facts.of_work(work),
@@ -127,6 +130,8 @@ def _submit(
         "tasks": tasks[:room],
         "merge": len(tasks[:room]) if work.kind in MERGED else None,
         "jobs": [],
+        "live": sorted(busy.jobs),
+        "excluded": excluded,
     }
     if cluster.executor == "local":
         data["process"] = lock.myself()

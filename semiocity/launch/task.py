@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import shutil
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from semiocity.errors import UserError
+from semiocity import ranks
+from semiocity.errors import BadNode, OutOfMemory, UserError
 from semiocity.files import read_json, write_json
+from semiocity.launch import causes, ends
 from semiocity.launch.preempt import REQUEUE_EXIT, StopFlag
-from semiocity.launch.runs import Attempt
+from semiocity.launch.runs import Attempt, attempts
 from semiocity.launch.world import World, from_environment
+from semiocity.stages.base import BrokenStage
 
 REPORT_EVERY_S = 2.0
+FAULTS_IN_CODE = (
+    *(TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError, NotImplementedError),
+    *(ImportError, SyntaxError, BrokenStage, OutOfMemory),
+)
+"""What happens again when it is tried again."""
+SHARED_MEMORY_BYTES = 16 << 20
+"""Least room in /dev/shm for a training: its ranks and reading workers talk through it."""
 
 
 def main(run: str, number: int, index: int) -> str:
@@ -25,22 +38,28 @@ def main(run: str, number: int, index: int) -> str:
 
     A failure leaves its reason in the task file and the exception in the log, and passes on.
     """
+    faulthandler.enable()  # a segmentation fault leaves its stacks in the log
     stop = StopFlag().install()
     world = from_environment()
     attempt = Attempt(Path(run), number)
+    world = replace(world, folder=ranks.folder_of(attempt.folder, world.job_id, world.restart))
     reporter = Reporter(attempt.task_file(index), world) if world.rank == 0 else None
     report: Callable[..., None] = reporter or _silent
     report(state="running")
-    data = attempt.read()
+    data = {**attempt.read(), "attempt": number}
     try:
+        check_node(data)
         work = MERGES[data["kind"]] if index == data["merge"] else KINDS[data["kind"]]
-        finished = work(data, index, world, stop, report)
-    except UserError as error:
-        report(state="failed", reason=str(error))
-        print(f"semiocity: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        with ranks.recorded(world):
+            finished = work(data, index, world, stop, report)
     except BaseException as error:
-        report(state="failed", reason=f"{type(error).__name__}: {error}")
+        cause, reason = said(error)
+        again = not isinstance(error, FAULTS_IN_CODE)
+        ends.note(attempt, world.job_id, world.restart, cause, reason, node_name(), world.rank, again)
+        report(state="failed", cause=cause, reason=reason)
+        if isinstance(error, UserError):
+            print(f"semiocity: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
         traceback.print_exc()
         raise
     if finished:
@@ -49,8 +68,44 @@ def main(run: str, number: int, index: int) -> str:
     report(state="stopped", reason=stop.reason or "stopped")
     if world.rank == 0 and not attempt.cancelled.exists():
         # Written only now: every rank has saved and passed a barrier, so the job may come back.
-        attempt.requeue_file(world.job_id, world.restart).touch()
+        asked = attempt.requeue_file(world.job_id, world.restart)
+        asked.write_text(causes.of_signal(stop.reason), encoding="utf-8")
     raise SystemExit(REQUEUE_EXIT)
+
+
+def node_name() -> str:
+    """This machine, by the name that SLURM has for it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def said(error: BaseException) -> tuple[str, str]:
+    """Cause and reason of a task that ends by an exception."""
+    name = type(error).__name__
+    match error:
+        case BadNode():
+            return causes.BAD_NODE, str(error)
+        case OutOfMemory():
+            return causes.OUT_OF_MEMORY, str(error)
+        case UserError():
+            return causes.REFUSED, str(error)
+        case MemoryError():
+            return causes.OUT_OF_MEMORY, f"{name}: {error}"
+    return causes.GPU_OUT_OF_MEMORY if name == "OutOfMemoryError" else causes.CRASH, f"{name}: {error}"
+
+
+def check_node(data: dict[str, Any]) -> None:
+    """Raises BadNode when this node lacks what every task needs and other nodes of the cluster have."""
+    if data["executor"] != "slurm":
+        return
+    if not Path(data["dataset"]).is_dir():
+        raise BadNode(f"{data['dataset']}: not there on {node_name()}; its file system is not mounted")
+    if data["kind"] == "train":
+        try:
+            free = shutil.disk_usage("/dev/shm").free
+        except OSError as error:
+            raise BadNode(f"/dev/shm on {node_name()}: {error.strerror}") from None
+        if free < SHARED_MEMORY_BYTES:
+            raise BadNode(f"/dev/shm on {node_name()}: {free >> 20} MB left; what died there may have left it")
 
 
 class Reporter:
@@ -64,7 +119,7 @@ class Reporter:
             "job": world.job_id,
             "restart": world.restart,
             "ranks": world.size,
-            "host": socket.gethostname(),
+            "host": node_name(),
             "pid": os.getpid(),
             "started": round(time.time(), 1),
         }
@@ -100,7 +155,7 @@ def _pack(data: dict[str, Any], index: int, world: World, stop: StopFlag, report
     from semiocity.data.plan import Plan
 
     plan = Plan.open(Path(data["dataset"]), data["revision"])
-    return pack_shards(plan, data["tasks"][index], _owner(world), stop, lambda facts: report(**facts))
+    return pack_shards(plan, data["tasks"][index], _owner(world), stop, lambda facts: report(**facts), gone=_gone(data))
 
 
 def _stage(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
@@ -109,6 +164,7 @@ def _stage(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
 
     job = data["job"]
     stage = make_stage(job["stage"], job["args"])
+    run = Path(data["run"])
     return run_shards(
         stage,
         Path(data["dataset"]),
@@ -118,6 +174,9 @@ def _stage(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
         _owner(world),
         stop,
         lambda facts: report(**facts),
+        careful=ends.died_before(Attempt(run, data["attempt"]), world.job_id, world.restart),
+        ended=ends.witness(run),
+        gone=_gone(data),
     )
 
 
@@ -135,6 +194,7 @@ def _reduce(data: dict[str, Any], index: int, world: World, stop: StopFlag, repo
         _owner(world),
         stop,
         lambda facts: report(**facts),
+        gone=_gone(data),
     )
 
 
@@ -262,3 +322,21 @@ def _owner(world: World) -> Any:
 
     job, _, task = world.job_id.partition("_")
     return Owner(job, world.restart, int(task or 0), socket.gethostname(), os.getpid())
+
+
+def _gone(data: dict[str, Any]) -> Callable[[Any], bool]:
+    """Whether the holder of a lease was a task of an earlier attempt of this run that SLURM no longer had when this
+    attempt was submitted."""
+    live = set(data.get("live", ()))
+
+    def gone(holder: Any) -> bool:
+        names = {holder.job, f"{holder.job}_{holder.task}"}
+        for attempt in attempts(Path(data["run"])):
+            if not attempt.file.exists():
+                continue
+            earlier = attempt.read()
+            if earlier["executor"] == "slurm" and earlier["jobs"] != data["jobs"] and names & set(earlier["jobs"]):
+                return not names & live
+        return False
+
+    return gone

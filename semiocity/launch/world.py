@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 # Below the usual ephemeral range (from 32768), so that no outgoing connection holds the port by chance.
 FIRST_PORT, PORTS = 10_000, 10_000
@@ -26,6 +27,14 @@ class World:
     """Job id as submitit writes it: `123`, or `123_4` in an array."""
     restart: int
     """How often the scheduler brought this job back; 0 the first time."""
+    folder: Path | None = None
+    """What this restart's ranks tell one another (see `semiocity.ranks`); None outside of a run."""
+
+    def port(self, attempt: int) -> int:
+        """The port of the `attempt`-th try to meet (from 0), when those before were somebody else's."""
+        if attempt == 0:
+            return self.master_port
+        return port_of(f"{self.job_id}.{self.master_port}.{attempt}", self.restart)
 
 
 def single(job_id: str = "0", restart: int = 0) -> World:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from semiocity.config import Strict, check, digest
 from semiocity.data.manifest import behind
+from semiocity.data.results import Made, Tombstone
 from semiocity.errors import UserError
 
 
@@ -61,24 +62,12 @@ class Row(NamedTuple):
     scalars: dict[str, Any]
 
 
-class Made(NamedTuple):
-    """A row of the new column: field → (extension, payload), and the scalars that go into the index."""
-
-    fields: dict[str, tuple[str, bytes]]
-    scalars: dict[str, Any]
-
-
-class Tombstone(NamedTuple):
-    """In place of a row that failed."""
-
-    kind: Literal["permanent", "retry"]
-    """`permanent`: the input is bad. `retry`: it may succeed another time (memory, I/O)."""
-    reason: str
-    """The same input gives the same words: no addresses, times or hosts."""
-
-
 class BadRow(Exception):
     """This row's input cannot be used; the message is the tombstone's reason."""
+
+
+class BrokenStage(Exception):
+    """A stage breaks its contract, as by giving fewer results than it got rows: a fault in code, not in any row."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +98,8 @@ class StageArgs(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch: int = Field(1, ge=1)
     """Rows in one call of `process`. Batches have fixed borders inside a shard."""
+    batch_timeout_s: float = Field(3600, ge=0)
+    """Seconds after which a batch counts as hung: the task ends, comes back, and finds the row. 0: never."""
     rehearse_slow_batch_s: float = Field(0, ge=0)
     """Seconds added to each batch, to rehearse what happens when a task is killed. Changes no byte."""
 
@@ -174,7 +165,8 @@ class Stage(ABC):
     def process(self, rows: list[Row]) -> list[Made | Tombstone]:
         """Make one batch: as many results as rows, in their order.
 
-        A row whose input is bad becomes a Tombstone here. An exception makes the caller try the rows one by one.
+        A row whose input is bad becomes a Tombstone here. An exception makes the caller try the rows one by one, lack
+        of memory half as many at a time. NotImplementedError and BrokenStage fail the task.
         """
 
 

@@ -44,6 +44,7 @@ def run_reduce(
     owner: Owner,
     stop: Stop = lambda: False,
     report: Report = lambda facts: None,
+    gone: Callable[[Owner], bool] = lambda holder: False,
 ) -> bool:
     """Make those of `shards` that are not there yet. Returns False when `stop` said to leave early.
 
@@ -76,7 +77,7 @@ def run_reduce(
     for shard in todo:
         if stop():
             return False
-        with lease(target.path(shard).lease, owner) as held:
+        with lease(target.path(shard).lease, owner, gone=gone) as held:
             if not held:
                 report({"leased": shard})
                 continue

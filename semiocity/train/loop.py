@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from semiocity import ranks
 from semiocity.data.loader import Slice
 from semiocity.errors import UserError
 from semiocity.files import adopt, digest, fsync_folder, write_json
@@ -31,6 +33,7 @@ from semiocity.train.noise import torch_seed
 from semiocity.train.options import OptimizerOptions, TrainJob, check_batch, identity, is_done, load
 from semiocity.train.tasks import TASKS
 from semiocity.train.tasks.base import DatasetFacts, Task, Tensors
+from semiocity.train.watchdog import Watchdog
 from semiocity.train.zero import Engine, World
 
 ROLLBACKS = 1
@@ -48,13 +51,18 @@ def run(job: TrainJob, run: Path, dataset: Path, world: World, stop: Callable[[]
     except ValueError as error:
         raise UserError(str(error)) from None
     settings = identity(job)
-    with zero.session(world, job.resources.cpus_per_rank) as device:
+    with zero.session(world, job.resources.cpus_per_rank) as device, Watchdog(world, job.hang) as watchdog:
         if zero.from_first(is_done(run, job)):
             return True
         zero.start_deepspeed()
-        trainer = Trainer(job, run, dataset, world, device, settings)
+        trainer = Trainer(job, run, dataset, world, device, settings, watchdog)
         try:
             return trainer.train(stop)
+        except Exception as error:
+            if world.folder is not None and ranks.collective_timeout(error):
+                traceback.print_exc()
+                watchdog.report_hang(f"a collective's own limit has passed: {error}")
+            raise
         finally:
             trainer.close()
 
@@ -73,9 +81,16 @@ class Trainer:
     """A training on one rank. Collective throughout: all ranks construct it and call its methods together."""
 
     def __init__(
-        self, job: TrainJob, run: Path, dataset: Path, world: World, device: torch.device, settings: dict[str, Any]
+        self,
+        job: TrainJob,
+        run: Path,
+        dataset: Path,
+        world: World,
+        device: torch.device,
+        settings: dict[str, Any],
+        watchdog: Watchdog,
     ) -> None:
-        self.job, self.run, self.world, self.device = job, run, world, device
+        self.job, self.run, self.world, self.device, self.watchdog = job, run, world, device, watchdog
         self.first = world.rank == 0
         self.feed = Feed(job, run, dataset, world)
         self.order = self.feed.order
@@ -141,7 +156,8 @@ class Trainer:
                 zero.barrier()
                 return False
         self._save()
-        self._export()
+        with self.watchdog.paused("exporting"):
+            self._export()
         return True
 
     def _train_on(self, stop: Callable[[], bool]) -> bool:
@@ -149,9 +165,10 @@ class Trainer:
         waiting = time.monotonic()
         for part in self.feed.slices(self.done, pin_memory=self.device.type == "cuda"):
             waited_s = time.monotonic() - waiting
-            time.sleep(self.job.rehearse.slow_step_s)
+            self._rehearse()
             values, applied, stopping = self._step(part, stop())
             self.done += 1
+            self.watchdog.beat()
             self.feed.done(part)
             if self.metrics:
                 self.metrics.step(self.done, values, waited_s)
@@ -162,7 +179,8 @@ class Trainer:
             if stopping and self.done < self.job.steps:
                 return False
             if self.job.sample_every and (self.done % self.job.sample_every == 0 or self.done == self.job.steps):
-                self._sample()
+                with self.watchdog.paused("sampling"):
+                    self._sample()
             # Not while bad steps pile up: the last good checkpoint must stay one.
             if self.done % self.job.checkpoint_every == 0 and not self.bad:
                 self._save()
@@ -202,6 +220,11 @@ class Trainer:
         values = {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(shown) if sums[2 * i + 1] != 0}
         values.setdefault("loss", values.get(f"{self.engines[0].phase.name}/loss", math.nan))
         return {**values, **local}, applied, wanted > 0
+
+    def _rehearse(self) -> None:
+        time.sleep(self.job.rehearse.slow_step_s)
+        if self.job.rehearse.fail == (self.world.rank, self.done + 1):
+            raise RuntimeError(f"rehearsal: rank {self.world.rank} fails in step {self.done + 1}")
 
     # -- trouble ------------------------------------------------------------------------------------------------------
 
@@ -274,10 +297,13 @@ class Trainer:
     def _save(self) -> None:
         if self.saved_at == self.done:
             return
-        if self.metrics:
-            self.metrics.flush()  # a checkpoint never knows more steps than the metrics and the ledger do
-        self.feed.flush()
-        self.checkpoints.save(self.done, self.state, self.engines, self.averages)
+        # Another attempt may have gone on from the last checkpoint already; it must not find a newer one of ours.
+        ranks.refuse_superseded(self.world)
+        with self.watchdog.paused("saving"):
+            if self.metrics:
+                self.metrics.flush()  # a checkpoint never knows more steps than the metrics and the ledger do
+            self.feed.flush()
+            self.checkpoints.save(self.done, self.state, self.engines, self.averages)
         self.saved_at = self.done
 
     def _say(self, state: str) -> None:

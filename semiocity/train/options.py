@@ -130,6 +130,20 @@ class RehearseOptions(Strict):
     """Seconds that rank i waits before it writes its part of a checkpoint; ranks beyond the list do not wait."""
     slow_step_s: float = Field(0.0, ge=0)
     """Seconds added to every step."""
+    fail: tuple[int, int] | None = None
+    """[rank, step]: that rank raises an error in that step."""
+
+
+class HangOptions(Strict):
+    """When a training counts as hung. Every rank then writes its stacks into the attempt folder, and the job comes back
+    from its newest checkpoint."""
+
+    times: float = Field(20.0, ge=0)
+    """No step for so many times the median step; 0 never. Saving, sampling and the first steps do not count."""
+    at_least_s: float = Field(600.0, gt=0)
+    """But not before so many seconds."""
+    requeues: int = Field(3, ge=0)
+    """How often a job may come back after a hang; then it fails."""
 
 
 class TrainJob(Job):
@@ -165,6 +179,7 @@ class TrainJob(Job):
     once; the second time it fails."""
     export_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the exported weights."""
+    hang: HangOptions = HangOptions()
     rehearse: RehearseOptions = RehearseOptions()
     model: dict[str, Any] = Field({}, validate_default=True)
     """The task's own options, checked against its model of them."""
@@ -251,6 +266,7 @@ FREE = {
     "data.workers",
     "dataset",
     "export_dtype",
+    "hang",
     "image",
     "keep_last",
     "log_every",

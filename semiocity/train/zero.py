@@ -11,12 +11,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from semiocity.train import rendezvous
 from semiocity.train.tasks.base import Loss, Modules, Phase, Task, Tensors
 
 TIMEOUT_MIN = 30
@@ -41,6 +43,9 @@ class World(Protocol):
     def job_id(self) -> str: ...
     @property
     def restart(self) -> int: ...
+    @property
+    def folder(self) -> Path | None: ...
+    def port(self, attempt: int) -> int: ...
 
 
 @contextmanager
@@ -71,8 +76,11 @@ def session(world: World, threads: int) -> Iterator[torch.device]:
     if dist.is_initialized():
         yield device
         return
+    store, port = rendezvous.meet(world, TIMEOUT_MIN * 60)
+    os.environ["MASTER_PORT"] = str(port)
     timeout = timedelta(minutes=TIMEOUT_MIN)
-    dist.init_process_group("nccl" if gpus else "gloo", rank=world.rank, world_size=world.size, timeout=timeout)
+    backend = "nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     try:
         yield device
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import pytest
 from make_images import CLASSES, decoded, folder_recipe, jpeg, label_png, pack_folder, packed, write_files
 from PIL import Image
 
-from semiocity.data.blurring import blur_boxes
+from semiocity.data.blurring import blur_boxes, make_blurrer
 from semiocity.data.pack import pack_shard
 from semiocity.data.plan import Plan, make_plan
-from semiocity.errors import UserError
+from semiocity.errors import Stopped, UserError
 from semiocity.launch.jobs import pack as pack_job
 
 
@@ -129,6 +130,36 @@ def test_another_detector_is_another_revision(tmp_path: Path) -> None:
     assert moved == first, "where the boxes lie is no property of the dataset"
     blur = boxes_file(tmp_path / "boxes.json", {"a": [[0, 0, 9, 9]]})
     assert len({plain, first, wider, revision(blur=blur)}) == 4
+
+
+@pytest.mark.parametrize("stops", [1, 3, 6])
+def test_a_shard_that_is_stopped_inside_goes_on_with_the_next_picture(tmp_path: Path, stops: int) -> None:
+    """Also when a row is rejected; the same bytes as without a stop."""
+    files = {f"{name}.jpg": photo() for name in "abcdef"} | {"g.jpg": b"no picture"}
+    root = write_files(tmp_path / "in", files)
+    blur = boxes_file(tmp_path / "boxes.json", {name: [[8, 8, 40, 32]] for name in "abcdefg"})
+    plan = make_plan(folder_recipe(root, blur=blur), tmp_path / "out")
+    path = plan.path(0)
+    whole = pack_shard(plan, 0, path)
+    calm = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    shutil.rmtree(path.parent)
+    found: list[str] = []
+    blurrer = make_blurrer(plan.recipe.blur, plan.detector)
+    assert blurrer is not None
+    find = blurrer.find
+
+    def counted(entry: Any, image: Any) -> Any:
+        found.append(entry.name)
+        return find(entry, image)
+
+    blurrer.find = counted
+    answers = iter([False] * (stops - 1) + [True])
+    with pytest.raises(Stopped):
+        pack_shard(plan, 0, path, blurrer, stop=lambda: next(answers, False))
+    assert [file.name for file in path.parent.iterdir()] == [path.journal.name]
+    assert pack_shard(plan, 0, path, blurrer) == whole
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == calm
+    assert len(found) == len(set(found)) == 6, "no picture was looked at twice"
 
 
 def test_a_detector_that_changed_since_the_plan_is_refused(tmp_path: Path) -> None:

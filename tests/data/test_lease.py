@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -135,8 +136,8 @@ def test_a_judgement_that_is_out_of_date_removes_nothing(tmp_path: Path, monkeyp
     other = lease(path, Owner.here("faster"))
     judge = lease_module._superseded
 
-    def slow_judge(text: str, owner: Owner) -> bool:
-        answer = judge(text, owner)
+    def slow_judge(text: str, owner: Owner, gone: Callable[[Owner], bool]) -> bool:
+        answer = judge(text, owner, gone)
         monkeypatch.setattr(lease_module, "_superseded", judge)
         if answer:
             assert other.__enter__()
@@ -223,3 +224,15 @@ except OSError as error:
     call = [sys.executable, "-c", code, str(tmp_path / "a.lease")]
     assert subprocess.run(call, capture_output=True, text=True, check=True).stdout.startswith("OSError")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_holder_that_the_queue_no_longer_has_is_followed_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.lease"
+    path.write_text(json.dumps({**vars(Owner("71", 2, 3, "elsewhere", 1)), "nonce": "x"}))
+    with lease(path, Owner.here("90")) as held:
+        assert not held
+    with lease(path, Owner.here("90"), gone=lambda holder: holder.job == "70") as held:
+        assert not held
+    with lease(path, Owner.here("90"), gone=lambda holder: (holder.job, holder.task) == ("71", 3)) as held:
+        assert held
+    assert not path.exists()

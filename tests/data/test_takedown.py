@@ -15,7 +15,7 @@ from semiocity.data.listing import id_hash
 from semiocity.data.manifest import ShardPath, column_folder, merge, missing, read_receipt
 from semiocity.data.plan import make_plan
 from semiocity.data.removed import read_removed
-from semiocity.data.shard import Head, ShardWriter
+from semiocity.data.shard import Head, ShardReader, ShardWriter
 from semiocity.data.takedown import _buried, carry_out, remains, request
 from semiocity.data.verify import verify
 from semiocity.errors import UserError
@@ -55,6 +55,12 @@ def traces(folder: Path, *needles: bytes) -> list[Path]:
 def test_nothing_of_the_row_is_left_and_nothing_else_has_moved(street: Path) -> None:
     before, key = rows(street), key_of(street, "who/secret-person")
     assert traces(street, b"secret-person", jpeg(seed=99))
+    # A task was stopped while it made another revision of a column.
+    folder = next((street / "columns" / "base").glob("*/"))
+    shard = next(i for i in range(2) if key in ShardReader(ShardPath(folder, i)).keys)
+    making = ShardPath(street / "columns" / "word" / "cccccccccc", shard)
+    making.parent.mkdir(parents=True)
+    making.journal.write_bytes(b"secret-person: a person in a street")
     written = take_down(street, "who/secret-person")
     assert {(path.folder.parent.name, path.folder.name) for path in written} >= {
         ("word", "aaaaaaaaaa"),

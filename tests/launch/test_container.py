@@ -110,6 +110,14 @@ def test_build() -> None:
     ]  # fmt: skip
 
 
+def test_pyxis_takes_its_options_from_srun() -> None:
+    binds = ["/runs/a", "/runs/a/code:/runs/a/code:ro", "/scratch"]
+    assert container.pyxis_arguments("/images/a.sqsh", binds=binds, pwd=Path("/project")) == [
+        "--container-image=/images/a.sqsh", "--container-workdir=/project", "--no-container-mount-home",
+        "--container-mounts=/runs/a:/runs/a,/runs/a/code:/runs/a/code:ro,/scratch:/scratch",
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     return Path(shutil.copytree(RECIPE, tmp_path / "containers"))
@@ -129,6 +137,15 @@ def test_build_arguments_change_the_name_when_they_differ(recipe: Path) -> None:
     same = container.read_arguments(recipe / container.ARGUMENTS, {})
     assert container.recipe_digest(recipe, same) == before
     assert container.recipe_digest(recipe, {"BASE": "elsewhere"}) != before
+
+
+def test_each_variant_has_its_lock(recipe: Path) -> None:
+    gpu, cpu = container.recipe_digest(recipe, {}), container.recipe_digest(recipe, {"VARIANT": "cpu"})
+    (recipe / container.LOCKS["cpu"]).write_text("numpy==1\n")
+    assert container.recipe_digest(recipe, {}) == gpu
+    assert container.recipe_digest(recipe, {"VARIANT": "cpu"}) != cpu
+    with pytest.raises(UserError, match="VARIANT=tpu: no such variant of the image; there are: gpu, cpu"):
+        container.recipe_digest(recipe, {"VARIANT": "tpu"})
 
 
 def test_an_unknown_build_argument_is_refused(recipe: Path) -> None:
@@ -158,6 +175,9 @@ def pins(lock: Path) -> dict[str, set[str]]:
 
 def test_the_image_and_the_submitting_side_have_the_same_versions() -> None:
     everything, image = pins(ROOT / "requirements.lock"), pins(RECIPE / container.LOCK)
+    small = pins(RECIPE / container.LOCKS["cpu"])
+    assert {name: versions for name, versions in small.items() if image.get(name) != versions} == {}
+    assert not {"torch", "deepspeed"} & set(small)
     assert {name: versions for name, versions in image.items() if everything.get(name) != versions} == {}
     assert {"submitit", "cloudpickle", "pydantic", "torch", "deepspeed"} <= set(image)
     assert not {"pytest", "ruff", "mypy"} & set(image)

@@ -58,11 +58,11 @@ def test_what_ranks_noted_of_themselves_decides(attempt: Attempt, capsys: pytest
     for restart, first in ((0, 0), (1, 1)):
         for rank in (0, 1):
             state = "failed" if rank == first else "follower"
-            facts = {"rank": rank, "state": state, "time": 5.0 - rank, "host": "n2", "reason": f"Error: of {rank}"}
+            facts = {"rank": rank, "ranks": 2, "state": state, "time": 5.0 - rank, "host": "n2", "reason": f"of {rank}"}
             write_json(attempt.folder / "ranks" / f"8.{restart}" / f"{rank:04d}.json", facts)
     assert logs.show(attempt.run, **TAKEN) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[1] == "rank 1 on n2 first: Error: of 1"
+    assert out[1] == "first: rank 1 on n2: of 1"
     assert out[-1] == "Error: of 1"
 
 

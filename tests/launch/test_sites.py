@@ -11,7 +11,7 @@ import pytest
 
 from semiocity.config import Cluster, Resources, check, load_toml
 from semiocity.errors import UserError
-from semiocity.launch import site, slurm
+from semiocity.launch import ends, site, slurm
 from semiocity.launch.runs import Attempt
 
 ROOT = Path(__file__).parents[2]
@@ -69,10 +69,11 @@ def test_where_jobs_must_not_come_back_they_say_how_to_go_on(tmp_path: Path) -> 
     attempt = Attempt(tmp_path / "my run", 1)
     attempt.requeue.mkdir(parents=True)
     attempt.requeue_file("12", 0).touch()
-    script = "\n".join(["(exit 85)", *slurm.teardown(attempt, cluster)])
-    done = subprocess.run(["/bin/bash", "-c", script], env={"SLURM_JOB_ID": "12", "PATH": "/nowhere"}, capture_output=True)
+    script = "\n".join(["(exit 85)", *ends.teardown(attempt, Path(__file__).parents[2], {"preemption": 1}, False)])
+    environment = {"SLURM_JOB_ID": "12", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["/bin/bash", "-c", script], env=environment, capture_output=True)
     assert done.returncode == 85
-    assert b"semiocity retry my run" in done.stdout and not done.stderr
+    assert b"semiocity retry my run" in done.stderr
 
 
 @pytest.mark.parametrize(

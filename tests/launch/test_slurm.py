@@ -40,6 +40,16 @@ CASES: dict[str, tuple[Cluster, Resources, Path | None, int]] = {
         Path("/images/semiocity.sif"),
         1,
     ),
+    "train-pyxis": (
+        Cluster(
+            executor="slurm",
+            partition="gpu",
+            container={"runtime": "pyxis", "binds": ["/scratch", "/sw:/opt/sw:ro"], "python": "/opt/venv/bin/python3"},
+        ),
+        Resources(nodes=2, ranks_per_node=8, gpus_per_node=8, cpus_per_rank=8, timeout_min=1440),
+        Path("/images/semiocity.sqsh"),
+        1,
+    ),
     "pack-no-image": (Cluster(executor="slurm"), Resources(), None, 3),
 }
 
@@ -60,36 +70,6 @@ def test_sbatch_file_is_golden(name: str) -> None:
     if os.environ.get("SEMIOCITY_GOLDEN") == "write":
         path.write_text(text + "\n")
     assert text + "\n" == path.read_text()
-
-
-def test_teardown_requeues_only_what_asked_for_it(tmp_path: Path) -> None:
-    """Run the lines in a real shell, with a scontrol that notes what it is asked."""
-    import subprocess
-
-    attempt = Attempt(tmp_path, 1)
-    attempt.requeue.mkdir(parents=True)
-    asked = tmp_path / "asked"
-    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >>{asked}\n')
-    (tmp_path / "scontrol").chmod(0o755)
-
-    def run(code: int, **variables: str) -> tuple[int, str]:
-        asked.write_text("")
-        lines = [f"(exit {code})", *slurm.teardown(attempt, Cluster(max_restarts=2))]
-        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "12", **variables}
-        done = subprocess.run(["bash", "-c", "\n".join(lines)], env=environment)
-        return done.returncode, asked.read_text().strip()
-
-    assert run(85) == (85, "")  # the exit code alone is no request
-    attempt.requeue_file("12", 0).touch()
-    assert run(85) == (85, "requeue 12")
-    assert run(137) == (137, "requeue 12")  # another rank's death hides the code, the file still counts
-    assert run(85, SLURM_RESTART_COUNT="1") == (85, "")  # the request of the time before is not this one's
-    attempt.requeue_file("12", 2).touch()
-    assert run(85, SLURM_RESTART_COUNT="2") == (85, "")  # came back often enough
-    attempt.requeue_file("10_3", 1).touch()
-    array = {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "1", "SLURM_JOB_ID": "14"}
-    assert run(85, **array) == (85, "requeue 14")
-    assert run(0) == (0, "requeue 12")
 
 
 def test_secrets_stay_out_of_the_sbatch_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,8 @@ def test_a_caption_task_killed_inside_a_shard_costs_that_shard_only(project: Pro
     """SIGKILL for one task; the job run again makes what is missing, byte for byte as if nothing had happened."""
     slow = [
         "--set",
+        "resources.retries.crash=0",  # otherwise it comes back by itself (see test_retries.py)
+        "--set",
         'column="slow"',
         "--set",
         'run="slow"',

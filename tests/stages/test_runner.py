@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +18,11 @@ import pytest
 from stage_data import contents, read_column, run_stage, shards_of, stage_revision
 
 from semiocity.data.columns import Dataset
+from semiocity.data.journal import died_in
 from semiocity.data.lease import Owner, lease
 from semiocity.data.manifest import ShardPath, column_folder, merge, read_receipt
 from semiocity.errors import UserError
-from semiocity.stages.base import BadRow, DatasetInfo, Made, Row, Stage, StageArgs, Tombstone, make_stage
+from semiocity.stages.base import BadRow, BrokenStage, DatasetInfo, Made, Row, Stage, StageArgs, Tombstone, make_stage
 from semiocity.stages.runner import run_shards
 
 
@@ -162,9 +164,14 @@ def test_a_row_that_failed_for_now_is_tried_again_and_only_its_shard(own: Path) 
     ("error", "kind", "said"),
     [
         (MemoryError(), UserError, "every row ran out of memory; ask for more memory, or lower args.batch"),
-        (RuntimeError("shapes differ"), RuntimeError, "no row succeeded; not published"),
+        (
+            RuntimeError("shapes differ"),
+            RuntimeError,
+            r"no row succeeded \(RuntimeError: shapes differ\); not published",
+        ),
         (RuntimeError("CUDA error: device-side assert"), RuntimeError, "CUDA error"),
         (NotImplementedError("later"), NotImplementedError, "later"),
+        (BrokenStage("2 results for 3 rows"), BrokenStage, "2 results for 3 rows"),
         (UserError("no weights"), UserError, "no weights"),
     ],
 )
@@ -177,7 +184,9 @@ def test_what_is_no_fault_of_a_row_fails_the_task_and_publishes_nothing(
     stage = Probe(fault=fault)
     with pytest.raises(kind, match=said):
         run_stage(stage, own)
-    assert contents(column_folder(own, "probe", stage_revision(stage, own))) == {}
+    left = contents(column_folder(own, "probe", stage_revision(stage, own)))
+    # A GPU that went down under some row: the next attempt is to look for it.
+    assert list(left) == (["00000/.00000000.journal.tmp"] if "CUDA" in str(error) else [])
 
 
 def test_rows_of_a_failed_parent_and_rows_without_the_field_are_passed_on(own: Path, tmp_path: Path) -> None:
@@ -202,7 +211,7 @@ def test_rows_of_a_failed_parent_and_rows_without_the_field_are_passed_on(own: P
     assert sum(row[2] is None for row in found.values()) == 10
 
 
-def test_a_stop_between_batches_leaves_nothing_half_made(own: Path) -> None:
+def test_a_stop_between_batches_publishes_nothing_and_loses_nothing(own: Path) -> None:
     stage = Probe(batch=2)
     revision = stage_revision(stage, own)
     facts: list[dict[str, Any]] = []
@@ -211,8 +220,11 @@ def test_a_stop_between_batches_leaves_nothing_half_made(own: Path) -> None:
     done = run_shards(stage, own, "probe", revision, range(3), Owner.here(), lambda: next(asked), facts.append)
     assert done is False
     folder = column_folder(own, "probe", revision)
-    assert set(contents(folder)) == {f"00000/00000000.{ext}" for ext in ("json", "parquet", "tar")}
+    whole = {f"00000/00000000.{ext}" for ext in ("json", "parquet", "tar")}
+    assert set(contents(folder)) == whole | {"00000/.00000001.journal.tmp"}
+    before = [key for batch in stage.batches for key in batch]
     run_stage(stage, own)
+    assert sorted(before) == sorted(set(before)), "no row went through twice"
     resumed = contents(folder)
     shutil.rmtree(folder)
     assert resumed == contents(run_stage(Probe(batch=2), own))
@@ -288,3 +300,188 @@ def test_a_task_killed_inside_a_shard_makes_just_the_missing_shards_again(own: P
     assert ShardPath(folder, 0).tar.stat().st_ino == inode
     undisturbed = Path(shutil.copytree(street, own.parent / "undisturbed" / "street"))
     assert contents(folder) == contents(run_stage(stage, undisturbed))
+
+
+# ---------------------------------------------------------------- rows that kill, memory that does not suffice
+
+
+def dies_of(number: int) -> Callable[[Row], None]:
+    def fault(row: Row) -> None:
+        os.kill(os.getpid(), number)
+
+    return fault
+
+
+def on(bad: str, fault: Callable[[Row], None]) -> Callable[[Row], None]:
+    def only(row: Row) -> None:
+        if row.key == bad:
+            fault(row)
+
+    return only
+
+
+def hang(row: Row) -> None:
+    time.sleep(600)
+
+
+def lose_the_gpu(row: Row) -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered at 0x7f")
+
+
+@pytest.mark.parametrize(
+    ("fault", "tombstone"),
+    [
+        (dies_of(signal.SIGSEGV), ("permanent", "killed its process: SIGSEGV")),
+        (dies_of(signal.SIGKILL), ("retry", "killed its process: SIGKILL (out of memory?)")),
+        (lambda row: os._exit(7), ("permanent", "killed its process: exit 7")),
+        (hang, ("retry", "took longer than 3 s (args.batch_timeout_s)")),
+        (lose_the_gpu, ("permanent", "RuntimeError: CUDA error: an illegal memory access was encountered")),
+    ],
+)
+def test_a_row_that_kills_its_process_is_found_and_costs_that_row_only(
+    own: Path, fault: Callable[[Row], None], tombstone: tuple[str, str]
+) -> None:
+    bad = keys_of(own)[5]
+    stage = Probe(batch=3, fault=on(bad, fault))
+    stage.args = StageArgs(batch=3, batch_timeout_s=3)
+    folder = run_stage(stage, own, careful=True)
+    found = read_column(folder)
+    assert {key: row[2] for key, row in found.items() if row[2]} == {bad: tombstone}
+    assert [execution(folder, i) for i in range(3)] == [(3, None), (3, 1), (3, None)]
+    # As if it had raised an exception.
+    shutil.rmtree(folder)
+    calm = run_stage(Probe(batch=3, fault=on(bad, raise_value_error)), own)
+    assert {k: r[0] for k, r in read_column(calm).items()} == {k: r[0] for k, r in found.items()}
+
+
+def raise_value_error(row: Row) -> None:
+    raise ValueError("odd")
+
+
+def execution(folder: Path, shard: int) -> tuple[int, int | None]:
+    receipt = read_receipt(ShardPath(folder, shard))
+    assert receipt is not None
+    return receipt["execution"]["batch"], receipt["execution"].get("shrunk_to")
+
+
+class Hungry(Probe):
+    """Fails when it gets more rows at a time than there is memory for."""
+
+    def __init__(self, batch: int, most: int, how: Callable[[], None]) -> None:
+        super().__init__(batch)
+        self.most, self.how = most, how
+
+    def process(self, rows: list[Row]) -> list[Made | Tombstone]:
+        if len(rows) > self.most:
+            self.how()
+        return super().process(rows)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Has the name of torch's."""
+
+
+def cuda_out_of_memory() -> None:
+    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 12.34 MiB")
+
+
+@pytest.mark.parametrize("careful", [False, True])
+@pytest.mark.parametrize("most", [3, 2, 1])
+def test_lack_of_memory_halves_the_batch_of_the_whole_shard(own: Path, most: int, careful: bool) -> None:
+    """Batches of 4 over shards of 4, 4 and 3 rows: the last fits where the others do not."""
+    fits = {3: 2, 2: 2, 1: 1}[most]
+    folder = run_stage(Hungry(4, most, cuda_out_of_memory), own, careful=careful)
+    last = (4, None) if most == 3 else (fits, fits)
+    assert [execution(folder, i) for i in range(3)] == [(fits, fits), (fits, fits), last]
+    found = read_column(folder)
+    assert not [row for row in found.values() if row[2]]
+    shutil.rmtree(folder)
+    if most < 3:  # the same class, the same bytes
+        smaller = read_column(run_stage(Probe(batch=fits), own))
+        assert smaller == found
+
+
+def test_a_kill_for_memory_halves_the_batch_too(own: Path) -> None:
+    folder = run_stage(Hungry(4, 2, lambda: os.kill(os.getpid(), signal.SIGKILL)), own, careful=True)
+    assert [execution(folder, i) for i in range(3)] == [(2, 2)] * 3
+    assert not [row for row in read_column(folder).values() if row[2]]
+
+
+def test_a_stage_that_cannot_be_loaded_apart_fails_the_task_with_its_own_words(own: Path) -> None:
+    class Unloadable(Probe):
+        def load(self, info: DatasetInfo, device: str) -> None:
+            raise UserError("weights/config.json: missing")
+
+    with pytest.raises(UserError, match=r"weights/config\.json: missing"):
+        run_stage(Unloadable(), own, careful=True)
+
+    class Crashing(Probe):
+        def load(self, info: DatasetInfo, device: str) -> None:
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    with pytest.raises(RuntimeError, match=r"its process died while it loaded .*SIGSEGV"):
+        run_stage(Crashing(), own, careful=True)
+
+
+def test_a_row_that_killed_is_looked_at_apart_when_it_is_tried_again(own: Path) -> None:
+    """Its tombstone is of the kind `retry`; the next submission must not die of it."""
+    bad = keys_of(own)[5]
+    fault = on(bad, dies_of(signal.SIGKILL))
+    folder = run_stage(Probe(batch=3, fault=fault), own, careful=True)
+    before = contents(folder)
+    assert contents(run_stage(Probe(batch=3, fault=fault), own)) == before
+
+
+@pytest.mark.parametrize(
+    ("cause", "batch", "said"),
+    [
+        ("crash", 4, {"permanent": "killed its process and its task: crash"}),
+        ("out_of_memory", 1, {"retry": "killed its process and its task: out of memory"}),
+    ],
+)
+def test_a_row_that_ends_all_processes_of_its_job_is_found_by_the_attempts_after(
+    own: Path, cause: str, batch: int, said: dict[str, str]
+) -> None:
+    """As where the kernel kills the whole step: the batch script alone sees it."""
+    bad = keys_of(own)[5]
+
+    def fault(row: Row) -> None:
+        if row.key == bad:
+            os.killpg(0, signal.SIGKILL)
+
+    stage = Probe(batch=batch, fault=fault)
+    deaths = 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            os.setpgid(0, 0)
+            run_stage(stage, own, ended=lambda owner: cause, careful=True)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            break
+        deaths += 1
+        assert deaths < 5 and os.WTERMSIG(status) == signal.SIGKILL
+    folder = column_folder(own, "probe", stage_revision(stage, own))
+    found = read_column(folder)
+    assert {key: {row[2][0]: row[2][1]} for key, row in found.items() if row[2]} == {bad: said}
+    assert deaths == (2 if batch > 1 else 1)
+    assert not [name for name in contents(folder) if name.endswith(".tmp")]
+
+
+def test_a_hanging_batch_ends_its_task_with_the_stacks_in_its_log(own: Path, tmp_path: Path) -> None:
+    bad = keys_of(own)[5]
+    stage = Probe(batch=3, fault=on(bad, hang))
+    stage.args = StageArgs(batch=3, batch_timeout_s=3)
+    child = os.fork()
+    if child == 0:
+        with (tmp_path / "log").open("w") as log:
+            sys.__stderr__ = log  # type: ignore[misc]
+            run_stage(stage, own)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    log_text = (tmp_path / "log").read_text()
+    assert log_text.startswith("Timeout (0:00:03)!") and "in hang" in log_text
+    path = ShardPath(column_folder(own, "probe", stage_revision(stage, own)), 1)
+    assert died_in(path), "the next attempt looks at this shard in a child process"

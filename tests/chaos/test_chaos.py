@@ -1,0 +1,129 @@
+"""Jobs under random disturbance on a real cluster end as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scenario
+import soak_report
+from arena import SOURCE, Cluster, arena
+from disturbances import KINDS, NEED_MOUNTS, PHASES, every
+
+Calm = Callable[[str], Any]
+
+pytestmark = pytest.mark.slurm
+
+
+def disturb(
+    cluster: Cluster,
+    ground: dict[str, Any],
+    calm: Calm,
+    folder: Path,
+    work: str,
+    strikes: list[tuple[str, str]],
+    chance: random.Random,
+) -> dict[str, Any]:
+    """Drive one scenario and check what came out; its figures."""
+    with arena(cluster, folder, ground["python"], ground["template"], mount=ground["mount"]) as a:
+        try:
+            scenario.drive(a, work, strikes, chance)
+            assert scenario.outcome(a.project, work) == calm(work), "other bytes than undisturbed"
+            assert scenario.leftovers(a.project) == []
+            assert a.run("verify", "data/city").returncode == 0, "rows lost or repeated"
+            assert work != "train" or scenario.really_resumed(a), scenario.first_steps(a.project)
+        except (AssertionError, RuntimeError, OSError) as error:
+            told = [str(error), json.dumps(a.strikes, indent=1), *a.said[-12:], logs(a.project)]
+            raise AssertionError("\n".join(told)) from None
+        return {**scenario.figures(a, work), "missed": a.missed}
+
+
+def logs(project: Path) -> str:
+    parts = []
+    for log in sorted(project.glob("runs/*/attempts/*/submitit/*_log.out"))[-8:]:
+        parts.append(f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-12:]))
+    return "\n".join(parts)
+
+
+SAMPLE = {"caption": 4, "train": 1}
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("work", PHASES)
+def test_a_sample_of_disturbances(
+    work: str, cluster: Cluster, ground: dict[str, Any], calm: Calm, tmp_path: Path
+) -> None:
+    """A few, chosen by a seed that is printed: SEMIOCITY_CHAOS_SEED=… repeats them."""
+    seed = chaos_seed()
+    chance = random.Random(f"{seed} {work}")
+    possible = [(phase, kind) for known, phase, kind in every() if known == work and allowed(ground, kind)]
+    strikes = chance.sample(possible, SAMPLE[work])
+    print(f"SEMIOCITY_CHAOS_SEED={seed}: {work} {strikes}")
+    found = disturb(cluster, ground, calm, tmp_path / "arena", work, strikes, chance)
+    print(json.dumps(found))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(12 * 3600)
+def test_two_hundred_disturbances(cluster: Cluster, ground: dict[str, Any], calm: Calm, tmp_path: Path) -> None:
+    """Every kind at every phase of both works, and more until there are 200. Writes its section of docs/soak.md.
+
+    SEMIOCITY_CHAOS_ONLY=clock,caption+save tries only what has one of these words in kind, phase or work, or all that
+    are joined by a plus; then nothing is written.
+    """
+    seed = chaos_seed()
+    chance = random.Random(seed)
+    only = [set(item.split("+")) for item in os.environ.get("SEMIOCITY_CHAOS_ONLY", "").split(",") if item]
+    possible = [combo for combo in every() if allowed(ground, combo[2])]
+    if only:
+        possible = [combo for combo in possible if any(words <= set(combo) for words in only)]
+    wanted = [*possible, *possible][: max(len(possible), WANTED if not only else 0)]
+    chance.shuffle(wanted)
+    scenarios: list[dict[str, Any]] = []
+    rounds = 0
+    while wanted:
+        work = chance.choice(sorted({combo[0] for combo in wanted}))
+        mine = [combo for combo in wanted if combo[0] == work][: AT_A_TIME[work]]
+        for combo in mine:
+            wanted.remove(combo)
+        rounds += 1
+        strikes = [(phase, kind) for _, phase, kind in mine]
+        print(f"seed {seed}, scenario {rounds}: {work} {strikes}; {len(wanted)} to come", flush=True)
+        found = disturb(cluster, ground, calm, tmp_path / f"{rounds:03d}", work, strikes, chance)
+        wanted += [(work, phase, kind) for phase, kind in found.pop("missed")]
+        scenarios.append(found)
+    assert rounds > 0
+    if not only:
+        table = soak_report.chaos_table(scenarios, seed, list(KINDS))
+        soak_report.write_section(SOURCE / "docs" / "soak.md", "Disturbances", table)
+
+
+WANTED = 200
+AT_A_TIME = {"caption": 5, "train": 3}
+
+
+def allowed(ground: dict[str, Any], kind: str) -> bool:
+    return bool(ground["mount"]) or kind not in NEED_MOUNTS
+
+
+def chaos_seed() -> int:
+    return int(os.environ.get("SEMIOCITY_CHAOS_SEED") or random.SystemRandom().randrange(10**6))
+
+
+def test_the_report_keeps_other_sections(tmp_path: Path) -> None:
+    path = tmp_path / "soak.md"
+    soak_report.write_section(path, "B", "first")
+    soak_report.write_section(path, "A", "other")
+    strike = {"phase": "save", "kind": "clock", "recovery_s": 2.0}
+    figures = {"work": "train", "strikes": [strike], "repeated": 3, "wanted": 30, "submissions": 2}
+    soak_report.write_section(path, "B", soak_report.chaos_table([figures], 7, list(KINDS)))
+    text = path.read_text()
+    assert text.index("## A\n\nother") < text.index("## B")
+    assert "first" not in text
+    assert "| train | 1 | 1 | 30 | 3 (10.0 %) | 2 |" in text
+    assert "| clock | 1 | 1 | 2.0, 2.0 |" in text
