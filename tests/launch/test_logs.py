@@ -18,7 +18,9 @@ def attempt(tmp_path: Path) -> Attempt:
     made = new_attempt(tmp_path / "runs" / "train")
     made.write({"kind": "train", "tasks": [[], []], "jobs": ["7", "8"], "executor": "local", "host": "elsewhere"})
     write_json(made.task_file(0), {"state": "done", "job": "7"})
-    write_json(made.task_file(1), {"state": "failed", "job": "8", "reason": "RuntimeError: peer closed"})
+    write_json(
+        made.task_file(1), {"state": "failed", "job": "8", "cause": "crash", "reason": "RuntimeError: peer closed"}
+    )
     return made
 
 
@@ -37,7 +39,7 @@ def test_the_failing_tasks_first_rank_comes_first(attempt: Attempt, capsys: pyte
     write(attempt, "80", 0, "another job's\n", 90)
     assert logs.show(attempt.run, **TAKEN) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "train, attempt 1, task 1 (failed): RuntimeError: peer closed"
+    assert out[0].startswith("train, attempt 1, task 1 (failed): crashed: RuntimeError: peer closed; ")
     assert out[2].endswith("8_2_log.out <==")
     assert out[-1] == "ValueError: the cause"
     assert logs.show(attempt.run, **TAKEN | {"rank": 1}) == 1
