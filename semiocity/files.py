@@ -69,6 +69,11 @@ def adopt(file: Path) -> None:
         os.close(descriptor)
 
 
+def adopt_folder(folder: Path) -> None:
+    """Give a folder that mkdtemp made (0700) the mode that the umask asks for; it goes on handing on its group."""
+    folder.chmod((0o777 & ~_umask()) | (folder.stat().st_mode & stat.S_ISGID))
+
+
 def make_durable(folder: Path) -> None:
     """`adopt` every file below a folder that libraries wrote into. What links lead to is left alone."""
     for path in folder.iterdir():
@@ -79,11 +84,6 @@ def make_durable(folder: Path) -> None:
         else:
             adopt(path)
     fsync_folder(folder)
-
-
-def adopt_folder(folder: Path) -> None:
-    """Give a folder that mkdtemp made (0700) the mode that the umask asks for; it goes on handing on its group."""
-    folder.chmod((0o777 & ~_umask()) | (folder.stat().st_mode & stat.S_ISGID))
 
 
 def fsync_folder(folder: Path) -> None:

@@ -125,8 +125,9 @@ def source_of(job: PromptJob, run: Path) -> Source:
     if model.is_file():
         if job.base is None:
             raise UserError(f"base: missing; {model} is one file, so name the pipeline folder with the other parts")
-        kind = "lora" if any(".lora_" in name for name in tensor_names(model)) else "original"
-        return Source(job.base, **{kind: model})
+        if any(".lora_" in name for name in tensor_names(model)):
+            return Source(job.base, lora=model)
+        return Source(job.base, original=model)
     about = _about(model)
     if about.get("kind") == "lora":
         base = job.base or Path(about["pretrained"])

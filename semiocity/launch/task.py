@@ -17,7 +17,7 @@ from typing import Any
 from semiocity import ranks
 from semiocity.errors import BadNode, OutOfMemory, UserError
 from semiocity.files import read_json, write_json
-from semiocity.launch import causes, ends
+from semiocity.launch import causes, ends, notices
 from semiocity.launch.preempt import REQUEUE_EXIT, StopFlag
 from semiocity.launch.runs import Attempt, attempts
 from semiocity.launch.world import World, from_environment
@@ -57,6 +57,7 @@ def main(run: str, number: int, index: int) -> str:
         again = not isinstance(error, FAULTS_IN_CODE)
         ends.note(attempt, world.job_id, world.restart, cause, reason, node_name(), world.rank, again)
         report(state="failed", cause=cause, reason=reason)
+        notices.failed(data, index, attempt, world, cause, reason, again)
         if isinstance(error, UserError):
             print(f"semiocity: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
@@ -64,6 +65,8 @@ def main(run: str, number: int, index: int) -> str:
         raise
     if finished:
         report(state="done")
+        if world.rank == 0:
+            notices.ended(data, index, "done")
         return "done"
     report(state="stopped", reason=stop.reason or "stopped")
     if world.rank == 0 and not attempt.cancelled.exists():
@@ -301,7 +304,14 @@ def _pipeline(data: dict[str, Any], index: int, world: World, stop: StopFlag, re
     return run(data, index, report)
 
 
+def _doctor(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.launch import doctor_task
+
+    return doctor_task.run(data, world, report)
+
+
 KINDS: dict[str, Work] = {
+    "doctor": _doctor,
     "pack": _pack,
     "stage": _stage,
     "reduce": _reduce,

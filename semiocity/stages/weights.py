@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 
 from semiocity.errors import UserError
 from semiocity.files import digest, read_json, write_json
+from semiocity.stages import model_files
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,9 +29,11 @@ PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model")
 CACHE = ".semiocity-sha256.json"
 """Hashes of large files, kept beside them where the folder can be written: name → [size, mtime in ns, sha256]."""
+OURS = (CACHE, model_files.MARKER)
 
-ModelFolder = AfterValidator(lambda path: path.expanduser().absolute())
-"""Annotation for a model's folder in a stage's arguments: jobs run in another working folder than `submit`."""
+ModelFolder = AfterValidator(lambda path: path.expanduser().resolve())
+"""Annotation for a model's folder in a stage's arguments: jobs run in another working folder than `submit`, and keep
+the folder that a link like models/NAME means now."""
 
 
 def resolve(folder: Path) -> Path:
@@ -48,9 +51,9 @@ def check(folder: Path, where: str, model_type: str, tokenizer: bool = False) ->
     """
     if not folder.is_dir():
         raise UserError(
-            f"{where}: {folder}: no such folder. Compute nodes have no network: fetch the model on the login node, "
-            f"such as `hf download ORG/NAME --local-dir {folder}`"
+            f"{where}: {folder}: no such folder. Compute nodes have no network: {model_files.remedy(folder)}"
         )
+    model_files.check_marked(folder, where, model_files.name_of(folder))
     folder = resolve(folder)
     found = read_config(folder, "config.json", where).get("model_type")
     if found != model_type:
@@ -59,7 +62,8 @@ def check(folder: Path, where: str, model_type: str, tokenizer: bool = False) ->
     for names in needed:
         if not any((folder / name).is_file() for name in names):
             raise UserError(f"{where}: {folder}: {' or '.join(names)} is missing; fetch the whole repository")
-    weight_files(folder, where)
+    for path in weight_files(folder, where):
+        model_files.check_safetensors(path, where, model_files.remedy(folder))
 
 
 def check_blip2(folder: Path, where: str) -> None:
@@ -87,7 +91,7 @@ def revision(folder: Path, plain: bool = False) -> str:
     hashes are kept beside them where that is possible.
     """
     folder = resolve(folder)
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in SMALL and path.name != CACHE)
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in SMALL and path.name not in OURS)
     names += [] if plain else [path.name for path in weight_files(folder, str(folder))]
     known = _read_cache(folder)
     with ThreadPoolExecutor(4) as pool:

@@ -33,6 +33,7 @@ def disturb(
     with arena(cluster, folder, ground["python"], ground["template"], mount=ground["mount"]) as a:
         try:
             scenario.drive(a, work, strikes, chance)
+            assert a.strikes, "no task came to a point where it was waited for: is the hook in the tasks' Python?"
             assert scenario.outcome(a.project, work) == calm(work), "other bytes than undisturbed"
             assert scenario.leftovers(a.project) == []
             assert a.run("verify", "data/city").returncode == 0, "rows lost or repeated"

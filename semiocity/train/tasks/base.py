@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from semiocity.data.loader import Arrays, Room
 from semiocity.data.order import Batch
+from semiocity.errors import UserError
 from semiocity.train.options import OptimizerOptions, TrainJob, ZeroOptions
 
 Modules = Mapping[str, nn.Module]
@@ -103,6 +104,11 @@ class Task(ABC):
         Randomness is keyed by (seed, step, row): see `semiocity.train.noise`. `batch.weights` must multiply the losses:
         it is 0 for rows that only fill up a batch.
         """
+
+    def example(self, samples: int, height: int, width: int) -> Tensors:
+        """Empty tensors of the shapes and types that `collate` makes for `samples` rows of this size, on the default
+        device. `semiocity fit` runs `loss` on them, where nothing has contents."""
+        raise UserError(f"task {self.job.task} does not say the shapes of its batches (Task.example): fit cannot work")
 
     # -- training -----------------------------------------------------------------------------------------------------
 
