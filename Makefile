@@ -12,8 +12,8 @@ SEMIOCITY = $(VENV)/bin/semiocity
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help env login peers demo test soak lint bench lock image shards verify caption segment duplicates view browse \
-        train generate evaluate report status tensorboard
+.PHONY: help env login peers demo test soak lint bench lock doctor fetch fit image shards verify caption segment \
+        duplicates view browse train generate evaluate report pipeline status tensorboard
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,8 @@ peers: $(UV)  ## other tools, for tests and benchmarks: export SEMIOCITY_PEERS=$
 	$(UV) pip install --quiet --python $(PEERS)/bin/python --require-hashes -r bench/peers.lock
 	$(UV) pip install --quiet --python $(PEERS)/bin/python --require-hashes --target $(PEERS)/webdataset-0.2 \
 	  -r bench/peers-webdataset-0.2.lock
+	$(PYTHON) -m venv $(PEERS)/datatrove
+	$(UV) pip install --quiet --python $(PEERS)/datatrove/bin/python --require-hashes -r bench/peers-datatrove.lock
 
 lock:  ## write requirements.lock and containers/requirements.lock anew
 	$(UV) pip compile pyproject.toml --all-extras $(LOCK_FLAGS) -o requirements.lock
@@ -83,6 +85,15 @@ bench: env  ## each claim against a peer in the same run; writes docs/benchmarks
 	$(VENV)/bin/python bench/all.py
 
 # ---- step by step
+
+doctor: $(SEMIOCITY)  ## can it work here? On the login node; ARGS=--node asks a compute node, JOB=… a job
+	$(SEMIOCITY) doctor $(JOB) $(ARGS)
+
+fetch: $(SEMIOCITY)  ## weights that JOB names (or MODEL=…) to the shared folder, for nodes without internet
+	$(SEMIOCITY) fetch $(or $(MODEL),$(JOB)) $(ARGS)
+
+fit: $(SEMIOCITY)  ## memory, time and GPU-hours of JOB, before it is submitted
+	$(SEMIOCITY) fit $(or $(JOB),jobs/train-sdm.toml) $(ARGS)
 
 image: $(SEMIOCITY)  ## the Apptainer image that jobs run in
 	$(SEMIOCITY) image $(ARGS)
@@ -120,6 +131,9 @@ evaluate: $(SEMIOCITY)  ## scores of the generated images (JOB=jobs/evaluate.tom
 
 report: $(SEMIOCITY)  ## one self-contained page about RUN
 	$(SEMIOCITY) report $(RUN) $(ARGS)
+
+pipeline: $(SEMIOCITY)  ## many jobs as a graph, queued at once (PIPELINE=jobs/pipelines/city.toml)
+	$(SEMIOCITY) pipeline $(or $(PIPELINE),jobs/pipelines/city.toml) $(ARGS)
 
 status: $(SEMIOCITY)  ## what is done, running, failed and missing
 	@$(SEMIOCITY) status $(ARGS)

@@ -36,7 +36,7 @@ def save_flux(
     vae_scale: float = 0.2,
 ) -> Path:
     """A pipeline folder. Pictures of 32 pixels are 2×2 tokens of 16 channels; prompts are 16 tokens."""
-    transformer = FluxTransformer2DModel(
+    transformer: Any = FluxTransformer2DModel(
         in_channels=4 * CHANNELS,
         num_layers=blocks[0],
         num_single_layers=blocks[1],
@@ -48,7 +48,7 @@ def save_flux(
         axes_dims_rope=(4, 6, 6),
     )
     randomise(transformer, seed, 0.08)
-    vae = AutoencoderKL(
+    vae: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 16, 16),
@@ -92,7 +92,7 @@ def save_flux(
         )
     )
     randomise(t5, seed + 3)
-    FluxPipeline(
+    pipeline: Any = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=vae,
         text_encoder=clip,
@@ -100,7 +100,8 @@ def save_flux(
         text_encoder_2=t5,
         tokenizer_2=t5_tokenizer,
         transformer=transformer,
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
     (folder / "LICENSE.md").write_text("A licence.\n")
     return folder
 

@@ -115,9 +115,10 @@ def note(unit: str) -> None:
 def _wrap() -> None:
     """Wrap the methods that do a unit, once their modules are imported."""
     stage = sys.modules.get("semiocity.stages.caption")
-    for kind in vars(stage).values() if stage else ():
-        if isinstance(kind, type) and "process" in vars(kind) and not hasattr(kind.process, "noted"):
-            kind.process = _noting_rows(kind.process)  # type: ignore[attr-defined]
+    kinds: list[Any] = [value for value in vars(stage).values() if isinstance(value, type)] if stage else []
+    for kind in kinds:
+        if "process" in vars(kind) and not hasattr(kind.process, "noted"):
+            kind.process = _noting_rows(kind.process)
     watchdog = getattr(sys.modules.get("semiocity.train.watchdog"), "Watchdog", None)
     if watchdog is not None and not hasattr(watchdog.beat, "noted"):
         watchdog.beat = _noting_steps(watchdog.beat)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from semiocity.files import write_json
 from semiocity.launch import logs
 from semiocity.launch.runs import Attempt, new_attempt
 
-TAKEN = {"task": None, "rank": None, "attempt": None, "lines": 5, "follow": False}
+TAKEN: dict[str, Any] = {"task": None, "rank": None, "attempt": None, "lines": 5, "follow": False}
 
 
 @pytest.fixture

@@ -122,7 +122,14 @@ def test_a_failure_is_told_when_the_job_does_not_come_back(
     url, told = heard
     monkeypatch.setenv("MY_HOOK", url)
     places = {**notices.settings(Notify(webhook_env="MY_HOOK")), "retries": {"crash": 1, "out_of_memory": 0}}
-    data = {"run": "/r/x", "dataset": "/d/y", "column": "", "kind": "train", "tasks": [[]], "merge": None}
+    data: dict[str, Any] = {
+        "run": "/r/x",
+        "dataset": "/d/y",
+        "column": "",
+        "kind": "train",
+        "tasks": [[]],
+        "merge": None,
+    }
     data |= {"notify": places, "executor": "slurm", "cluster": {"requeue": True}}
     attempt = Attempt(tmp_path, 1)
     attempt.folder.mkdir(parents=True)

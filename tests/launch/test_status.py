@@ -161,7 +161,12 @@ def test_twenty_thousand_tasks_are_looked_at_with_few_files(tmp_path: Path, monk
     monkeypatch.setattr(status.squeue, "states", queue)
     opened: list[Path] = []
     read = status.read_json
-    monkeypatch.setattr(status, "read_json", lambda path: opened.append(path) or read(path))
+
+    def noted(path: Path) -> dict[str, Any]:
+        opened.append(path)
+        return read(path)
+
+    monkeypatch.setattr(status, "read_json", noted)
     [run] = status.collect(tmp_path / "data", tmp_path / "runs")["runs"]
     assert run["tasks"] == {"done": count - 100, "running": 100}
     assert len(asked) == 1 and len(asked[0]) == 100

@@ -123,7 +123,8 @@ def test_dropped_prompts_are_the_empty_one() -> None:
 def test_the_model_sees_the_time_that_samples_are_mixed_at(model: Any, dtype: torch.dtype) -> None:
     t = torch.tensor([0.1234567, 0.7654321, 0.9991])
     seen: list[torch.Tensor] = []
-    cast = FluxTransformer2DModel(**TINY).to(dtype)
+    cast: Any = FluxTransformer2DModel(**TINY)
+    cast.to(dtype)
     cast.load_state_dict(model.state_dict())
     hook = cast.time_text_embed.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     batch = torch.randn(3, 4, 4, 4), torch.randn(3, 7, 24), torch.randn(3, 12)
@@ -178,7 +179,7 @@ def test_euler_integrates_a_straight_flow_exactly() -> None:
 @pytest.mark.parametrize("guidance", [True, False])
 def test_names_and_shapes_come_from_the_config_alone(guidance: bool) -> None:
     with torch.device("meta"):
-        made = FluxTransformer2DModel(**{**TINY, "guidance_embeds": guidance})
+        made: Any = FluxTransformer2DModel(**{**TINY, "guidance_embeds": guidance})
     shapes = {name: tuple(p.shape) for name, p in made.named_parameters()}
     assert flux_names.parameters(dict(made.config)) == shapes
     linear = {name for name, module in made.named_modules() if isinstance(module, torch.nn.Linear)}
