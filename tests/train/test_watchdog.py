@@ -72,7 +72,7 @@ def start(
 def test_ranks_that_stand_still_leave_stacks_and_ask_to_come_back(attempt: Attempt) -> None:
     processes = [start(attempt, rank) for rank in (0, 1)]
     assert [process.wait(PATIENCE_S) for process in processes] == [85, 85]
-    assert attempt.requeue_file("7", 0).exists()
+    assert attempt.requeue_file("7", 0).read_text() == "hung\n", "counted as such, not as a preemption"
     stacks = sorted(folder(attempt).glob("*.stacks"))
     assert [path.name for path in stacks] == ["0000.stacks", "0001.stacks"]
     assert "stand_still" in stacks[0].read_text(), "the main thread's place is in it"
