@@ -17,6 +17,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "caption": ("stage", "add the column that a caption job makes"),
     "segment": ("stage", "add the column that a segment job makes"),
     "hash": ("stage", "add the column `hash`: what equal and similar pictures are found by"),
+    "latent": ("stage", "add the column `latent`: what a VAE makes of every picture, for trainings"),
+    "text": ("stage", "add the column `text`: what text encoders make of every caption, for trainings"),
     "duplicates": ("duplicates", "find equal and near-equal pictures, and the splits that keep them together"),
     "view": ("view", "choose rows by a filter and pin them, for trainings to name"),
     "train": ("train", "train, or go on training"),

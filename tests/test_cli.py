@@ -60,8 +60,13 @@ def test_login_node_modules_import_without_torch(tmp_path: Path) -> None:
         "stages.hash",
         "stages.reduce",
         "stages.duplicates",
+        "stages.latent",
+        "stages.text",
         "train.options",
+        "train.tasks.flux_options",
         "evaluate.options",
+        "evaluate.prompt_options",
+        "launch.prompt_jobs",
     ]
     loaded = imported("; ".join(f"import semiocity.{name}" for name in names), tmp_path)
     assert not loaded & {"torch", "transformers", "numpy", "deepspeed", "diffusers", "pyarrow", "PIL"}

@@ -123,9 +123,16 @@ def _absent(work: Work, job: str, what: str) -> Finding:
 
 
 def _last(log: Path) -> str:
-    """The last line that is not srun's own."""
+    """The last line that is neither srun's nor the batch script's own."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()[-50:]]
-    return next((line for line in reversed(lines) if line and not line.startswith(("srun:", "slurmstepd:"))), "")
+    return next(
+        (
+            line
+            for line in reversed(lines)
+            if line and not line.startswith(("srun:", "slurmstepd", "semiocity: begins", "semiocity: ended"))
+        ),
+        "",
+    )
 
 
 def _read(work: Work, restart: int) -> dict[str, Any] | None:

@@ -77,8 +77,10 @@ def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: 
             parts[name] = parts.get(name, 0) + value
         share = 4 * phase["parameters"] / (ranks if phase["stage"] else 1)
         passing = max(passing, phase["peak"])
-        # The gradient of the share, and on CPUs what AdamW computes in between (fused on GPUs).
-        moving = max(moving, share * (1 if device == "cuda" else 3))
+        # Stage 0: gradients, and their copies while they are summed over the ranks (as measured). Else the gradient of
+        # the share, and on CPUs what AdamW computes in between (fused on GPUs).
+        times = 4 if phase["stage"] == 0 and ranks > 1 else 1 if device == "cuda" else 3
+        moving = max(moving, share * times)
     return {**parts, "pass": max(passing, moving), "total": sum(parts.values()) + max(passing, moving)}
 
 

@@ -6,14 +6,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from semiocity.errors import UserError
-from semiocity.files import read_json
 from semiocity.launch import squeue
 from semiocity.launch.compact import packed_log
+from semiocity.launch.first_cause import first_cause
 from semiocity.launch.runs import Attempt, attempts
 from semiocity.launch.status import task_states
 
@@ -99,7 +98,7 @@ def _log(attempt: Attempt, state: Mapping[str, Any], rank: int | None) -> Path |
         return logs.get(rank)
     if state["state"] in ("failed", "lost") and len(logs) > 1:
         log, said = first_failure(attempt, state["job"], logs)
-        print(said or "several ranks: this one's log ended first with an error")
+        print(said)
         return log
     return logs[min(logs)] if logs else None
 
@@ -112,28 +111,16 @@ def rank_logs(attempt: Attempt, job: str) -> dict[int, Path]:
 
 
 def first_failure(attempt: Attempt, job: str, logs: Mapping[int, Path]) -> tuple[Path, str]:
-    """The log of the rank that failed first, and what that rank said; the others tell only that it went away.
+    """The log of the rank that failed first, and why it did; the others tell only that it went away.
 
-    Ranks note their end in the attempt folder (ranks/JOB.RESTART/RANK.json). Where they could not, the log decides that
-    ended first with an error.
+    Ranks note their ends (`first_cause.py`). Where they could not, the log decides that ended first with an error.
     """
-    failed = [facts for facts in _notes(attempt, job) if facts.get("state") == "failed" and facts.get("rank") in logs]
-    if failed:
-        first = min(failed, key=lambda facts: (facts["time"], facts["rank"]))
-        return logs[first["rank"]], f"rank {first['rank']} on {first.get('host', '?')} first: {first.get('reason', '')}"
+    if cause := first_cause(attempt, job):
+        return cause.log or logs[min(logs)], f"first: {cause}"
     troubled = {rank: path for rank, path in logs.items() if TROUBLE.search("\n".join(last_lines(path, 400)))}
     ended = {rank: path.stat().st_mtime for rank, path in troubled.items()}
-    return logs[min(ended, key=lambda rank: (ended[rank], rank))] if ended else logs[min(logs)], ""
-
-
-def _notes(attempt: Attempt, job: str) -> list[dict[str, Any]]:
-    """What the ranks of a job's newest restart noted of themselves."""
-    folders = [(int(path.name.rpartition(".")[2]), path) for path in attempt.folder.glob(f"ranks/{job}.[0-9]*")]
-    found = []
-    for path in sorted(max(folders)[1].glob("[0-9]*.json")) if folders else []:
-        with suppress(OSError, UserError):
-            found.append(read_json(path))
-    return found
+    first = min(ended, key=lambda rank: (ended[rank], rank)) if ended else min(logs)
+    return logs[first], f"first: rank {first}, whose log ended before the others'"
 
 
 def last_lines(log: Path, lines: int) -> list[str]:

@@ -25,8 +25,6 @@ from semiocity.launch.runs import Attempt, alive, all_runs, attempts, last_line
 GATHER = 100
 """Tasks that have to be done newly before they are gathered in a file."""
 
-ENDED = ("failed", "lost", "stopped")
-
 STALE_S = 120.0
 """A task on another machine that has not written for so long, and that nobody can ask about, counts as lost."""
 
@@ -75,14 +73,13 @@ def _states(read: Read, live: Mapping[str, str] | None) -> list[dict[str, Any]]:
         if state not in ("done", "queued") and f"{job}_0_log.out" in logs:
             log = str(attempt.logs / f"{job}_0_log.out")
         cause = ""
-        if state in ENDED and cancelled and state != "failed":
-            state = cause = causes.CANCELLED
-            reason = causes.WHAT[cause]
-        elif state in ENDED:
+        if cancelled and state in ("lost", "stopped"):
+            state, cause, reason = "cancelled", causes.CANCELLED, ""
+        elif state in ("failed", "lost"):
             found_cause = ends.cause(attempt, facts, job)
-            cause = found_cause.name
-            state = "cancelled" if cause == causes.CANCELLED else state
-            reason = reason if state == "stopped" else f"{found_cause}; {found_cause.advice}"
+            cause, reason = found_cause.name, f"{found_cause}; {found_cause.advice}"
+        elif state == "stopped":
+            cause = causes.of_signal(facts.get("reason"))
         named = {"index": index, "job": job, "state": state, "reason": reason, "cause": cause, "log": log}
         found.append({**facts, **named})
     return found

@@ -88,8 +88,8 @@ def submit(
         else:
             run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
             compact(attempt)
-        if not left:
-            break
+        if not left or not _all_done(attempt):
+            break  # what failed would only fail again, and take the place of what had none
     if _succeeded(work, attempt):
         if again := rows_to_retry(work):
             print(f"{describe(work)}: rows in {len(again)} shards failed for now; the same command tries them again")
@@ -270,12 +270,16 @@ def complete(work: Work) -> bool:
             return False
 
 
-def _succeeded(work: Work, attempt: Attempt) -> bool:
+def _all_done(attempt: Attempt) -> bool:
     from semiocity.launch.status import task_states
 
+    return all(state["state"] == "done" for state in task_states(attempt, live={}))
+
+
+def _succeeded(work: Work, attempt: Attempt) -> bool:
     if work.kind in ("pack", "stage", "reduce", "view", "export", "train"):
         return complete(work)
-    return all(state["state"] == "done" for state in task_states(attempt, live={}))
+    return _all_done(attempt)
 
 
 def rows_to_retry(work: Work) -> list[int]:

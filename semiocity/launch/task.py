@@ -271,6 +271,11 @@ def _train(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
 
 
 def _generate(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    if "prompts" in data["job"]:
+        from semiocity.evaluate import prompts
+        from semiocity.evaluate.prompt_options import PromptJob
+
+        return prompts.run(PromptJob.model_validate(data["job"]), Path(data["run"]), index, len(data["tasks"]), stop)
     from semiocity.evaluate.generate import run
     from semiocity.evaluate.options import GenerateJob
 

@@ -18,7 +18,9 @@ def attempt(tmp_path: Path) -> Attempt:
     made = new_attempt(tmp_path / "runs" / "train")
     made.write({"kind": "train", "tasks": [[], []], "jobs": ["7", "8"], "executor": "local", "host": "elsewhere"})
     write_json(made.task_file(0), {"state": "done", "job": "7"})
-    write_json(made.task_file(1), {"state": "failed", "job": "8", "reason": "RuntimeError: peer closed"})
+    write_json(
+        made.task_file(1), {"state": "failed", "job": "8", "cause": "crash", "reason": "RuntimeError: peer closed"}
+    )
     return made
 
 
@@ -37,7 +39,7 @@ def test_the_failing_tasks_first_rank_comes_first(attempt: Attempt, capsys: pyte
     write(attempt, "80", 0, "another job's\n", 90)
     assert logs.show(attempt.run, **TAKEN) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "train, attempt 1, task 1 (failed): RuntimeError: peer closed"
+    assert out[0].startswith("train, attempt 1, task 1 (failed): crashed: RuntimeError: peer closed; ")
     assert out[2].endswith("8_2_log.out <==")
     assert out[-1] == "ValueError: the cause"
     assert logs.show(attempt.run, **TAKEN | {"rank": 1}) == 1
@@ -58,11 +60,11 @@ def test_what_ranks_noted_of_themselves_decides(attempt: Attempt, capsys: pytest
     for restart, first in ((0, 0), (1, 1)):
         for rank in (0, 1):
             state = "failed" if rank == first else "follower"
-            facts = {"rank": rank, "state": state, "time": 5.0 - rank, "host": "n2", "reason": f"Error: of {rank}"}
+            facts = {"rank": rank, "ranks": 2, "state": state, "time": 5.0 - rank, "host": "n2", "reason": f"of {rank}"}
             write_json(attempt.folder / "ranks" / f"8.{restart}" / f"{rank:04d}.json", facts)
     assert logs.show(attempt.run, **TAKEN) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[1] == "rank 1 on n2 first: Error: of 1"
+    assert out[1] == "first: rank 1 on n2: of 1"
     assert out[-1] == "Error: of 1"
 
 

@@ -134,7 +134,7 @@ def test_progress_causes_and_gpu_hours(tmp_path: Path) -> None:
     (attempt.folder / "ends" / "9_1.0").write_text("cause=gpu_out_of_memory\nreason=too large\n")
     states = status.task_states(attempt, {"9_3": "RUNNING", "10": "PENDING"})
     assert [state["state"] for state in states] == ["done", "failed", "lost", "running", "queued"]
-    assert [state["cause"] for state in states] == ["", "gpu_out_of_memory", "lost", "", ""]
+    assert [state["cause"] for state in states] == ["", "gpu_out_of_memory", "time_limit", "", ""]
     work = progress.measure(attempt.read(), states, now)
     assert (work["done"], work["of"], work["rows_per_s"]) == (3, 8, 2.5)
     # Three shards and a half of eight in an hour.

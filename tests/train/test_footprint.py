@@ -38,7 +38,7 @@ def settings(stage: int, precision: str, **more: Any) -> dict[str, Any]:
         "global_batch": 8,
         "checkpoint_every": 2,
         "sample_every": 0,
-        "data": {"size": 16},
+        "data": {"size": 32},
         "resources": {"ranks_per_node": 2},
         **more,
     }

@@ -6,7 +6,7 @@ The loop does the rest: order, engines, freezing, EMA, checkpoints, metrics. See
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,9 @@ class Phase:
     """The phase runs at each step that is a multiple of this."""
     ema: bool = True
     """Whether its weights are averaged; without, sampling and export take the weights themselves."""
+    group: Callable[[str], tuple[str, float]] | None = None
+    """Parameter (MODULE.NAME) -> its group and the factor of the group's learning rate; None makes one group. Besides
+    rates by layer this caps memory: under ZeRO-1 and 2 the fp32 gradient exists for one group at a time."""
 
 
 class Loss(NamedTuple):
@@ -77,6 +80,10 @@ class Task(ABC):
         """Digest of the weights of each of `frozen`, and of frozen parameters inside phases. A checkpoint names them
         instead of copying them; a run does not go on with others."""
         return {}
+
+    def notes(self, rows: int) -> list[str]:
+        """Lines that the log begins with, for a training of `rows` rows: what it costs, and what would cost less."""
+        return []
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
