@@ -153,7 +153,7 @@ class HangOptions(Strict):
     at_least_s: float = Field(600.0, gt=0)
     """But not before so many seconds."""
     requeues: int = Field(3, ge=0)
-    """How often a job may come back after a hang; then it fails."""
+    """How often a training asks to come back after a hang; on a cluster `retries.hung` has a say, too."""
 
 
 class TrainJob(Job):

@@ -110,7 +110,7 @@ class Watchdog:
             with suppress(OSError):
                 # Any rank may ask: rank 0 may be the one that is stuck.
                 asked = folder.parents[1] / "requeue" / f"{self.place.job_id}.{self.place.restart}"
-                asked.write_text("hung", encoding="utf-8")
+                asked.write_text("hung\n", encoding="ascii")  # the batch script takes it off the budget retries.hung
             say(f"rank {self.place.rank}: ending; the job comes back from its newest checkpoint")
         else:
             say(f"rank {self.place.rank}: ending for good: the job hung {self.options.requeues} times before")

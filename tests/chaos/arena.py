@@ -21,7 +21,8 @@ sys.path.append(str(SOURCE / "tests" / "slurm"))
 
 from lab import Cluster  # noqa: E402
 
-DISK_MB = 192
+DISK_MB = 4096
+"""Submissions are refused where less than a gigabyte is free."""
 
 
 def python_with_hook(folder: Path) -> Path:
@@ -126,17 +127,16 @@ class Arena:
     # -- the disk -----------------------------------------------------------------------------------------------------
 
     def fill(self) -> None:
-        """Leave no room on the project's disk."""
-        with (self.project / "filler").open("wb", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(bytes(1 << 20))
-        with (self.project / "filler2").open("wb", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(bytes(1 << 12))
+        """Leave no room on the project's disk: it shrinks to what is on it."""
+        state = os.statvfs(self.project)
+        used = (state.f_blocks - state.f_bfree) * state.f_frsize
+        self._resize(str(used))
 
     def make_room(self) -> None:
-        for name in ("filler", "filler2"):
-            (self.project / name).unlink(missing_ok=True)
+        self._resize(f"{DISK_MB}m")
+
+    def _resize(self, size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.project)], check=True)
 
 
 @contextmanager

@@ -33,6 +33,8 @@ JOBS = {
 }
 CLUSTER = 'executor = "slurm"\npartition = "main"\n'
 PATIENCE_S = 900
+PATIENT = 30
+"""Refusals in a row, while nothing runs, after which the user gives up."""
 LEFT = (".tmp", ".lease")
 
 
@@ -53,7 +55,7 @@ def drive(arena: Arena, work: str, strikes: list[tuple[str, str]], chance: rando
     """
     arena.job = job_line(work)
     waiting = list(enumerate(strikes))
-    name = ""
+    name, refused = "", 0
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         if waiting and not name:
@@ -74,6 +76,8 @@ def drive(arena: Arena, work: str, strikes: list[tuple[str, str]], chance: rando
                 arena.missed = [strike for _, strike in waiting]
                 _fill_in(arena)
                 return
+            refused = refused + 1 if done.returncode == 2 else 0
+            assert refused < PATIENT, f"refused {refused} times in a row: {arena.said[-1]}"
             arena.submitted.append(time.time())
             time.sleep(1)  # nobody types faster
         time.sleep(0.1)

@@ -25,8 +25,8 @@ from semiocity import ranks
 from semiocity.launch.world import World
 from semiocity.train import watchdog
 from semiocity.train.options import HangOptions
-watchdog.GRACE_S, watchdog.POLL_S, watchdog.IDLE_S = 3.0, 0.05, 0.3
-rank, folder, restart, requeues, deed = sys.argv[1:]
+rank, folder, restart, requeues, deed, grace_s = sys.argv[1:]
+watchdog.GRACE_S, watchdog.POLL_S, watchdog.IDLE_S = float(grace_s), 0.05, 0.3
 world = World(int(rank), 2, 0, 1, "127.0.0.1", 10_000, "7", int(restart), Path(folder))
 def stand_still():
     while True:
@@ -60,9 +60,9 @@ def folder(attempt: Attempt, restart: int = 0) -> Path:
 
 
 def start(
-    attempt: Attempt, rank: int, deed: str = "stand still", restart: int = 0, requeues: int = 3
+    attempt: Attempt, rank: int, deed: str = "stand still", restart: int = 0, requeues: int = 3, grace_s: float = 3
 ) -> subprocess.Popen[str]:
-    arguments = [str(rank), str(folder(attempt, restart)), str(restart), str(requeues), deed]
+    arguments = [str(rank), str(folder(attempt, restart)), str(restart), str(requeues), deed, str(grace_s)]
     process = subprocess.Popen([sys.executable, "-c", RANK, *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "at work\n"
@@ -70,9 +70,9 @@ def start(
 
 
 def test_ranks_that_stand_still_leave_stacks_and_ask_to_come_back(attempt: Attempt) -> None:
-    processes = [start(attempt, rank) for rank in (0, 1)]
+    processes = [start(attempt, rank, grace_s=PATIENCE_S) for rank in (0, 1)]
     assert [process.wait(PATIENCE_S) for process in processes] == [85, 85]
-    assert attempt.requeue_file("7", 0).exists()
+    assert attempt.requeue_file("7", 0).read_text() == "hung\n", "counted as such, not as a preemption"
     stacks = sorted(folder(attempt).glob("*.stacks"))
     assert [path.name for path in stacks] == ["0000.stacks", "0001.stacks"]
     assert "stand_still" in stacks[0].read_text(), "the main thread's place is in it"
@@ -94,7 +94,7 @@ def test_a_stopped_rank_is_ended_by_the_other_and_named(attempt: Attempt) -> Non
 
 def test_it_comes_back_as_often_as_allowed(attempt: Attempt) -> None:
     for restart, back in ((0, True), (1, False)):
-        processes = [start(attempt, rank, restart=restart, requeues=1) for rank in (0, 1)]
+        processes = [start(attempt, rank, restart=restart, requeues=1, grace_s=PATIENCE_S) for rank in (0, 1)]
         assert [process.wait(PATIENCE_S) for process in processes] == [85, 85]
         assert attempt.requeue_file("7", restart).exists() == back
 
