@@ -75,7 +75,7 @@ class Contender:
 
     def __init__(self, worker: str, name: str, folder: Path, python: str | None = None) -> None:
         self.name = name
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115: closed by close()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (close() closes it)
         self._process = subprocess.Popen(
             [python or sys.executable, str(HERE / worker), name, str(folder)],
             stdin=subprocess.PIPE,

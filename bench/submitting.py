@@ -2,10 +2,10 @@
 the best setting found for it, and at most half of it with each side's defaults.
 
 A loopback cluster of four nodes with four places each. The work is the same for all: read a shard's four small
-pictures from its tar, hash each of them exactly and perceptually, write a record a picture. Measured from the command to
-the moment when every result and its summary (our manifest, datatrove's stats.json) is there. Calls of SLURM's commands
-are counted by stand-ins on the PATH, also those that jobs make; files are those beside the results. In the end a tenth
-of the tasks are killed while they run, and one command finishes the rest.
+pictures from its tar, hash each of them exactly and perceptually, write a record a picture. Measured from the command
+to the moment when every result and its summary (our manifest, datatrove's stats.json) is there. Calls of SLURM's
+commands are counted by stand-ins on the PATH, also those that jobs make; files are those beside the results. In the end
+a tenth of the tasks are killed while they run, and one command finishes the rest.
 
 submitting.py [SHARDS [all|best]]    datatrove needs SEMIOCITY_PEERS (`make peers`), SLURM as in tests/slurm
 """
@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,8 @@ class Place:
 
     @property
     def tars(self) -> Path:
-        return next((self.folder / "packed/data/city/columns/base").iterdir())
+        base = self.folder / "packed/data/city/columns/base"
+        return next(path for path in base.iterdir() if path.is_dir())
 
     def shims(self) -> None:
         (self.folder / "shims").mkdir()
@@ -91,14 +92,18 @@ class Place:
             while not over.wait(1.0):
                 most[0] = max(most[0], files(extra))
 
-        watcher = threading.Thread(target=watch)
+        watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
-        began = time.monotonic()
+        began = looked = time.monotonic()
+        idle = 0
         start()
         while not done():
             time.sleep(0.05)
-            if time.monotonic() - began > 3600:
-                raise SystemExit("not done after an hour")
+            if time.monotonic() - looked > 10:
+                looked = time.monotonic()
+                idle = 0 if "RUNNING" in self.cluster.squeue().values() else idle + 1
+                if idle > 3 and not done():
+                    raise SystemExit(f"nothing runs any more, and not all is done: {extra}")
         seconds = time.monotonic() - began
         over.set()
         watcher.join()
@@ -141,7 +146,7 @@ def place(shards: int) -> Iterator[Place]:
 # ---------------------------------------------------------------- contenders
 
 
-def ours(at: Place, name: str, *sets: str, wait: bool = False) -> Result:
+def ours(at: Place, name: str, *sets: str) -> Result:
     """`semiocity hash`, in a copy of the project."""
     folder = at.folder / name
     shutil.copytree(at.folder / "packed", folder)
@@ -160,7 +165,7 @@ def ours(at: Place, name: str, *sets: str, wait: bool = False) -> Result:
     return result
 
 
-def semiocity(at: Place, folder: Path, sets: tuple[str, ...], *more: str) -> None:
+def semiocity(at: Place, folder: Path, sets: Sequence[str], *more: str) -> None:
     words = [word for item in sets for word in ("--set", item)]
     command = [sys.executable, "-m", "semiocity", "hash", "jobs/hash.toml", *words, *more]
     subprocess.run(command, cwd=folder, env=at.environment, check=True, stdout=subprocess.DEVNULL)
@@ -206,8 +211,8 @@ def killed(at: Place) -> tuple[int, int, int]:
     semiocity(at, folder, sets)
     at_work = [job for job, state in at.cluster.squeue().items() if "_" in job]
     for job in at_work[:: max(1, len(at_work) // max(1, at.shards // 40))]:
-        at.cluster.call("scancel", "--signal=KILL", "--full", job)
-        at.cluster.call("scancel", job)
+        at.cluster.call("scancel", "--quiet", "--signal=KILL", "--full", job)
+        at.cluster.call("scancel", "--quiet", job)
     at.idle()
     before = receipts(folder)
     semiocity(at, folder, sets, "--wait")
@@ -237,24 +242,23 @@ def main(shards: int = 1000, which: str = "all") -> None:
         raise SystemExit("SEMIOCITY_PEERS names no environment with datatrove (`make peers`)")
     found: dict[str, Result] = {}
 
-    def run(name: str, contender: Callable[[str], Result]) -> None:
-        found[name] = contender(name.replace(" ", "-").replace(",", ""))
+    def run(name: str, contender: Callable[..., Result], *arguments: Any, **settings: Any) -> None:
+        found[name] = contender(at, name.replace(" ", "-").replace(",", ""), *arguments, **settings)
         show(name, found[name])
 
     with place(shards) as at:
         print(f"{shards} shards of {ROWS} pictures, {PLACES} places on four nodes")
         for jobs in JOBS:
             size = -(-shards // jobs)
-            run(f"ours, {jobs} jobs", lambda name, n=size: ours(at, name, f"resources.shards_per_task={n}"))
+            run(f"ours, {jobs} jobs", ours, f"resources.shards_per_task={size}")
             for srun in (True, False):
-                setting = {"tasks_per_job": size, "with_srun": srun}
                 label = f"datatrove, {jobs} jobs{'' if srun else ' without srun'}"
-                run(label, lambda name, s=setting: peer(at, name, "datatrove", **s))
-            run(f"submitit, {jobs} jobs", lambda name, n=size: peer(at, name, "submitit", per_job=n))
+                run(label, peer, "datatrove", tasks_per_job=size, with_srun=srun)
+            run(f"submitit, {jobs} jobs", peer, "submitit", per_job=size)
         if which == "all":
-            run("ours, defaults", lambda name: ours(at, name))
-            run("datatrove, defaults", lambda name: peer(at, name, "datatrove"))
-            run("submitit, defaults", lambda name: peer(at, name, "submitit", per_job=1))
+            run("ours, defaults", ours)
+            run("datatrove, defaults", peer, "datatrove")
+            run("submitit, defaults", peer, "submitit", per_job=1)
         before, after, twice = killed(at)
     print(f"a tenth killed: {before} shards were there, one command made the other {after}, and {twice} again")
     best = {side: min(r.seconds for n, r in found.items() if n.startswith(side) and "jobs" in n) for side in SIDES}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,4 +89,5 @@ def submitit(tars: str, shards: int, out: str, per_job: int) -> None:
 
 
 if __name__ == "__main__":
-    {"datatrove": datatrove, "submitit": submitit}[sys.argv[1]](**json.loads(sys.argv[2]))
+    contenders: dict[str, Callable[..., None]] = {"datatrove": datatrove, "submitit": submitit}
+    contenders[sys.argv[1]](**json.loads(sys.argv[2]))

@@ -299,8 +299,10 @@ class Cluster(Strict):
     """How GPUs are asked for: `--gpus-per-node=8`, `--gres=gpu:8`, or not at all where whole nodes come with theirs."""
     gpu_type: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
     """The site's name of the GPUs: `--gres=gpu:a100:8`."""
+    gpu_gb: float | None = Field(None, gt=0)
+    """Memory of one GPU (10⁹ bytes), for `semiocity fit`."""
     memory_option: Literal["mem", "mem-per-cpu", "mem-per-gpu", "none"] = "mem"
-    """How memory is asked for; `none` where nodes are whole and `--mem` is refused. A job's mem_gb is a node's."""
+    """How memory is asked for; `none` where `--mem` is refused since nodes are given whole. mem_gb is a node's."""
     exclusive: bool = False
     """Ask for whole nodes."""
     requeue: bool = True
@@ -329,7 +331,7 @@ class Cluster(Strict):
     models: Path = Path("models")
     """Shared folder of weights, where `semiocity fetch` puts them."""
     checkpoint_quota_gb: float | None = Field(None, gt=0)
-    """Most that the checkpoints of all runs may take (10⁹ bytes); a training that would go beyond is refused."""
+    """Most that the checkpoints of all runs may take together (10⁹ bytes); a training that would pass it is refused."""
     purged: list[Purged] = []
     """Folders whose old files the site deletes."""
     notify: Notify = Notify()
@@ -347,7 +349,7 @@ class Cluster(Strict):
 
     @model_validator(mode="after")
     def _said_once(self) -> Cluster:
-        """The further options must not say again, or otherwise, what a key of this file or of the job says."""
+        """Further options must not say again, or otherwise, what a key of this file or of the job says."""
         for written in self.sbatch:
             name = written.replace("_", "-")
             if key := _OF_THE_JOB.get(name):

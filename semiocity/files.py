@@ -74,6 +74,18 @@ def adopt_folder(folder: Path) -> None:
     folder.chmod((0o777 & ~_umask()) | (folder.stat().st_mode & stat.S_ISGID))
 
 
+def make_durable(folder: Path) -> None:
+    """`adopt` every file below a folder that libraries wrote into. What links lead to is left alone."""
+    for path in folder.iterdir():
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            make_durable(path)
+        else:
+            adopt(path)
+    fsync_folder(folder)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

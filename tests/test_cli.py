@@ -23,7 +23,9 @@ def imported(code: str, cwd: Path) -> set[str]:
     return {name.split(".")[0] for name in done.stdout.split("MODULES")[1].split()}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["status", "--json"], ["caption", "--help"], ["logs", "x"], ["cancel", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["status"], ["status", "--json"], ["caption", "--help"], ["logs", "x"], ["cancel", "x"]]
+)
 def test_help_and_status_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     loaded = imported(f"from semiocity.cli import main; main({arguments!r})", tmp_path)
     assert "semiocity" in loaded
@@ -47,14 +49,24 @@ def test_login_node_modules_import_without_torch(tmp_path: Path) -> None:
         "data.receipts",
         "data.usage",
         "launch.garbage",
+        "launch.doctor",
+        "launch.doctor_node",
+        "launch.fetch",
+        "launch.fit",
+        "launch.notices",
         "stages.base",
         "stages.caption",
         "stages.segment",
         "stages.hash",
         "stages.reduce",
         "stages.duplicates",
+        "stages.latent",
+        "stages.text",
         "train.options",
+        "train.tasks.flux_options",
         "evaluate.options",
+        "evaluate.prompt_options",
+        "launch.prompt_jobs",
     ]
     loaded = imported("; ".join(f"import semiocity.{name}" for name in names), tmp_path)
     assert not loaded & {"torch", "transformers", "numpy", "deepspeed", "diffusers", "pyarrow", "PIL"}

@@ -72,8 +72,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def write_plan(folder: Path, settings: Mapping[str, Any], places: Mapping[str, str], keys: Sequence[str]) -> str:
+def write_plan(
+    folder: Path,
+    settings: Mapping[str, Any],
+    places: Mapping[str, str],
+    keys: Sequence[str],
+    about: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
     """Say what is to be made; returns the digest of `settings`, which every sample.json repeats.
+
+    `about`: what the manifest says of each key beside its images, such as the prompt.
 
     `places` are paths, relative to `folder`: they may change without the images changing. Every task writes the same.
     A manifest of other settings goes: it would name images that are about to be replaced.
@@ -84,7 +92,7 @@ def write_plan(folder: Path, settings: Mapping[str, Any], places: Mapping[str, s
         if read_json(manifest).get("settings_digest") != name:
             manifest.unlink()
     plan = {"format": FORMAT, "settings": settings, "settings_digest": name, "places": places, "keys": list(keys)}
-    write_json(folder / "plan.json", plan)
+    write_json(folder / "plan.json", {**plan, "about": about} if about else plan)
     return name
 
 
@@ -137,7 +145,7 @@ def merge_samples(folder: Path) -> dict[str, Any]:
             "run `semiocity generate` again, it makes only those"
         )
     images = [
-        {**image, "key": key, "file": f"{key}/{image['file']}"}
+        {**image, **plan.get("about", {}).get(key, {}), "key": key, "file": f"{key}/{image['file']}"}
         for key in plan["keys"]
         for image in read_json(folder / key / "sample.json")["images"]
     ]

@@ -136,7 +136,7 @@ def cause(attempt: Attempt, facts: Mapping[str, Any], job: str, state: str = "")
 def log_end(attempt: Attempt, job: str) -> str:
     """The end of rank 0's log, from where the last attempt begins; empty when there is none."""
     try:
-        with (attempt.submitit / f"{job}_0_log.out").open("rb") as file:
+        with (attempt.logs / f"{job}_0_log.out").open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:

@@ -111,5 +111,5 @@ def _lines(log: Path | None) -> Iterable[str]:
 
 
 def _log(attempt: Attempt, job: str, rank: int) -> Path | None:
-    path = attempt.submitit / f"{job}_{rank}_log.out"
+    path = attempt.logs / f"{job}_{rank}_log.out"
     return path if path.exists() else None

@@ -12,6 +12,7 @@ from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Stric
 from semiocity.data import manifest
 from semiocity.data.views import check_fresh, check_reading, read_view
 from semiocity.errors import UserError
+from semiocity.files import read_json
 from semiocity.launch import signatures
 
 if TYPE_CHECKING:
@@ -215,6 +216,13 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
     dataset = job.dataset.resolve()
     splits = [split for split in (job.data.split, job.sample_split) if split]
     view, columns = _rows(dataset, job.data.view, needs(job), splits, f"{job_file}: data.view")
+    options = job.options
+    try:
+        options.check_reading(
+            job, {name: manifest.read_column_manifest(dataset, name, made) for name, made in columns.items()}
+        )
+    except UserError as error:
+        raise UserError(f"{job_file}: {error}") from None
     return Work(
         kind="train",
         run=run_folder(job.run, job.task, dataset.name),
@@ -223,6 +231,7 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
         resources=job.resources,
         image=job.image,
         columns=columns,
+        binds=tuple(Path(path).resolve() for path in options.paths()),
     )
 
 
@@ -239,6 +248,8 @@ def generate(job_file: Path, sets: Sequence[str]) -> Work:
         raise UserError(
             f"{run}/export: no trained model yet; run `semiocity train` first (`semiocity status` shows it)"
         )
+    if read_json(run / "export" / "config.json").get("family") == "flux":
+        raise UserError(f"{job_file}: prompts: missing; {run.name} trained Flux, so name a file of prompts to paint")
     return Work(
         kind="generate",
         run=run,

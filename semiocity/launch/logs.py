@@ -106,8 +106,8 @@ def _log(attempt: Attempt, state: Mapping[str, Any], rank: int | None) -> Path |
 def rank_logs(attempt: Attempt, job: str) -> dict[int, Path]:
     """Rank → log of a task."""
     pattern = re.compile(rf"{re.escape(job)}_(\d+)_log\.out")
-    names = (pattern.fullmatch(path.name) for path in attempt.submitit.glob(f"{job}_*_log.out")) if job else ()
-    return {int(match[1]): attempt.submitit / match[0] for match in sorted(filter(None, names), key=lambda m: m[0])}
+    names = (pattern.fullmatch(path.name) for path in attempt.logs.glob(f"{job}_*_log.out")) if job else ()
+    return {int(match[1]): attempt.logs / match[0] for match in sorted(filter(None, names), key=lambda m: m[0])}
 
 
 def first_failure(attempt: Attempt, job: str, logs: Mapping[int, Path]) -> tuple[Path, str]:

@@ -4,12 +4,15 @@
       job.json                  the newest attempt's resolved job
       code/HASH/semiocity/      snapshot of this package; tasks import this and nothing else of ours
       attempts/0001/
-        attempt.json            resolved job, executor, task map (index -> shards), job ids, code and image
+        attempt.json            resolved job, site, executor, task map (index -> shards), job ids, code and image
+        environment.json        who submitted, where, with which versions
+        tasks-00000.sbatch      what was queued, one an array, named by its first task
         tasks/0003.json         what task 3 is doing, written by the task
+        packed.json             the same of tasks that are done, once the attempt is over (compact.py)
         gathered.json           the same of tasks that are done, in one file; written by whoever asks for the status
         requeue/JOB.RESTART     "bring this job back", written by rank 0, read by the batch script
         cancelled               there when it was cancelled: nothing of it comes back
-        submitit/               submitit's files and the logs
+        logs/                   one a task; done.log holds those that were packed away
 
 Standard library only: `status` reads these without anything installed.
 """
@@ -49,10 +52,6 @@ class Attempt:
     @property
     def logs(self) -> Path:
         return self.folder / "logs"
-
-    @property
-    def submitit(self) -> Path:
-        return self.logs
 
     @property
     def requeue(self) -> Path:
@@ -139,10 +138,11 @@ def find_run(name: str, root: Path = Path("runs")) -> Path:
     raise UserError(f"{root / name}: no such run; {there}")
 
 
-def snapshot(run: Path) -> Path:
+def snapshot(run: Path, compiled: bool = False) -> Path:
     """Copy this package into the run folder, once for each state of the code; returns the folder for PYTHONPATH.
 
-    The copy is complete or absent (temporary name, rename), so tasks never import half of it.
+    The copy is complete or absent (temporary name, rename), so tasks never import half of it. `compiled` adds Python's
+    compiled files: containers see the copy read-only, and each task would compile it anew.
     """
     source = Path(semiocity.__file__).resolve().parent
     files = sorted(
@@ -164,6 +164,8 @@ def snapshot(run: Path) -> Path:
             copy = temporary / "semiocity" / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
+        if compiled:
+            _compile(temporary, target)
         adopt_folder(temporary)
         temporary.rename(target)
     except OSError:
@@ -171,6 +173,15 @@ def snapshot(run: Path) -> Path:
         if not target.exists():  # another submission may have been quicker with the same code
             raise
     return target
+
+
+def _compile(code: Path, target: Path) -> None:
+    """Of another Python version, they are ignored. Unchecked, since the copy never changes."""
+    import compileall
+    from py_compile import PycInvalidationMode
+
+    mode = PycInvalidationMode.UNCHECKED_HASH
+    compileall.compile_dir(code, quiet=2, ddir=str(target), invalidation_mode=mode)
 
 
 def alive(pid: str) -> bool:

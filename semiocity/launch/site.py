@@ -1,4 +1,4 @@
-"""What differs from site to site in a submission: from `jobs/cluster.toml` and a job to sbatch's words, purely."""
+"""What differs from site to site in a submission: from the site file and a job to sbatch's words. Pure functions."""
 
 from __future__ import annotations
 
@@ -42,4 +42,4 @@ def extra(cluster: Cluster) -> dict[str, Any]:
 
 
 def _megabytes(gb: float) -> str:
-    return f"{gb * 1024:.0f}M"
+    return f"{int(gb * 1024)}M"  # rounded down: the sum must not pass what a node has

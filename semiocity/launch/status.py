@@ -71,7 +71,7 @@ def _states(read: Read, live: Mapping[str, str] | None) -> list[dict[str, Any]]:
         reason = facts.get("reason") or ""
         log = ""
         if state not in ("done", "queued") and f"{job}_0_log.out" in logs:
-            log = str(attempt.submitit / f"{job}_0_log.out")
+            log = str(attempt.logs / f"{job}_0_log.out")
         cause = ""
         if cancelled and state in ("lost", "stopped"):
             state, cause, reason = "cancelled", causes.CANCELLED, ""
@@ -87,7 +87,7 @@ def _states(read: Read, live: Mapping[str, str] | None) -> list[dict[str, Any]]:
 
 def _logs(attempt: Attempt) -> set[str]:
     try:
-        return set(os.listdir(attempt.submitit))  # noqa: PTH208
+        return set(os.listdir(attempt.logs))  # noqa: PTH208
     except FileNotFoundError:
         return set()
 

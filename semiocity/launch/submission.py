@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace as with_
 from functools import partial
@@ -15,7 +16,20 @@ from semiocity.config import Cluster
 from semiocity.data import manifest, views
 from semiocity.errors import UserError
 from semiocity.files import write_json
-from semiocity.launch import bad_nodes, estimate, facts, identity, lock, scheduler, sharing, sizing, slurm, squeue
+from semiocity.launch import (
+    bad_nodes,
+    doctor,
+    estimate,
+    facts,
+    identity,
+    lock,
+    notices,
+    scheduler,
+    sharing,
+    sizing,
+    slurm,
+    squeue,
+)
 from semiocity.launch.compact import compact
 from semiocity.launch.follow import describe, failure, follow_slurm, last_task_done, progress, run_local, short
 from semiocity.launch.jobs import Work, image_of
@@ -74,8 +88,8 @@ def submit(
         else:
             run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
             compact(attempt)
-        if not left:
-            break
+        if not left or not _all_done(attempt):
+            break  # what failed would only fail again, and take the place of what had none
     if _succeeded(work, attempt):
         if again := rows_to_retry(work):
             print(f"{describe(work)}: rows in {len(again)} shards failed for now; the same command tries them again")
@@ -113,11 +127,15 @@ def _submit(
         draft = _launch(work, cluster, image, code or work.run / "code" / "SNAPSHOT")
         if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
             raise UserError(f"{describe(work)}: the cluster would not take this job, so nothing was queued: {reason}")
+    for warning in doctor.check_submission(work, cluster):
+        print(f"warning: {warning}", file=sys.stderr)
     attempt = new_attempt(work.run)
     excluded = bad_nodes.of_run(work.run) if cluster.executor == "slurm" else {}
     for node, why in excluded.items():
         print(f"keeping away from {node}: {why}")
-    launch = with_(_launch(work, cluster, image, code or snapshot(work.run)), exclude=tuple(excluded))
+    launch = with_(
+        _launch(work, cluster, image, code or snapshot(work.run, compiled=image is not None)), exclude=tuple(excluded)
+    )
     planned = len(tasks)
     data: dict[str, Any] = {
         **facts.of_work(work),
@@ -132,6 +150,7 @@ def _submit(
         "jobs": [],
         "live": sorted(busy.jobs),
         "excluded": excluded,
+        "notify": {**notices.settings(cluster.notify), "retries": slurm.retries(cluster, work.resources)},
     }
     if cluster.executor == "local":
         data["process"] = lock.myself()
@@ -223,7 +242,7 @@ def _launch(work: Work, cluster: Cluster, image: Path | None, code: Path) -> slu
         resources=work.resources,
         image=image,
         code=code,
-        binds=(work.run, work.dataset, *work.binds),
+        binds=(work.run, work.dataset, *notices.binds(cluster.notify), *work.binds),
         pwd=work.run.parents[1],
     )
 
@@ -251,12 +270,16 @@ def complete(work: Work) -> bool:
             return False
 
 
-def _succeeded(work: Work, attempt: Attempt) -> bool:
+def _all_done(attempt: Attempt) -> bool:
     from semiocity.launch.status import task_states
 
+    return all(state["state"] == "done" for state in task_states(attempt, live={}))
+
+
+def _succeeded(work: Work, attempt: Attempt) -> bool:
     if work.kind in ("pack", "stage", "reduce", "view", "export", "train"):
         return complete(work)
-    return all(state["state"] == "done" for state in task_states(attempt, live={}))
+    return _all_done(attempt)
 
 
 def rows_to_retry(work: Work) -> list[int]:

@@ -1,4 +1,4 @@
-"""What runs inside a job: submitit calls `main` with three plain values, the rest is read from the run folder."""
+"""What runs inside a job: `main` gets three plain values, the rest is read from the run folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from semiocity import ranks
 from semiocity.errors import BadNode, OutOfMemory, UserError
 from semiocity.files import read_json, write_json
-from semiocity.launch import causes, ends
+from semiocity.launch import causes, ends, notices
 from semiocity.launch.preempt import REQUEUE_EXIT, StopFlag
 from semiocity.launch.runs import Attempt, attempts
 from semiocity.launch.world import World, from_environment
@@ -57,6 +57,7 @@ def main(run: str, number: int, index: int) -> str:
         again = not isinstance(error, FAULTS_IN_CODE)
         ends.note(attempt, world.job_id, world.restart, cause, reason, node_name(), world.rank, again)
         report(state="failed", cause=cause, reason=reason)
+        notices.failed(data, index, attempt, world, cause, reason, again)
         if isinstance(error, UserError):
             print(f"semiocity: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
@@ -64,6 +65,8 @@ def main(run: str, number: int, index: int) -> str:
         raise
     if finished:
         report(state="done")
+        if world.rank == 0:
+            notices.ended(data, index, "done")
         return "done"
     report(state="stopped", reason=stop.reason or "stopped")
     if world.rank == 0 and not attempt.cancelled.exists():
@@ -199,11 +202,14 @@ def _reduce(data: dict[str, Any], index: int, world: World, stop: StopFlag, repo
 
 
 def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
-    from semiocity.data.edit import follow
-    from semiocity.data.manifest import merge
+    from semiocity.data.manifest import corrected, merge
 
-    merge(Path(data["dataset"]), data["column"], data["revision"])
-    follow(Path(data["dataset"]), data["column"], data["revision"], _owner(world))
+    place = Path(data["dataset"]), data["column"], data["revision"]
+    merge(*place)
+    if corrected(*place) is not None:  # imports much, and is seldom needed
+        from semiocity.data.edit import follow
+
+        follow(*place, _owner(world))
     return True
 
 
@@ -265,6 +271,11 @@ def _train(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
 
 
 def _generate(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    if "prompts" in data["job"]:
+        from semiocity.evaluate import prompts
+        from semiocity.evaluate.prompt_options import PromptJob
+
+        return prompts.run(PromptJob.model_validate(data["job"]), Path(data["run"]), index, len(data["tasks"]), stop)
     from semiocity.evaluate.generate import run
     from semiocity.evaluate.options import GenerateJob
 
@@ -293,7 +304,14 @@ def _pipeline(data: dict[str, Any], index: int, world: World, stop: StopFlag, re
     return run(data, index, report)
 
 
+def _doctor(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
+    from semiocity.launch import doctor_task
+
+    return doctor_task.run(data, world, report)
+
+
 KINDS: dict[str, Work] = {
+    "doctor": _doctor,
     "pack": _pack,
     "stage": _stage,
     "reduce": _reduce,

@@ -45,11 +45,13 @@ STAGES: dict[str, Methods] = {
             "masks": "semiocity.stages.imported:ImportedMasks",
         },
     ),
+    "latent": Methods("encoder", {"flux": "semiocity.stages.latent:FluxLatent"}),
+    "text": Methods("encoder", {"flux": "semiocity.stages.text:FluxText"}),
     "hash": Methods("hasher", {"dct": "semiocity.stages.hash:Hash"}),
 }
 """Stage → its ways and the classes that do them; imported when they are chosen."""
 
-STAGES_OF = {"caption": "caption", "mask": "segment", "hash": "hash"}
+STAGES_OF = {"caption": "caption", "mask": "segment", "hash": "hash", "latent": "latent", "text": "text"}
 """Column → the stage that makes it under its default name, for messages."""
 
 

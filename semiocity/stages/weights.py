@@ -16,9 +16,12 @@ from pydantic import AfterValidator
 
 from semiocity.errors import UserError
 from semiocity.files import digest, read_json, write_json
+from semiocity.stages import model_files
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+NAMES = (SINGLE, "diffusion_pytorch_model.safetensors")
+"""Weights in one file, as transformers and diffusers name it; of several, `NAME.index.json` tells which."""
 SMALL = (".json", ".txt", ".model")
 """Suffixes of what is read beside the weights: configuration and vocabularies."""
 # Of each of these one name must be there; which one depends on the age of the folder.
@@ -26,9 +29,11 @@ PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model")
 CACHE = ".semiocity-sha256.json"
 """Hashes of large files, kept beside them where the folder can be written: name → [size, mtime in ns, sha256]."""
+OURS = (CACHE, model_files.MARKER)
 
-ModelFolder = AfterValidator(lambda path: path.expanduser().absolute())
-"""Annotation for a model's folder in a stage's arguments: jobs run in another working folder than `submit`."""
+ModelFolder = AfterValidator(lambda path: path.expanduser().resolve())
+"""Annotation for a model's folder in a stage's arguments: jobs run in another working folder than `submit`, and keep
+the folder that a link like models/NAME means now."""
 
 
 def resolve(folder: Path) -> Path:
@@ -46,25 +51,26 @@ def check(folder: Path, where: str, model_type: str, tokenizer: bool = False) ->
     """
     if not folder.is_dir():
         raise UserError(
-            f"{where}: {folder}: no such folder. Compute nodes have no network: fetch the model on the login node, "
-            f"such as `hf download ORG/NAME --local-dir {folder}`"
+            f"{where}: {folder}: no such folder. Compute nodes have no network: {model_files.remedy(folder)}"
         )
+    model_files.check_marked(folder, where, model_files.name_of(folder))
     folder = resolve(folder)
-    found = _json(folder, "config.json", where).get("model_type")
+    found = read_config(folder, "config.json", where).get("model_type")
     if found != model_type:
         raise UserError(f"{where}: {folder}: holds a model of type {found!r}, not {model_type!r}")
     needed = [PROCESSORS, *([("tokenizer_config.json",), TOKENIZERS] if tokenizer else [])]
     for names in needed:
         if not any((folder / name).is_file() for name in names):
             raise UserError(f"{where}: {folder}: {' or '.join(names)} is missing; fetch the whole repository")
-    _weight_files(folder, where)
+    for path in weight_files(folder, where):
+        model_files.check_safetensors(path, where, model_files.remedy(folder))
 
 
 def check_blip2(folder: Path, where: str) -> None:
     """Refuse BLIP-2 folders from before transformers 4.46, whose prompts have no places for the picture."""
     folder = resolve(folder)
-    config = _json(folder, "config.json", where)
-    processor = _json(folder, "processor_config.json", where)
+    config = read_config(folder, "config.json", where)
+    processor = read_config(folder, "processor_config.json", where)
     missing = [
         f"{key} in {name}"
         for key, name, found in (
@@ -77,20 +83,21 @@ def check_blip2(folder: Path, where: str) -> None:
         raise UserError(f"{where}: {folder}: no {' and no '.join(missing)}; fetch a newer revision of the model")
 
 
-def revision(folder: Path) -> str:
+def revision(folder: Path, plain: bool = False) -> str:
     """Digest of the contents of everything that is loaded from a model's folder; where it lies does not matter.
+    `plain`: there are no weights, as beside a tokenizer.
 
     In the hub's cache large files are named by their sha256, which is taken. Otherwise they are read once, and their
     hashes are kept beside them where that is possible.
     """
     folder = resolve(folder)
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in SMALL and path.name != CACHE)
-    names += [path.name for path in _weight_files(folder, str(folder))]
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in SMALL and path.name not in OURS)
+    names += [] if plain else [path.name for path in weight_files(folder, str(folder))]
     known = _read_cache(folder)
     with ThreadPoolExecutor(4) as pool:
         sums = list(pool.map(lambda name: _sha256(folder / name, known.get(name)), names))
     large = {n: [*_stamp(folder / n), s] for n, s in zip(names, sums, strict=True) if n.endswith(".safetensors")}
-    if large != known:
+    if large and large != known:
         with suppress(OSError):  # a folder that cannot be written is hashed anew each time
             write_json(folder / CACHE, large)
     return digest(dict(zip(names, sums, strict=True)))
@@ -119,20 +126,21 @@ def _read_cache(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _weight_files(folder: Path, where: str) -> list[Path]:
+def weight_files(folder: Path, where: str) -> list[Path]:
     """The safetensors files, sorted. Raises UserError when there are none or one that the index names is missing."""
-    index = folder / INDEX
-    if index.is_file():
+    indices = [folder / f"{name}.index.json" for name in NAMES]
+    if (index := next((path for path in indices if path.is_file()), None)) is not None:
         files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
     else:
-        files = [folder / SINGLE]
+        files = [next((folder / name for name in NAMES if (folder / name).is_file()), folder / NAMES[0])]
     for path in files:
         if not path.is_file():
             raise UserError(f"{where}: {folder}: {path.name} is missing; fetch the whole model as safetensors")
     return files
 
 
-def _json(folder: Path, name: str, where: str) -> dict[str, Any]:
+def read_config(folder: Path, name: str, where: str) -> dict[str, Any]:
+    """A JSON object beside the weights. Raises UserError beginning with `where`."""
     try:
         found = read_json(folder / name)
     except FileNotFoundError:

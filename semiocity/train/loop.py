@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from semiocity import ranks
 from semiocity.data.loader import Slice
 from semiocity.errors import UserError
-from semiocity.files import adopt, digest, fsync_folder, write_json
+from semiocity.files import digest, fsync_folder, make_durable, write_json
 from semiocity.train import zero
 from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.checkpoint import Checkpoints
@@ -112,7 +112,8 @@ class Trainer:
         self.state = {
             "settings": settings,
             "order": self.order.facts,
-            "frozen": dict(self.task.frozen_digests()),
+            # Large files may be hashed for this: once for all ranks.
+            "frozen": zero.from_first(dict(self.task.frozen_digests()) if self.first else None),
         }
         self.checkpoints = Checkpoints(run / "checkpoints", world, job.keep_last, job.rehearse.slow_save_s)
         self.metrics: Metrics | None = None
@@ -268,6 +269,8 @@ class Trainer:
             f"{'going on after' if self.done else 'starting at'} step {self.done} of {self.job.steps}",
             flush=True,
         )
+        for note in self.task.notes(order.rows):
+            print(note, flush=True)
         entry = {
             "first_step": self.done,
             "ranks": self.world.size,
@@ -355,9 +358,7 @@ class Trainer:
                     "dataset_digest": self.facts.digest,
                 },
             )
-            for file in temporary.iterdir():
-                adopt(file)
-            fsync_folder(temporary)
+            make_durable(temporary)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
             fsync_folder(self.run)

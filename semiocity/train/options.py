@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,15 @@ class TaskOptions(Strict):
         """Raise ValueError when the model cannot work at this size of a bucket. A task that takes several sizes
         overrides this; the others take one."""
         raise ValueError("data.buckets: this task trains at one size, data.size; leave data.buckets out")
+
+    def paths(self) -> list[Path]:
+        """Folders outside run and dataset that the task reads; they are mounted into the container."""
+        return []
+
+    def check_reading(self, job: TrainJob, columns: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse before submission what could not run: weights that are missing, or columns that do not fit them.
+        `columns`: name -> manifest of every column that is read. Raises UserError."""
+        return
 
 
 class DataOptions(Strict):
@@ -270,6 +280,14 @@ FREE = {
     "image",
     "keep_last",
     "log_every",
+    # Where weights lie; what they are is in the checkpoint, by digest.
+    "model.pretrained",
+    "model.export_frozen",
+    "model.export_original",
+    "model.recompute",
+    "model.sample_guidance",
+    "model.sample_prompts",
+    "model.sample_steps",
     "rehearse",
     "resources",
     "run",

@@ -109,7 +109,8 @@ class Watchdog:
         if self._within_budget(folder):
             with suppress(OSError):
                 # Any rank may ask: rank 0 may be the one that is stuck.
-                (folder.parents[1] / "requeue" / f"{self.place.job_id}.{self.place.restart}").touch()
+                asked = folder.parents[1] / "requeue" / f"{self.place.job_id}.{self.place.restart}"
+                asked.write_text("hung", encoding="utf-8")
             say(f"rank {self.place.rank}: ending; the job comes back from its newest checkpoint")
         else:
             say(f"rank {self.place.rank}: ending for good: the job hung {self.options.requeues} times before")

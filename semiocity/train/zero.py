@@ -166,7 +166,7 @@ class Engine:
         self._bundle, self._device = bundle, device
         options = phase.optimizer
         self.optimizer = torch.optim.AdamW(
-            [p for _, p in self.trained],
+            self._groups(),
             lr=options.lr,
             betas=options.betas,
             eps=options.eps,
@@ -183,6 +183,13 @@ class Engine:
         # At stage 3 DeepSpeed has just replaced it for good and for everybody, by one that rounds otherwise.
         self._linear, nn.functional.linear = nn.functional.linear, plain
         self._require_gradients(alone)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups, each with the `factor` of its rate."""
+        groups: dict[tuple[str, float], list[Any]] = {}
+        for name, parameter in self.trained:
+            groups.setdefault(self.phase.group(name) if self.phase.group else ("", 1.0), []).append(parameter)
+        return [{"params": members, "factor": factor} for (_, factor), members in groups.items()]
 
     def _config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
         # No more than the model needs (the buffers are made at once), and even, which DeepSpeed asks for.
@@ -235,7 +242,7 @@ class Engine:
     def step_with(self, lr: float) -> Stepped:
         """Move the weights at rate `lr`, unless a gradient is not finite."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         if self.stage == 0:
             norm = self._norm_and_clip()
             if not torch.isfinite(norm):

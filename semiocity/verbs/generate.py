@@ -1,4 +1,4 @@
-"""`semiocity generate JOB`"""
+"""`semiocity generate JOB`: for layouts of a dataset, or for prompts when the job has `prompts`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(a: argparse.Namespace) -> int:
     if a.manifest:
         return _again(a.manifest, a.out or a.manifest.parent.with_name("samples-again"))
-    from semiocity.launch import jobs
+    from semiocity.launch import jobs, prompt_jobs
 
-    return submitting.submit(jobs.generate(a.job, a.set), a)
+    work = prompt_jobs.prompts if prompt_jobs.has_prompts(a.job, a.set) else jobs.generate
+    return submitting.submit(work(a.job, a.set), a)
 
 
 def _again(manifest: Path, out: Path) -> int:
     from semiocity.evaluate.generate import regenerate
+    from semiocity.evaluate.samples import read_manifest
 
-    differing = regenerate(manifest, out)
+    if read_manifest(manifest)["settings"].get("kind") == "prompts":
+        from semiocity.evaluate.prompts import regenerate as again
+
+        differing = again(manifest, out)
+    else:
+        differing = regenerate(manifest, out)
     print(f"{out}: " + ("the same images, byte for byte" if not differing else f"{len(differing)} images differ"))
     for name in differing[:10]:
         print(f"  {name}")

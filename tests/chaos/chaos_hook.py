@@ -42,7 +42,7 @@ _real_time = time.time
 
 def install() -> None:
     """Begin to listen, in tasks only."""
-    if FOLDER and "submitit.core._submit" in sys.orig_argv:
+    if FOLDER and "semiocity.launch.entry" in sys.orig_argv:
         sys.addaudithook(_audit)
         time.time = _shifted
 

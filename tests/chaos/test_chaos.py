@@ -33,6 +33,7 @@ def disturb(
     with arena(cluster, folder, ground["python"], ground["template"], mount=ground["mount"]) as a:
         try:
             scenario.drive(a, work, strikes, chance)
+            assert a.strikes, "no task came to a point where it was waited for: is the hook in the tasks' Python?"
             assert scenario.outcome(a.project, work) == calm(work), "other bytes than undisturbed"
             assert scenario.leftovers(a.project) == []
             assert a.run("verify", "data/city").returncode == 0, "rows lost or repeated"
@@ -45,7 +46,7 @@ def disturb(
 
 def logs(project: Path) -> str:
     parts = []
-    for log in sorted(project.glob("runs/*/attempts/*/submitit/*_log.out"))[-8:]:
+    for log in sorted(project.glob("runs/*/attempts/*/logs/*_log.out"))[-8:]:
         parts.append(f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-12:]))
     return "\n".join(parts)
 

@@ -26,9 +26,9 @@ FOLLOWERS = [
 @pytest.fixture
 def attempt(tmp_path: Path) -> Attempt:
     made = Attempt(tmp_path, 1)
-    made.submitit.mkdir(parents=True)
+    made.logs.mkdir(parents=True)
     for rank in range(4):
-        (made.submitit / f"7_{rank}_log.out").write_text(f"log of rank {rank}\n")
+        (made.logs / f"7_{rank}_log.out").write_text(f"log of rank {rank}\n")
     return made
 
 
@@ -50,7 +50,7 @@ def test_followers_are_no_cause(attempt: Attempt, text: str) -> None:
     cause = first_cause(attempt)
     assert cause is not None
     assert (cause.kind, cause.rank, cause.reason) == ("failed", 3, "ValueError: the palette has no colour 7")
-    assert cause.log == attempt.submitit / "7_3_log.out"
+    assert cause.log == attempt.logs / "7_3_log.out"
 
 
 def test_the_earliest_failure_wins(attempt: Attempt) -> None:
@@ -75,7 +75,7 @@ def test_srun_says_who_was_killed(attempt: Attempt) -> None:
     """All ranks are ended by srun before they can say anything."""
     for rank in range(4):
         ranks.write(place(attempt, rank), "running")
-    (attempt.submitit / "7_0_log.out").write_text(
+    (attempt.logs / "7_0_log.out").write_text(
         "step 3\nsrun: error: gpu07: task 3: Out Of Memory\nsrun: launch/slurm: _step_signal: Terminating StepId=7.0\n"
         "srun: error: gpu06: tasks 0-2: Terminated\n"
     )

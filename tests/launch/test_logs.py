@@ -25,7 +25,7 @@ def attempt(tmp_path: Path) -> Attempt:
 
 
 def write(attempt: Attempt, job: str, rank: int, text: str, age_s: int) -> None:
-    log = attempt.submitit / f"{job}_{rank}_log.out"
+    log = attempt.logs / f"{job}_{rank}_log.out"
     log.write_text(text)
     at = log.stat().st_mtime - age_s
     os.utime(log, (at, at))
@@ -75,7 +75,7 @@ def test_the_end_of_a_huge_log_is_read_alone(attempt: Attempt, capsys: pytest.Ca
 
 
 def test_following_ends_with_the_task(attempt: Attempt) -> None:
-    log = attempt.submitit / "8_0_log.out"
+    log = attempt.logs / "8_0_log.out"
     log.write_text("before\n")
     looks: list[str] = []
 

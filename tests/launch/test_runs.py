@@ -1,5 +1,8 @@
 """Run folders: attempts never collide, snapshots are whole, logs are read from their end."""
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -30,6 +33,19 @@ def test_snapshot_is_a_whole_package_made_once(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == code
     assert code.stat().st_mtime_ns == before
     assert [p.name for p in (tmp_path / "code").iterdir()] == [code.name]
+
+
+def test_a_compiled_snapshot_is_not_compiled_again_and_names_its_own_place(tmp_path: Path) -> None:
+    code = snapshot(tmp_path, compiled=True)
+    ask = (
+        "import semiocity.files as f, importlib.util as u, marshal, pathlib\n"
+        "cached = pathlib.Path(u.cache_from_source(f.__file__)).read_bytes()\n"
+        "print(f.__file__, marshal.loads(cached[16:]).co_filename, int.from_bytes(cached[4:8], 'little'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True)
+    file = str(code / "semiocity/files.py")
+    assert done.stdout.split() == [file, file, "1"]  # 1: hash-based, unchecked
 
 
 def test_unreadable_attempts_are_explained(tmp_path: Path) -> None:

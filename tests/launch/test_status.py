@@ -75,7 +75,7 @@ def test_a_failure_shows_reason_last_line_and_path(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "caption-city"
     attempt = attempt_with(run, ["77"])
     say(attempt, 0, state="failed", job="77", reason="RuntimeError: out of memory")
-    log = attempt.submitit / "77_0_log.out"
+    log = attempt.logs / "77_0_log.out"
     log.write_text("loading\nCUDA error: out of memory\n")
     facts = status.collect(tmp_path / "data", tmp_path / "runs")
     text = status_text.render(facts)

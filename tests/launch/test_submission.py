@@ -101,6 +101,25 @@ def test_interrupt_saves_and_the_next_call_goes_on(project: Path) -> None:
     assert not redone & {int(name[:8]) for name in there}
 
 
+def test_two_commands_at_the_same_moment_and_another_job_under_the_name(project: Path) -> None:
+    """One makes the shards, the other says so; then other arguments are refused until they are meant."""
+    slow = ["--set", "args.rehearse_slow_batch_s=0.8"]
+    command = [sys.executable, "-m", "semiocity", "caption", "jobs/caption.toml", *slow]
+    both = [
+        subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    output = ["".join(process.communicate()) for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    assert sum("already queued or running" in text or "nothing to do" in text for text in output) == 1, output
+    assert len(list((project / "runs/caption-city/attempts").iterdir())) == 1
+    assert len(list((project / "data/city/columns/caption").glob("*/00000/*.json"))) == 6
+    other = ["caption", "jobs/caption.toml", "--set", "args.batch=4"]
+    done = semiocity(*other, cwd=project)
+    assert done.returncode == 2 and "args.batch: 64 -> 4" in done.stderr, done.stderr
+    assert semiocity(*other, "--replace", cwd=project).returncode == 0
+    assert len(list((project / "data/city/columns/caption").glob("*/00000/*.json"))) == 12
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -52,7 +52,7 @@ class Project:
     def logs(self, lines: int = 25) -> str:
         """The ends of all logs of newest attempts, for a failing test's message."""
         parts = []
-        for log in sorted(self.folder.glob("runs/*/attempts/*/submitit/*_log.out")):
+        for log in sorted(self.folder.glob("runs/*/attempts/*/logs/*_log.out")):
             tail = log.read_text(errors="replace").splitlines()[-lines:]
             parts.append(f"--- {log.relative_to(self.folder)}\n" + "\n".join(tail))
         return "\n".join(parts[-6:])

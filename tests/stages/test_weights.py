@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tiny_models import save_sam
 
 from semiocity.errors import UserError
@@ -70,7 +72,7 @@ def test_every_file_that_the_index_names_must_be_there(folder: Path) -> None:
     (folder / weights.INDEX).write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"args\.model: .*model-00002-of-00002\.safetensors is missing"):
         weights.check(folder, "args.model", "sam")
-    (folder / "model-00002-of-00002.safetensors").touch()
+    save_file({"b": torch.zeros(3)}, folder / "model-00002-of-00002.safetensors")
     weights.check(folder, "args.model", "sam")
     assert weights.revision(folder)
 
@@ -81,3 +83,26 @@ def test_another_kind_of_model_and_damaged_json_are_refused(folder: Path) -> Non
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="damaged JSON"):
         weights.check(folder, "args.model", "sam")
+
+
+def test_truncated_weights_are_refused_by_their_own_header(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    for wrong in (data[:-1], data[:4], data[:40], data + b"x", b""):
+        file.write_bytes(wrong)
+        with pytest.raises(UserError, match=r"args\.model: .*model\.safetensors: .*fetch it on the login node"):
+            weights.check(folder, "args.model", "sam")
+    file.write_bytes(data)
+    weights.check(folder, "args.model", "sam")
+
+
+def test_a_missing_model_of_the_table_is_refused_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/models.toml").write_text('[my-sam]\nrepo = "org/sam"\n')
+    with pytest.raises(UserError, match=r"models/my-sam: no such folder.*`semiocity fetch my-sam`"):
+        weights.check(tmp_path / "models/my-sam", "args.model", "sam")
+    with pytest.raises(UserError, match=r"hf download ORG/NAME --local-dir .*models/other"):
+        weights.check(tmp_path / "models/other", "args.model", "sam")

@@ -12,6 +12,10 @@ class TaskEntry(NamedTuple):
     """The task itself, a Task."""
 
 
+_FLUX = "semiocity.train.tasks.flux_options"
+
 TASKS: dict[str, TaskEntry] = {
+    "flux-full": TaskEntry(f"{_FLUX}:FluxFullOptions", "semiocity.train.tasks.flux_full:FluxFullTask"),
+    "flux-lora": TaskEntry(f"{_FLUX}:FluxLoraOptions", "semiocity.train.tasks.flux_lora:FluxLoraTask"),
     "sdm": TaskEntry("semiocity.train.tasks.sdm_options:SDMOptions", "semiocity.train.tasks.sdm:SDMTask"),
 }

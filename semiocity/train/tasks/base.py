@@ -6,7 +6,7 @@ The loop does the rest: order, engines, freezing, EMA, checkpoints, metrics. See
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from semiocity.data.loader import Arrays, Room
 from semiocity.data.order import Batch
+from semiocity.errors import UserError
 from semiocity.train.options import OptimizerOptions, TrainJob, ZeroOptions
 
 Modules = Mapping[str, nn.Module]
@@ -35,6 +36,9 @@ class Phase:
     """The phase runs at each step that is a multiple of this."""
     ema: bool = True
     """Whether its weights are averaged; without, sampling and export take the weights themselves."""
+    group: Callable[[str], tuple[str, float]] | None = None
+    """Parameter (MODULE.NAME) -> its group and the factor of the group's learning rate; None makes one group. Besides
+    rates by layer this caps memory: under ZeRO-1 and 2 the fp32 gradient exists for one group at a time."""
 
 
 class Loss(NamedTuple):
@@ -77,6 +81,10 @@ class Task(ABC):
         instead of copying them; a run does not go on with others."""
         return {}
 
+    def notes(self, rows: int) -> list[str]:
+        """Lines that the log begins with, for a training of `rows` rows: what it costs, and what would cost less."""
+        return []
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -96,6 +104,11 @@ class Task(ABC):
         Randomness is keyed by (seed, step, row): see `semiocity.train.noise`. `batch.weights` must multiply the losses:
         it is 0 for rows that only fill up a batch.
         """
+
+    def example(self, samples: int, height: int, width: int) -> Tensors:
+        """Empty tensors of the shapes and types that `collate` makes for `samples` rows of this size, on the default
+        device. `semiocity fit` runs `loss` on them, where nothing has contents."""
+        raise UserError(f"task {self.job.task} does not say the shapes of its batches (Task.example): fit cannot work")
 
     # -- training -----------------------------------------------------------------------------------------------------
 

@@ -93,6 +93,20 @@ class SDMTask(Task):
         tensors["noise"] = torch.from_numpy(noise)
         return tensors
 
+    def example(self, samples: int, height: int, width: int) -> Tensors:
+        """As `collate`."""
+        tensors = {
+            "image": torch.empty(samples, height, width, 3, dtype=torch.uint8),
+            "label": torch.empty(samples, height, width, dtype=torch.uint8),
+            "weight": torch.empty(samples, dtype=torch.float32),
+            "t": torch.empty(samples, dtype=torch.int64),
+            "drop": torch.empty(samples, dtype=torch.bool),
+            "noise": torch.empty(samples, 3, height, width),
+        }
+        if self.options.edges:
+            tensors["instance"] = torch.empty(samples, height, width, dtype=torch.int32)
+        return tensors
+
     # -- training -----------------------------------------------------------------------------------------------------
 
     def loss(self, phase: str, modules: Modules, batch: Tensors, step: int) -> Loss:

@@ -1,0 +1,193 @@
+"""Flux's weights in the names and shapes of Black Forest Labs' own files, which ComfyUI and others read.
+
+Their code keeps query, key and value of a stream in one matrix (single blocks: with the MLP's first), and has shift
+before scale in the last modulation; diffusers has them apart and the other way round.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DOUBLE: dict[str, tuple[str, ...]] = {
+    "img_mod.lin": ("norm1.linear",),
+    "txt_mod.lin": ("norm1_context.linear",),
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "img_attn.proj": ("attn.to_out.0",),
+    "txt_attn.proj": ("attn.to_add_out",),
+    "img_mlp.0": ("ff.net.0.proj",),
+    "img_mlp.2": ("ff.net.2",),
+    "txt_mlp.0": ("ff_context.net.0.proj",),
+    "txt_mlp.2": ("ff_context.net.2",),
+}
+"""Layer of a double block -> diffusers' layers, whose outputs it has one after the other."""
+SINGLE: dict[str, tuple[str, ...]] = {
+    "modulation.lin": ("norm.linear",),
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    "linear2": ("proj_out",),
+}
+OUTSIDE: dict[str, tuple[str, ...]] = {
+    "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
+    "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
+    "vector_in.in_layer": ("time_text_embed.text_embedder.linear_1",),
+    "vector_in.out_layer": ("time_text_embed.text_embedder.linear_2",),
+    "guidance_in.in_layer": ("time_text_embed.guidance_embedder.linear_1",),
+    "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
+    "txt_in": ("context_embedder",),
+    "img_in": ("x_embedder",),
+    "final_layer.linear": ("proj_out",),
+    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+}
+DOUBLE_NORMS = {
+    "img_attn.norm.query_norm.scale": "attn.norm_q.weight",
+    "img_attn.norm.key_norm.scale": "attn.norm_k.weight",
+    "txt_attn.norm.query_norm.scale": "attn.norm_added_q.weight",
+    "txt_attn.norm.key_norm.scale": "attn.norm_added_k.weight",
+}
+SINGLE_NORMS = {"norm.query_norm.scale": "attn.norm_q.weight", "norm.key_norm.scale": "attn.norm_k.weight"}
+SWAPPED = "final_layer.adaLN_modulation.1"
+
+
+class Layer(NamedTuple):
+    """A linear layer of the original layout."""
+
+    name: str
+    parts: tuple[str, ...]
+    """Diffusers' layers that it is made of."""
+
+
+def layers(double: int, single: int) -> Iterator[Layer]:
+    """All linear layers of a model with so many blocks."""
+    for name, parts in OUTSIDE.items():
+        yield Layer(name, parts)
+    for i in range(double):
+        for name, parts in DOUBLE.items():
+            yield Layer(f"double_blocks.{i}.{name}", tuple(f"transformer_blocks.{i}.{part}" for part in parts))
+    for i in range(single):
+        for name, parts in SINGLE.items():
+            yield Layer(f"single_blocks.{i}.{name}", tuple(f"single_transformer_blocks.{i}.{part}" for part in parts))
+
+
+def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A transformer's state dict in the original layout. Every tensor must be known: KeyError otherwise."""
+    double, single = blocks(state)
+    left = set(state)
+    made: dict[str, Tensor] = {}
+
+    def take(name: str) -> Tensor:
+        left.discard(name)
+        return state[name]
+
+    for name, parts in layers(double, single):
+        if parts[0].startswith("time_text_embed.guidance") and f"{parts[0]}.weight" not in state:
+            continue  # not a guidance-distilled model
+        for kind in ("weight", "bias"):
+            tensors = [take(f"{part}.{kind}") for part in parts]
+            whole = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+            made[f"{name}.{kind}"] = swap_halves(whole) if name == SWAPPED else whole
+    for i in range(double):
+        made |= {f"double_blocks.{i}.{n}": take(f"transformer_blocks.{i}.{p}") for n, p in DOUBLE_NORMS.items()}
+    for i in range(single):
+        made |= {f"single_blocks.{i}.{n}": take(f"single_transformer_blocks.{i}.{p}") for n, p in SINGLE_NORMS.items()}
+    if left:
+        raise KeyError(f"{min(left)} has no place in Flux's original layout")
+    return made
+
+
+def from_original(state: Mapping[str, Tensor], outputs: Mapping[str, int]) -> dict[str, Tensor]:
+    """Inverse of `to_original`; `outputs`: diffusers' layer -> its number of outputs. Names may begin with
+    "model.diffusion_model.", as in ComfyUI's own files. KeyError for a tensor that is not there or not known."""
+    state = {name.removeprefix("model.diffusion_model."): tensor for name, tensor in state.items()}
+    double, single = blocks(outputs)
+    left = set(state)
+    made: dict[str, Tensor] = {}
+
+    def take(name: str) -> Tensor:
+        left.discard(name)
+        return state[name]
+
+    for name, parts in layers(double, single):
+        if parts[0] not in outputs:
+            continue
+        for kind in ("weight", "bias"):
+            whole = take(f"{name}.{kind}")
+            pieces = (swap_halves(whole) if name == SWAPPED else whole).split([outputs[part] for part in parts])
+            made |= {f"{part}.{kind}": piece for part, piece in zip(parts, pieces)}
+    for i in range(double):
+        made |= {f"transformer_blocks.{i}.{p}": take(f"double_blocks.{i}.{n}") for n, p in DOUBLE_NORMS.items()}
+    for i in range(single):
+        made |= {f"single_transformer_blocks.{i}.{p}": take(f"single_blocks.{i}.{n}") for n, p in SINGLE_NORMS.items()}
+    if left:
+        raise KeyError(f"{min(left)} is no part of this Flux model")
+    return made
+
+
+def blocks(names: Mapping[str, object]) -> tuple[int, int]:
+    """Numbers of double and of single blocks."""
+
+    def highest(prefix: str) -> int:
+        found = [int(m.group(1)) for name in names if (m := re.match(rf"{prefix}\.(\d+)\.", name))]
+        return max(found, default=-1) + 1
+
+    return highest("transformer_blocks"), highest("single_transformer_blocks")
+
+
+def swap_halves(tensor: Tensor) -> Tensor:
+    """Scale and shift, the halves of the first dimension, change places."""
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+# -- adapters ---------------------------------------------------------------------------------------------------------
+
+
+class Adapter(NamedTuple):
+    """A low-rank adapter of one layer: W + alpha/rank · up·down."""
+
+    down: Tensor
+    """[rank, inputs]"""
+    up: Tensor
+    """[outputs, rank]"""
+
+
+def adapters_to_original(
+    adapters: Mapping[str, Adapter], outputs: Mapping[str, int], alpha: float, double: int, single: int
+) -> dict[str, Tensor]:
+    """Adapters of diffusers' layers under the names of kohya's scripts, which ComfyUI and others read:
+    lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight, .lora_up.weight, .alpha.
+
+    `outputs`: layer -> its number of outputs. An adapter of a matrix that is several layers here has the sum of their
+    ranks: their downs one below the other, their ups along a diagonal; alpha grows with the rank, so the scale stays.
+    """
+    made: dict[str, Tensor] = {}
+    left = set(adapters)
+    for name, parts in layers(double, single):
+        there = [part for part in parts if part in adapters]
+        if not there:
+            continue
+        left -= set(there)
+        down = torch.cat([adapters[part].down for part in there])
+        up = torch.zeros(sum(outputs[part] for part in parts), len(down), dtype=down.dtype)
+        row = column = 0
+        for part in parts:
+            if part in adapters:
+                rank = adapters[part].up.shape[1]
+                up[row : row + outputs[part], column : column + rank] = adapters[part].up
+                column += rank
+            row += outputs[part]
+        if name == SWAPPED:
+            up = swap_halves(up)
+        key = "lora_unet_" + name.replace(".", "_")
+        rank = adapters[there[0]].up.shape[1]
+        made |= {
+            f"{key}.lora_down.weight": down.contiguous(),
+            f"{key}.lora_up.weight": up.contiguous(),
+            f"{key}.alpha": torch.tensor(float(alpha * len(down) / rank)),
+        }
+    if left:
+        raise KeyError(f"{min(left)} has no place in Flux's original layout")
+    return made

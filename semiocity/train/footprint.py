@@ -1,0 +1,156 @@
+"""What a step of a training holds and computes, found without memory or a GPU: forward and backward pass on torch's
+meta device, where tensors have shapes but no contents.
+
+    python -m semiocity.train.footprint < question.json      prints the answer as one line of JSON
+
+Bytes are those of live tensor storages, as an allocator would have to hold them, without the workspaces that kernels
+take for themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from semiocity.train.options import TrainJob, load
+from semiocity.train.tasks import TASKS
+from semiocity.train.tasks.base import DatasetFacts, Phase, Task, Tensors
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that are made inside and still referenced; `peak` is the most at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._note(leaf.untyped_storage())
+        return out
+
+    def ignore(self, tensor: Tensor) -> None:
+        """Do not count a tensor that was there before."""
+        self._seen[tensor.untyped_storage()._cdata] = 0
+
+    def _note(self, storage: Any) -> None:
+        key = storage._cdata
+        if key not in self._seen:
+            self._seen[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._seen.pop(key)
+
+
+def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any]:
+    """The phases of `job` with `samples` at a time on a rank, in the largest of the job's sizes.
+
+    Returns {"phases": [{"name", "stage", "precision", "ema", "every", "parameters", "small" (parameters of tensors with
+    at most 100,000 elements), "untrained" (bytes of what else the modules hold), "peak" (bytes beyond the weights in a
+    pass), "flops" (of one sample, recomputed ones too)}], "frozen" (bytes of modules that are never trained), "batch"
+    (bytes of the input)}.
+    """
+    with torch.device("meta"):
+        task: Task = load(TASKS[job.task].task)(job, facts)
+        phases = task.phases()
+        modules: dict[str, nn.Module] = {name: m for phase in phases for name, m in phase.modules.items()}
+        trained = {phase.name: _trained(phase) for phase in phases}
+        frozen = {name: module.requires_grad_(False) for name, module in task.frozen().items()}
+        modules.update(frozen)
+        for phase in phases:
+            for module in phase.modules.values():
+                module.to(torch.bfloat16 if phase.zero.precision == "bf16" else torch.float32)
+        batch = task.example(samples, *largest(job))
+        found = [_phase(task, phase, phases, modules, trained, batch, samples) for phase in phases]
+    return {
+        "phases": found,
+        "frozen": sum(map(_bytes, frozen.values())),
+        "batch": sum(t.nbytes for t in batch.values()),
+    }
+
+
+def largest(job: TrainJob) -> tuple[int, int]:
+    """Height and width of the largest pictures that the job trains on."""
+    sizes = [(height, width) for width, height in job.data.bucket_sizes] or [job.data.height_width]
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _trained(phase: Phase) -> list[nn.Parameter]:
+    return [p for module in phase.modules.values() for p in module.parameters() if p.requires_grad]
+
+
+def _phase(
+    task: Task,
+    phase: Phase,
+    phases: list[Phase],
+    modules: Mapping[str, nn.Module],
+    trained: Mapping[str, list[nn.Parameter]],
+    batch: Tensors,
+    samples: int,
+) -> dict[str, Any]:
+    for other in phases:  # as the loop has it: only the phase at work takes gradients
+        for parameter in trained[other.name]:
+            parameter.requires_grad_(other is phase)
+            parameter.grad = None
+
+    live = LiveBytes()
+    for parameter in trained[phase.name]:
+        live.ignore(parameter)
+    with FlopCounterMode(display=False) as counter, live:
+        task.loss(phase.name, modules, batch, 0).total.backward()
+    for parameter in trained[phase.name]:
+        parameter.grad = None
+    sizes = [p.numel() for p in trained[phase.name]]
+    return {
+        "name": phase.name,
+        "stage": phase.zero.stage,
+        "precision": phase.zero.precision,
+        "ema": phase.ema,
+        "every": phase.every,
+        "parameters": sum(sizes),
+        "untrained": sum(_bytes(m) for m in phase.modules.values()) - sum(p.nbytes for p in trained[phase.name]),
+        "small": sum(size for size in sizes if size <= 100_000),
+        "peak": live.peak,
+        "flops": counter.get_total_flops() / samples,
+    }
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+
+
+def main() -> None:
+    """Answer a question such as {"job": …, "facts": …, "variants": {NAME: {"samples": 4, "model": {…}}}}."""
+    question = json.load(sys.stdin)
+    facts = DatasetFacts(
+        **{
+            **question["facts"],
+            "classes": tuple(question["facts"]["classes"]),
+            "palette": tuple(map(tuple, question["facts"]["palette"])),
+        }
+    )
+    answers = {}
+    for name, variant in question["variants"].items():
+        # Built without the rule that the batch divides: a variant is about one rank.
+        job = TrainJob.model_validate({**question["job"], "model": {**question["job"]["model"], **variant["model"]}})
+        answers[name] = footprint(job, facts, variant["samples"])
+    print(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main()

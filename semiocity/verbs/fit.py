@@ -1,0 +1,24 @@
+"""`semiocity fit JOB`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key")
+    parser.add_argument("--cluster", type=Path, metavar="FILE", help="site file (default: jobs/cluster.toml, if any)")
+    parser.add_argument("--gpu-gb", type=float, help="memory of one GPU (default: gpu_gb of the site file)")
+    parser.add_argument("--gpu", metavar="NAME", help="kind of GPU, such as a100, for an estimate of the time")
+    parser.add_argument("--json", action="store_true", help="the facts, for programs")
+
+
+def run(a: argparse.Namespace) -> int:
+    from semiocity.launch import fit, jobs
+
+    facts = fit.fit(jobs.train(a.job, a.set), jobs.load_cluster(a.cluster), a.gpu_gb, a.gpu)
+    print(json.dumps(facts, indent=1) if a.json else fit.render(facts))
+    return 1 if False in (facts["fits"], facts["host_fits"]) else 0

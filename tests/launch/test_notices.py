@@ -1,0 +1,146 @@
+"""Notices: a webhook on loopback hears of the end of a run; a dead one harms nothing; the URL is written nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semiocity.config import Notify
+from semiocity.launch import ends, notices
+from semiocity.launch.runs import Attempt
+from semiocity.launch.world import World
+
+ROOT = Path(__file__).parents[2]
+SETS = ["--set", "source.size=[32, 32]", "--set", "source.train=20", "--set", "source.val=4", "--set", "shard_rows=8"]
+
+
+@pytest.fixture
+def heard() -> Iterator[tuple[str, list[dict]]]:
+    """Address of a webhook, and what it was told."""
+    told: list[dict] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(500 if self.path.endswith("broken") else 204)
+            self.end_headers()
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/secret-hook", told
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_end_of_a_run_is_told_once_and_its_failure_too(heard: tuple[str, list[dict]], tmp_path: Path) -> None:
+    url, told = heard
+    for name in ("jobs", "shards"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("cluster.toml"))
+    (tmp_path / "jobs/cluster.toml").write_text('[notify]\nwebhook_env = "MY_HOOK"\n')
+
+    def semiocity(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "semiocity", *words]
+        return subprocess.run(command, cwd=tmp_path, env={**os.environ, "MY_HOOK": url}, capture_output=True, text=True)
+
+    done = semiocity("pack", "shards/city.toml", *SETS)
+    assert done.returncode == 0, done.stderr
+    assert [(t["kind"], t["state"], t["dataset"]) for t in told] == [("pack", "done", "city")]
+    assert told[0]["text"] == "semiocity: base of city (pack-city) is done"
+    shard = next((tmp_path / "data/city/columns/base").glob("*/00000/00000001.tar"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    assert semiocity("caption", "jobs/caption.toml").returncode != 0
+    assert [t["state"] for t in told] == ["done", "failed"]
+    assert "failed: " in told[1]["text"] and told[1]["reason"]
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"secret-hook" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/dead", "not an address", "broken"])
+def test_a_dead_webhook_is_one_line_without_its_url(
+    address: str, heard: tuple[str, list[dict]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = heard[0] + "/broken" if address == "broken" else address
+    assert notices.send(url, {"text": "x"}, 2.0) is False
+    error = capsys.readouterr().err
+    assert error.startswith("the webhook took no notice: ") and error.count("\n") == 1
+    assert url not in error
+
+
+def test_only_the_task_that_ends_the_run_tells(heard: tuple[str, list[dict]], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, told = heard
+    monkeypatch.setenv("MY_HOOK", url)
+    data: dict[str, Any] = {
+        "run": "/r/x",
+        "dataset": "/d/y",
+        "column": "",
+        "kind": "train",
+        "tasks": [[]],
+        "merge": None,
+    }
+    data["notify"] = notices.settings(Notify(webhook_env="MY_HOOK"))
+    notices.ended(data, 0, "done")
+    array = {**data, "tasks": [[0], [1]], "merge": 2}
+    notices.ended(array, 0, "failed", "a task among others")
+    notices.ended(array, 2, "failed", "shards 1 are missing")
+    notices.ended({**data, "tasks": [[0], [1]]}, 0, "done")  # nobody can tell which of them is the last
+    notices.ended({key: value for key, value in data.items() if key != "notify"}, 0, "done")  # an older attempt
+    assert [t["state"] for t in told] == ["done", "failed"]
+
+
+def test_the_place_of_the_url_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "hook"
+    notify = Notify(webhook_file=file)
+    assert notices.check(notify)[0].level == "warning" and notices.binds(notify) == ()
+    file.write_text("http://127.0.0.1:9/x\n")
+    file.chmod(0o644)
+    assert "chmod 600" in notices.check(notify)[0].todo
+    file.chmod(0o600)
+    assert notices.check(notify)[0].level == "ok" and notices.binds(notify) == (file,)
+    assert notices.url_of(notices.settings(notify)) == "http://127.0.0.1:9/x"
+    monkeypatch.delenv("MY_HOOK", raising=False)
+    assert "export MY_HOOK" in notices.check(Notify(webhook_env="MY_HOOK"))[0].todo
+    assert notices.url_of(notices.settings(Notify(webhook_env="MY_HOOK"))) is None
+
+
+def test_a_failure_is_told_when_the_job_does_not_come_back(
+    heard: tuple[str, list[dict]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url, told = heard
+    monkeypatch.setenv("MY_HOOK", url)
+    places = {**notices.settings(Notify(webhook_env="MY_HOOK")), "retries": {"crash": 1, "out_of_memory": 0}}
+    data = {"run": "/r/x", "dataset": "/d/y", "column": "", "kind": "train", "tasks": [[]], "merge": None}
+    data |= {"notify": places, "executor": "slurm", "cluster": {"requeue": True}}
+    attempt = Attempt(tmp_path, 1)
+    attempt.folder.mkdir(parents=True)
+
+    def fails(restart: int, cause: str, rank: int = 0, again: bool = True, **changed: Any) -> int:
+        """Notices after a rank failed and, as the batch script does it, its end was noted."""
+        told.clear()
+        world = World(rank, 2, rank, 1, "n1", 1, "7", restart)
+        ends.note(attempt, "7", restart, cause, "why", "n1", rank, again)
+        notices.failed({**data, **changed}, 0, attempt, world, cause, "why", again)
+        return len(told)
+
+    assert fails(0, "crash", rank=1) == 0, "the job comes back once"
+    with ends.end_file(attempt, "7", 0).open("a") as file:
+        file.write("budget=crash\n")
+    assert fails(1, "crash", rank=1) == 1, "and not again; the rank whose word counts tells"
+    assert fails(1, "crash", rank=0) == 0, "the others' words are its echo"
+    assert fails(2, "refused") == 1
+    assert fails(3, "out_of_memory") == 1, "no budget"
+    assert fails(4, "crash", again=False) == 1, "it would end the same way"
+    assert fails(5, "preemption", cluster={"requeue": False}) == 1, "a site without requeueing"
