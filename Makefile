@@ -13,7 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help env login peers demo test soak lint bench lock doctor fetch fit image shards verify caption segment \
-        duplicates view browse train generate evaluate report pipeline status tensorboard
+        duplicates view browse train generate evaluate report pipeline status \
+        watch logs cancel retry tensorboard
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,7 +48,7 @@ PEERS = .peers
 peers: $(UV)  ## other tools, for tests and benchmarks: export SEMIOCITY_PEERS=$(PEERS)/bin/python
 	$(PYTHON) -m venv $(PEERS)
 	$(UV) pip install --quiet --python $(PEERS)/bin/python --require-hashes -r bench/peers.lock
-	$(UV) pip install --quiet --python $(PEERS)/bin/python --require-hashes --target $(PEERS)/webdataset-0.2 \
+	$(UV) pip install --quiet --python $(PEERS)/bin/python --require-hashes --no-deps --target $(PEERS)/webdataset-0.2 \
 	  -r bench/peers-webdataset-0.2.lock
 	$(PYTHON) -m venv $(PEERS)/datatrove
 	$(UV) pip install --quiet --python $(PEERS)/datatrove/bin/python --require-hashes -r bench/peers-datatrove.lock
@@ -56,6 +57,8 @@ lock:  ## write requirements.lock and containers/requirements.lock anew
 	$(UV) pip compile pyproject.toml --all-extras $(LOCK_FLAGS) -o requirements.lock
 	$(UV) pip compile pyproject.toml --extra train --extra ui -c requirements.lock $(LOCK_FLAGS) \
 	  -o containers/requirements.lock
+	$(UV) pip compile pyproject.toml --extra data --extra ui -c requirements.lock $(LOCK_FLAGS) \
+	  -o containers/requirements-cpu.lock
 LOCK_FLAGS = --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links \
   --no-annotate --custom-compile-command "make lock"
 
@@ -134,6 +137,18 @@ report: $(SEMIOCITY)  ## one self-contained page about RUN
 
 pipeline: $(SEMIOCITY)  ## many jobs as a graph, queued at once (PIPELINE=jobs/pipelines/city.toml)
 	$(SEMIOCITY) pipeline $(or $(PIPELINE),jobs/pipelines/city.toml) $(ARGS)
+
+watch: $(SEMIOCITY)  ## the status, drawn anew until nothing runs
+	@$(SEMIOCITY) status --watch $(ARGS)
+
+logs: $(SEMIOCITY)  ## the end of the log of RUN that matters: the failing task's first
+	@$(SEMIOCITY) logs $(notdir $(RUN)) $(ARGS)
+
+cancel: $(SEMIOCITY)  ## end what is queued or running of RUN
+	$(SEMIOCITY) cancel $(notdir $(RUN)) $(ARGS)
+
+retry: $(SEMIOCITY)  ## RUN's job again: what is missing
+	$(SEMIOCITY) retry $(notdir $(RUN)) $(ARGS)
 
 status: $(SEMIOCITY)  ## what is done, running, failed and missing
 	@$(SEMIOCITY) status $(ARGS)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
-SEVERAL_PROCESSES = ("train", "slurm")
+SEVERAL_PROCESSES = ("train", "slurm", "chaos")
 """Folders whose tests run several processes each: one worker does them all, so that they do not starve each other."""
 
 
