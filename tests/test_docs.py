@@ -12,7 +12,10 @@ from semiocity.cli import VERBS, parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    [*(ROOT / "docs").glob("*.md"), ROOT / "shards" / "README.md", ROOT / "semiocity" / "data" / "README.md"]
+    page
+    for pattern in ("README.md", "docs/*.md", "*/README.md", "*/*/README.md")
+    for page in ROOT.glob(pattern)
+    if not page.relative_to(ROOT).parts[0].startswith(".")
 )
 SHORTENED = re.compile(r"…|\.\.\.|\[|\||\bVERB\b")
 """What a command in running text may leave out; such a one is not tried."""
@@ -24,6 +27,7 @@ def commands(page: Path) -> list[str]:
     text = page.read_text()
     found = re.findall(r"^ *(semiocity [^#\n]+?) *(?:#.*)?$", text, re.MULTILINE)
     found += [re.sub(r"\s+", " ", command) for command in re.findall(r"`(semiocity \S[^`]*)`", text)]
+    found = [part.strip() for command in found for part in command.split("&&")]
     return sorted({command for command in found if not SHORTENED.search(command) and len(command.split()) > 2})
 
 
