@@ -92,9 +92,23 @@ class Arena:
         """Jobs in partition main that wait or run; a controller that is away holds them still."""
         while True:
             with suppress(RuntimeError):
-                out = self.cluster.call("squeue", "--noheader", "--partition=main", "--format=%A %T")
-                return dict(line.split() for line in out.splitlines())
+                out = self.cluster.call("squeue", "--noheader", "--partition=main", "--format=%A|%T|%r")
+                jobs = [line.split("|") for line in out.splitlines()]
+                if held := [job for job, _, reason in jobs if "launch failed" in reason]:
+                    self._administer(held)
+                return {job: state for job, state, _ in jobs}
             time.sleep(0.5)
+
+    def _administer(self, held: list[str]) -> None:
+        """What a site's administrator does after a controller lost its newest state: it gave job ids away once more,
+        nodes that knew them refused, were drained, and the jobs are held."""
+        with suppress(RuntimeError):
+            for line in self.cluster.call("sinfo", "--noheader", "--Node", "--format=%N|%E").splitlines():
+                node, why = line.split("|")
+                if "Duplicate jobid" in why:
+                    self.cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+            for job in held:
+                self.cluster.call("scontrol", "release", job)
 
     # -- traps --------------------------------------------------------------------------------------------------------
 

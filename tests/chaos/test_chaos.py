@@ -51,7 +51,7 @@ def logs(project: Path) -> str:
     return "\n".join(parts)
 
 
-SAMPLE = {"caption": 4, "train": 1}
+SAMPLE = {"caption": 2, "train": 1}
 
 
 @pytest.mark.timeout(1800)
