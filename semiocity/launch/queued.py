@@ -81,9 +81,11 @@ def _shards(data: Mapping[str, Any], index: int) -> list[int]:
 
 
 def _local(data: Mapping[str, Any]) -> dict[str, list[int]]:
-    """While the command that runs them is alive, all its tasks are under way, also those it has not started yet."""
+    """While the command that runs them is alive, all its tasks are under way, also those it has not started yet. This
+    very process has followed what it began before to its end."""
     if data["host"] != socket.gethostname():
         return {}
-    if lock.is_alive(data.get("process", {})):
-        return {f"process {data['process']['pid']}": list(chain(*data["tasks"]))}
+    who = data.get("process", {})
+    if who != lock.myself() and lock.is_alive(who):
+        return {f"process {who['pid']}": list(chain(*data["tasks"]))}
     return {job: _shards(data, index) for index, job in enumerate(data["jobs"]) if alive(job)}

@@ -52,7 +52,7 @@ def run(a: argparse.Namespace) -> int:
             f"dataset={json.dumps(str(a.dataset.resolve()))}",
             f"args.folder={json.dumps(str(job.parent.resolve()))}",
         ]
-        return submitting.submit(jobs.stage(job, [*here, *a.set], expect="import"), a)
+        return submitting.submit(jobs.stage(job, [*here, *a.set], expect="import"), a, replace=True)
     report = pin(a.dataset, a.inputs, a.kind, Columns(a.key, a.text), a.allow_unmatched)
     without = {"tombstone": "are left out by views of the column", "none": "have no value"}[a.missing]
     print(
@@ -60,4 +60,4 @@ def run(a: argparse.Namespace) -> int:
         + (f"; {report.unmatched} inputs fit no row ({report.folder}/unmatched.jsonl)" if report.unmatched else "")
     )
     job = write_job(report, a.dataset, a.column, a.missing, a.made_by)
-    return submitting.submit(jobs.stage(job, a.set, expect="import"), a)
+    return submitting.submit(jobs.stage(job, a.set, expect="import"), a, replace=True)

@@ -18,8 +18,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="follow queued tasks to their end")
 
 
-def submit(work: Work, a: argparse.Namespace) -> int:
+def submit(work: Work, a: argparse.Namespace, replace: bool = False) -> int:
+    """Bring it there. `replace`: the run's name stands for whatever it is now, asked for or not."""
     from semiocity.launch import jobs, submission
 
-    submission.submit(work, jobs.load_cluster(a.cluster), wait=a.wait, dry_run=a.dry_run, replace=a.replace)
+    submission.submit(work, jobs.load_cluster(a.cluster), wait=a.wait, dry_run=a.dry_run, replace=replace or a.replace)
     return 0
