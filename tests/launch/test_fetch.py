@@ -241,6 +241,13 @@ def test_a_folder_of_the_users_own_is_left_alone(hub: FakeHub) -> None:
 def test_models_that_jobs_name_are_in_the_table() -> None:
     root = Path(__file__).parents[2]
     names = list(model_files.read_table(root / "jobs/models.toml"))
-    jobs = {path.stem: tomllib.loads(path.read_text()) for path in (root / "jobs").glob("*.toml")}
-    named = {stem: fetch.named_in(job, names) for stem, job in jobs.items() if "model" in job.get("args", {})}
-    assert named == {"caption-blip2": ["blip2-flan-t5-xl"], "segment-sam": ["sam-vit-huge"]}
+    jobs = {
+        path.stem: tomllib.loads(path.read_text()) for path in (root / "jobs").glob("*.toml") if path.stem != "models"
+    }
+    named = {stem: fetch.named_in(job, names) for stem, job in jobs.items()}
+    flux = ("latent", "text", *(f"train-flux-{kind}" for kind in ("full", "full-1gpu", "lora", "lora-1gpu")))
+    assert {stem: found for stem, found in named.items() if found} == {
+        "caption-blip2": ["blip2-flan-t5-xl"],
+        "segment-sam": ["sam-vit-huge"],
+        **dict.fromkeys(flux, ["FLUX.1-dev"]),
+    }
