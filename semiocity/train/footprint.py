@@ -65,6 +65,9 @@ def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any
     pass), "flops" (of one sample, recomputed ones too)}], "frozen" (bytes of modules that are never trained), "batch"
     (bytes of the input)}.
     """
+    # Torch notes at the first such context which functions make tensors. accelerate replaces them for a while when it
+    # loads a model; if the first context fell into that while, the real ones would be left out for good.
+    torch.utils._device._device_constructors.cache_clear()
     with torch.device("meta"):
         task: Task = load(TASKS[job.task].task)(job, facts)
         phases = task.phases()
