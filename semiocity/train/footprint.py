@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -67,7 +68,7 @@ def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any
     """
     # Torch notes at the first such context which functions make tensors. accelerate replaces them for a while when it
     # loads a model; if the first context fell into that while, the real ones would be left out for good.
-    torch.utils._device._device_constructors.cache_clear()
+    _device_constructors.cache_clear()
     with torch.device("meta"):
         task: Task = load(TASKS[job.task].task)(job, facts)
         phases = task.phases()

@@ -249,5 +249,5 @@ def test_models_that_jobs_name_are_in_the_table() -> None:
     assert {stem: found for stem, found in named.items() if found} == {
         "caption-blip2": ["blip2-flan-t5-xl"],
         "segment-sam": ["sam-vit-huge"],
-        **dict.fromkeys(flux, ["FLUX.1-dev"]),
+        **{stem: ["FLUX.1-dev"] for stem in flux},
     }
