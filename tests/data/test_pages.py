@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from make_images import dice
 
+from semiocity.data.sources import pages
 from semiocity.data.sources.pages import Column, Unsupported, read_column, read_value
 
 
@@ -125,3 +126,12 @@ def test_damage_never_gives_more_than_an_error(tmp_path: Path) -> None:
             pass
         finally:
             os.close(descriptor)
+
+
+def test_a_damaged_index_ends_at_once() -> None:
+    with pytest.raises(ValueError, match="a value is cut"):
+        pages._plain(b"\x01\0\0\0a", 2**60)
+    with pytest.raises(ValueError, match="indices are damaged"):
+        pages._hybrid(b"\xff" * 40, 255, 3)
+    with pytest.raises(IndexError):
+        pages._item(b"\xf7" + b"\xff" * 8 + b"\x7f", 0, 9)

@@ -141,6 +141,8 @@ def _plain(data: bytes, index: int) -> bytes:
     at = 0
     for _ in range(index):
         at += 4 + int.from_bytes(data[at : at + 4], "little")
+        if at > len(data):  # a damaged index may be as large as numbers are
+            raise ValueError("a value is cut")
     length = int.from_bytes(data[at : at + 4], "little")
     if at + 4 + length > len(data):
         raise ValueError("a value is cut")
@@ -149,6 +151,8 @@ def _plain(data: bytes, index: int) -> bytes:
 
 def _hybrid(data: bytes, bits: int, count: int) -> list[int]:
     """The first `count` numbers of a run of them, in the mix of run lengths and packed bits."""
+    if bits > 32:
+        raise ValueError("levels or indices are damaged")
     found: list[int] = []
     at, wide = 0, (bits + 7) // 8
     while len(found) < count:
@@ -241,6 +245,7 @@ def _item(data: bytes, at: int, kind: int) -> tuple[Any, int]:
             raw, at = _varint(data, at)
             return _zigzag(raw), at
         case 7:
+            data[at + 7]  # a list may claim any number of them
             return None, at + 8
         case 8:
             length, at = _varint(data, at)
