@@ -111,10 +111,12 @@ def test_damage_never_gives_more_than_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [random.randbytes(300) for _ in range(20)]}), sink, compression="none")
     whole = sink.getvalue()
     path = tmp_path / "x.parquet"
+    # Not in the footer, which is pyarrow's to read: for an unknown codec in it, it ends the process.
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     for _ in range(200):
         data = bytearray(whole)
         for _ in range(random.randrange(1, 5)):
-            data[random.randrange(4, len(data) - 600)] = random.randrange(256)
+            data[random.randrange(4, footer)] = random.randrange(256)
         path.write_bytes(data)
         descriptor = os.open(path, os.O_RDONLY)
         try:
