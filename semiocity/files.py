@@ -88,7 +88,12 @@ def make_durable(folder: Path) -> None:
 
 def fsync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    fsync(folder)
+
+
+def fsync(path: Path) -> None:
+    """Make what was written to a file, or renamed inside a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -11,13 +11,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from semiocity.ranks import Place
 from semiocity.train import rendezvous
 from semiocity.train.tasks.base import Loss, Modules, Phase, Task, Tensors
 
@@ -26,25 +26,15 @@ TIMEOUT_MIN = 30
 BUCKET_ELEMENTS = 50_000_000
 
 
-class World(Protocol):
+class World(Place, Protocol):
     """What training needs to know of the ranks (see `semiocity.launch.world`)."""
 
-    @property
-    def rank(self) -> int: ...
-    @property
-    def size(self) -> int: ...
     @property
     def local_rank(self) -> int: ...
     @property
     def master_addr(self) -> str: ...
     @property
     def master_port(self) -> int: ...
-    @property
-    def job_id(self) -> str: ...
-    @property
-    def restart(self) -> int: ...
-    @property
-    def folder(self) -> Path | None: ...
     def port(self, attempt: int) -> int: ...
 
 

@@ -7,7 +7,6 @@ OUT/.export/work/                        files that are being written
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from semiocity.data.export.base import STATE, Exporter, Part, Parts, part_stem
 from semiocity.data.lease import Owner, lease
 from semiocity.data.shard import sha256_file
 from semiocity.errors import UserError
-from semiocity.files import fsync_folder, read_json, write_json
+from semiocity.files import fsync, fsync_folder, read_json, write_json
 
 
 def make(exporter: Exporter, out: Path, shard: int, owner: Owner) -> bool:
@@ -71,21 +70,13 @@ def _measure(path: Path, sha256: str | None) -> dict[str, Any]:
         return {"files": 1, "bytes": path.stat().st_size, "sha256": sha256}
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
-        _fsync(file)
+        fsync(file)
     for folder in {path, *(file.parent for file in files)}:
         if folder.is_dir():
             fsync_folder(folder)
     size = sum(file.stat().st_size for file in files)
     found: dict[str, Any] = {"files": len(files), "bytes": size}
     return found | ({"sha256": sha256_file(path)} if path.is_file() else {})
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _record(out: Path, shard: int) -> Path:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from semiocity.data.columns import Column, Dataset
 from semiocity.data.manifest import BASE, ShardPath
 from semiocity.data.shard import ShardError
-from semiocity.files import fsync_folder, write_json
+from semiocity.files import fsync, fsync_folder, write_json
 from semiocity.ui.browse import contents
 from semiocity.ui.browse.facets import Choices, class_columns, scalars_of, write_facets
 from semiocity.ui.browse.index import ARROW, BATCH_ROWS, Options, chosen_shards, map_file
@@ -47,7 +47,7 @@ def build(dataset: Dataset, folder: Path, options: Options, report: Report, stop
             writer.write_batch(batch)
     facts = write_facets(dataset, map_file(sink), folder / "facets.arrow", choices.found(), options)
     for name in ("rows.arrow", "facets.arrow"):
-        _sync(folder / name)
+        fsync(folder / name)
     write_json(folder / "facts.json", facts)
     fsync_folder(folder)
 
@@ -157,11 +157,3 @@ def _batches(tables: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.Recor
             pending = pending.slice(BATCH_ROWS)
     if len(pending):
         yield pending.combine_chunks().to_batches()[0]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
