@@ -26,6 +26,9 @@ LOG_BYTES = 16384
 BEGINS = "semiocity: begins "
 """How the line in a log begins that an attempt starts with: what is before it, is its predecessor's."""
 
+GUARD_S = 60
+"""How long an srun may wait for a step without processes, in seconds."""
+
 _DEADLY = {causes.CRASH, causes.KILLED, causes.OUT_OF_MEMORY, causes.HUNG}
 
 
@@ -38,6 +41,18 @@ def setup() -> list[str]:
     return [f'echo "{BEGINS}{job}.${{SLURM_RESTART_COUNT:-0}} on $SLURM_JOB_NODELIST"']
 
 
+def guard(attempt: Attempt, code: Path, index: str, nodes: int) -> list[str]:
+    """Shell lines before srun, beside which the guard runs; `index` is the task's, as the shell reads it.
+
+    Ranks on several nodes do not end at the same moment, so that this node's may be gone for a while.
+    """
+    script = code / "semiocity" / "launch" / "guard.sh"
+    grace_s = GUARD_S if nodes == 1 else 5 * GUARD_S
+    words = [str(script), str(attempt.folder)]
+    task = [str(attempt.run), str(attempt.number)]
+    return [f"bash {shlex.join(words)} $$ {grace_s} {shlex.join(task)} {index} &", "guard=$!"]
+
+
 def teardown(attempt: Attempt, code: Path, retries: Mapping[str, int], come_back: bool = True) -> list[str]:
     """Shell lines after srun, outside the container: note how it ended, bring the job back if that is right."""
     script = code / "semiocity" / "launch" / "teardown.sh"
@@ -45,6 +60,7 @@ def teardown(attempt: Attempt, code: Path, retries: Mapping[str, int], come_back
     return [
         "rc=$?",
         "trap '' TERM",
+        'kill "$guard" 2>/dev/null',
         f'bash {shlex.quote(str(script))} {shlex.quote(str(attempt.folder))} "$rc" '
         f"{'yes' if come_back else 'no'} {budgets}",
         "exit $rc",

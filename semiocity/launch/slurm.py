@@ -131,7 +131,9 @@ def sbatch_file(launch: Launch, attempt: Attempt, tasks: int, first: int = 0, af
     """The sbatch file of `tasks` tasks of an attempt from index `first` on. Needs no SLURM and writes nothing."""
     index = f'"$(({first} + SLURM_ARRAY_TASK_ID))"' if tasks > 1 else str(first)
     command = f"{python(launch)} -u -m semiocity.launch.entry {shlex.quote(str(attempt.run))} {attempt.number} {index}"
-    return sbatch.script(slurm_parameters(launch, attempt, after), command, attempt.logs, tasks)
+    parameters = slurm_parameters(launch, attempt, after)
+    parameters["setup"] += ends.guard(attempt, launch.code, index, launch.resources.nodes)
+    return sbatch.script(parameters, command, attempt.logs, tasks)
 
 
 def submit(launch: Launch, attempt: Attempt, indices: range, after: Sequence[str] = ()) -> Iterator[list[str]]:

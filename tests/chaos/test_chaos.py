@@ -39,7 +39,8 @@ def disturb(
             assert a.run("verify", "data/city").returncode == 0, "rows lost or repeated"
             assert work != "train" or scenario.really_resumed(a), scenario.first_steps(a.project)
         except (AssertionError, RuntimeError, OSError) as error:
-            told = [str(error), json.dumps(a.strikes, indent=1), *a.said[-12:], logs(a.project)]
+            queue = cluster.call("squeue") + cluster.call("squeue", "--steps") + cluster.call("sinfo", "--long", "--Node")
+            told = [str(error), json.dumps(a.strikes, indent=1), queue, *a.said[-12:], logs(a.project)]
             raise AssertionError("\n".join(told)) from None
         return {**scenario.figures(a, work), "missed": a.missed}
 
