@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ def disturb(
             assert a.run("verify", "data/city").returncode == 0, "rows lost or repeated"
             assert work != "train" or scenario.really_resumed(a), scenario.first_steps(a.project)
         except (AssertionError, RuntimeError, OSError) as error:
-            queue = cluster.call("squeue") + cluster.call("squeue", "--steps") + cluster.call("sinfo", "--long", "--Node")
-            told = [str(error), json.dumps(a.strikes, indent=1), queue, *a.said[-12:], logs(a.project)]
+            told = [str(error), json.dumps(a.strikes, indent=1), *a.said[-12:], logs(a.project)]
+            for command in (("squeue",), ("squeue", "--steps"), ("sinfo", "--long", "--Node")):
+                with suppress(RuntimeError):
+                    told.append(cluster.call(*command))
             raise AssertionError("\n".join(told)) from None
         return {**scenario.figures(a, work), "missed": a.missed}
 
