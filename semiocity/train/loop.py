@@ -25,7 +25,7 @@ from semiocity.errors import UserError
 from semiocity.files import digest, fsync_folder, make_durable, write_json
 from semiocity.train import zero
 from semiocity.train.batch_statistics import BatchStatistics
-from semiocity.train.checkpoint import Checkpoints
+from semiocity.train.checkpoint import Checkpoints, Keep
 from semiocity.train.ema import Ema
 from semiocity.train.feed import Feed
 from semiocity.train.metrics import Metrics
@@ -115,7 +115,14 @@ class Trainer:
             # Large files may be hashed for this: once for all ranks.
             "frozen": zero.from_first(dict(self.task.frozen_digests()) if self.first else None),
         }
-        self.checkpoints = Checkpoints(run / "checkpoints", world, job.keep_last, job.rehearse.slow_save_s)
+        self.checkpoints = Checkpoints(
+            run / "checkpoints",
+            world,
+            device,
+            Keep(job.keep_last, job.keep_every),
+            background=job.checkpoint_async,
+            delays_s=job.rehearse.slow_save_s,
+        )
         self.metrics: Metrics | None = None
         self.done = 0
         """Steps done."""
@@ -152,11 +159,11 @@ class Trainer:
         self._introduce()
         while self.done < self.job.steps:
             if not self._train_on(stop):
-                self._save()
+                self._save(wait=True)
                 self._say("stopped")
                 zero.barrier()
                 return False
-        self._save()
+        self._save(wait=True)
         with self.watchdog.paused("exporting"):
             self._export()
         return True
@@ -167,8 +174,10 @@ class Trainer:
         for part in self.feed.slices(self.done, pin_memory=self.device.type == "cuda"):
             waited_s = time.monotonic() - waiting
             self._rehearse()
-            values, applied, stopping = self._step(part, stop())
+            values, applied, stopping, written = self._step(part, stop())
             self.done += 1
+            if written:
+                self.checkpoints.advance()
             self.watchdog.beat()
             self.feed.done(part)
             if self.metrics:
@@ -188,9 +197,9 @@ class Trainer:
             waiting = time.monotonic()
         return True
 
-    def _step(self, part: Slice, stopping: bool) -> tuple[dict[str, float], bool, bool]:
+    def _step(self, part: Slice, stopping: bool) -> tuple[dict[str, float], bool, bool, bool]:
         """One step through all phases that are due. Returns the values to show, whether every phase moved its weights,
-        and whether any rank wants to stop."""
+        whether any rank wants to stop, and whether all have done their part of the checkpoint that is under way."""
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in part.tensors.items()}
         size = len(part) // self.job.accumulation
         shown: dict[str, tuple[Tensor, Tensor]] = {}
@@ -208,6 +217,7 @@ class Trainer:
                         total, count = (torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in pair)
                         before = shown.get(prefix + name)
                         shown[prefix + name] = (before[0] + total, before[1] + count) if before else (total, count)
+                self.checkpoints.wait_copied()
                 stepped = engine.step_with(rate)
             if stepped.applied and (average := self.averages.get(engine.phase.name)):
                 average.update()
@@ -216,11 +226,11 @@ class Trainer:
         self.statistics.settle(applied)
 
         # One small message a step carries all that the ranks must agree on.
-        flag = torch.tensor(float(stopping), dtype=torch.float64, device=self.device)
-        wanted, *sums = zero.add_up(torch.stack([flag, *(x for pair in shown.values() for x in pair)]))
+        flags = torch.tensor([float(stopping), self.checkpoints.ready()], dtype=torch.float64, device=self.device)
+        wanted, ready, *sums = zero.add_up(torch.stack([*flags, *(x for pair in shown.values() for x in pair)]))
         values = {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(shown) if sums[2 * i + 1] != 0}
         values.setdefault("loss", values.get(f"{self.engines[0].phase.name}/loss", math.nan))
-        return {**values, **local}, applied, wanted > 0
+        return {**values, **local}, applied, wanted > 0, ready == self.world.size
 
     def _rehearse(self) -> None:
         time.sleep(self.job.rehearse.slow_step_s)
@@ -246,6 +256,7 @@ class Trainer:
                 print(f"{self.job.bad_steps} such steps in a row: going back to step {at}", flush=True)
                 self._open_metrics()
             return True
+        self.checkpoints.finish()
         steps = f"{self.bad[0][0]} to {self.bad[-1][0]}"
         keys = sorted({key for part_keys in zero.gather([k for _, ks in self.bad for k in ks]) for key in part_keys})
         again = " again after going back" if self.rollbacks else ""
@@ -297,8 +308,11 @@ class Trainer:
             global_batch=self.job.global_batch,
         )
 
-    def _save(self) -> None:
+    def _save(self, wait: bool = False) -> None:
+        """Make a checkpoint; with `wait` it is there, and those before it, when this returns."""
         if self.saved_at == self.done:
+            with self.watchdog.paused("saving"):
+                self.checkpoints.finish()
             return
         # Another attempt may have gone on from the last checkpoint already; it must not find a newer one of ours.
         ranks.refuse_superseded(self.world)
@@ -306,7 +320,7 @@ class Trainer:
             if self.metrics:
                 self.metrics.flush()  # a checkpoint never knows more steps than the metrics and the ledger do
             self.feed.flush()
-            self.checkpoints.save(self.done, self.state, self.engines, self.averages)
+            self.checkpoints.save(self.done, self.state, self.engines, self.averages, wait=wait)
         self.saved_at = self.done
 
     def _say(self, state: str) -> None:
@@ -317,6 +331,7 @@ class Trainer:
     def _with_averages(self) -> ExitStack:
         """A context in which every averaged phase has its averaged weights, and all modules are in eval mode."""
         stack = ExitStack()
+        self.checkpoints.wait_copied()
         for engine in self.engines:
             engine.train(False)
             stack.callback(engine.train, True)
@@ -368,6 +383,7 @@ class Trainer:
 
     def close(self) -> None:
         """Close files and engines."""
+        self.checkpoints.close()
         self.feed.close()
         if self.metrics:
             self.metrics.close()

@@ -176,6 +176,11 @@ class TrainJob(Job):
     """Steps between checkpoints. There is one at the end and one at each stop as well."""
     keep_last: int = Field(3, ge=2)
     """Checkpoints to keep. At least 2: a damaged newest one must have somewhere to fall back to."""
+    keep_every: int | None = Field(None, ge=1)
+    """Besides those, keep the checkpoints of steps that are multiples of this, for good."""
+    checkpoint_async: bool = True
+    """Write checkpoints while training goes on, from copies in the host's memory. Without that memory, or at a stop and
+    at the end, the training waits (docs/checkpoints.md)."""
     sample_every: int = Field(1000, ge=0)
     """Steps between image grids; 0 makes none."""
     sample_images: int = Field(8, ge=1)
@@ -218,6 +223,16 @@ class TrainJob(Job):
             roles = ", ".join(sorted(options.roles()))
             raise ValueError(f"data.fields.{min(unknown)}: task {info.data['task']} reads only: {roles}")
         return options.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _kept_ones_are_made(self) -> TrainJob:
+        if self.keep_every and self.keep_every % self.checkpoint_every:
+            near = -(-self.keep_every // self.checkpoint_every) * self.checkpoint_every
+            raise ValueError(
+                f"keep_every is {self.keep_every}, no multiple of checkpoint_every = {self.checkpoint_every}, so there "
+                f"would be no checkpoint to keep; {near} would do"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainJob:
@@ -267,6 +282,7 @@ def load(reference: str) -> Any:
 FREE = {
     "accumulation",
     "bad_steps",
+    "checkpoint_async",
     "checkpoint_every",
     "data.cache_mb",
     "data.ledger",
@@ -278,6 +294,7 @@ FREE = {
     "export_dtype",
     "hang",
     "image",
+    "keep_every",
     "keep_last",
     "log_every",
     # Where weights lie; what they are is in the checkpoint, by digest.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from semiocity.errors import UserError
@@ -36,8 +36,19 @@ def buffers_of(folder: Path, phase: str) -> Path:
     return folder / f"{phase}.buffers.safetensors"
 
 
-def save(folder: Path, rank: int, engine: Engine, average: Ema | None) -> list[Path]:
-    """Write this rank's part (rank 0: the buffers, too); returns the files."""
+class Part(NamedTuple):
+    """A file to be written."""
+
+    file: str
+    tensors: dict[str, Tensor]
+    """The very ones that are trained, not copies."""
+    metadata: dict[str, str]
+    volatile: bool = False
+    """Whether a forward pass may change them. The others only change when the optimizer moves the weights."""
+
+
+def parts(rank: int, engine: Engine, average: Ema | None) -> list[Part]:
+    """What this rank keeps of a phase (rank 0: the buffers, too)."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for i, master in enumerate(engine.masters()):
@@ -54,13 +65,11 @@ def save(folder: Path, rank: int, engine: Engine, average: Ema | None) -> list[P
         "plain": plain,
         "ema_updates": average.updates if average else None,
     }
-    file = file_of(folder, engine.phase.name, rank)
-    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, file, {"about": json.dumps(about)})
-    files = [file]
+    phase = engine.phase.name
+    found = [Part(file_of(Path(), phase, rank).name, tensors, {"about": json.dumps(about)})]
     if rank == 0 and (buffers := engine.buffers()):
-        files.append(buffers_of(folder, engine.phase.name))
-        save_file({name: buffer.cpu().contiguous() for name, buffer in buffers.items()}, files[-1])
-    return files
+        found.append(Part(buffers_of(Path(), phase).name, buffers, {}, volatile=True))
+    return found
 
 
 def load(folder: Path, rank: int, ranks_then: int, engine: Engine, average: Ema | None) -> None:

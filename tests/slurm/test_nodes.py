@@ -63,7 +63,8 @@ def ended(project: Project, name: str) -> Callable[[], bool]:
 def test_a_rank_that_stands_still_is_found_and_the_job_goes_on(project: Project) -> None:
     """SIGSTOP inside a training of 2 nodes × 2 ranks: stacks of the others, one requeue, all steps in the end."""
     run = train(project, "hung", "resources.ranks_per_node=2", "hang.times=5", "hang.at_least_s=6")
-    project.wait(lambda: step(run) >= 7, "past step 7", PATIENCE_S)
+    saved = run / "checkpoints" / "step-00000005"
+    project.wait(lambda: step(run) >= 7 and saved.exists(), "past step 7", PATIENCE_S)
     victim = records(run)[2]
     os.kill(victim["pid"], signal.SIGSTOP)
     project.wait(lambda: (run / "done.json").exists(), "finished after the hang", PATIENCE_S)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import checkpoint, differing, gan, history
+from tiny import STEPS, checkpoint, differing, gan, history
 from train_ranks import Ranks, train
 
 TRAIN = """
@@ -69,14 +69,19 @@ def alive() -> Any:
 def test_killed_while_saving_then_asked_to_stop(
     ranks: Ranks, city: Path, tmp_path: Path, chance: random.Random, alive: list[subprocess.Popen[bytes]]
 ) -> None:
-    """SIGKILL to both ranks inside a checkpoint; USR2 to one; the third attempt ends as if nothing had happened."""
+    """SIGKILL to both ranks while a checkpoint is written beside the training; USR2 to one; the third attempt ends as if
+    nothing had happened."""
     fp32 = {"stage": 1, "precision": "fp32"}
     folder = tmp_path / "hurt" / "checkpoints"
 
-    # One rank saves slowly, which leaves time to kill it in the middle.
+    def lines() -> int:
+        return (tmp_path / "hurt" / "metrics.jsonl").read_text().count("\n")
+
+    # One rank saves slowly, which leaves time to kill it in the middle, when the steps that follow are done.
     slow = gan(fp32, checkpoint_every=2, rehearse={"slow_save_s": [0, 2.0]})
     alive += start(slow, tmp_path / "hurt", city)
-    wait_for(lambda: (folder / "step-00000002").exists() and (folder / ".step-00000004.tmp").exists(), alive)
+    wait_for(lambda: (folder / ".step-00000004.tmp").exists() and lines() == STEPS, alive)
+    assert (folder / "step-00000002").exists()
     for process in alive:
         process.send_signal(signal.SIGKILL)
         process.wait()

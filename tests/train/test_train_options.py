@@ -46,6 +46,7 @@ def job(**changes: Any) -> TrainJob:
         ({"global_batch": 9, "resources": {"ranks_per_node": 2}}, "8 or 10 would do"),
         ({"zero": {"stage": 0}}, 'zero: stage 0 .*precision must be "fp32"'),
         ({"keep_last": 1}, "keep_last"),
+        ({"keep_every": 1500}, "keep_every is 1500, no multiple of checkpoint_every = 1000, .*; 2000 would do"),
         ({"stepps": 3}, "stepps: unknown key; did you mean steps"),
     ],
 )
