@@ -162,7 +162,7 @@ def ours(case: Case, device: torch.device, folder: Path) -> Callable[[], float]:
     if compiled:
         from semiocity.train import compiling
 
-        compiling.compile_blocks(modules)
+        compiling.compile_blocks(modules.values())
     data = batch_of(case, device)
     empty = torch.zeros_like(data["prompt"][:1]), torch.zeros_like(data["pooled"][:1])
     task.known[""] = empty

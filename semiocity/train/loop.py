@@ -191,8 +191,8 @@ class Trainer:
             if self.job.sample_every and (self.done % self.job.sample_every == 0 or self.done == self.job.steps):
                 with self.watchdog.paused("sampling"):
                     self._sample()
-            # Not while bad steps pile up: the last good checkpoint must stay one.
-            if self.done % self.job.checkpoint_every == 0 and not self.bad:
+            # Not while bad steps pile up: the last good checkpoint must stay one. The end's own comes after this loop.
+            if self.done % self.job.checkpoint_every == 0 and not self.bad and self.done < self.job.steps:
                 self._save()
             waiting = time.monotonic()
         return True
