@@ -1,7 +1,7 @@
 """Claim: a checkpoint that is written beside the training holds the loop up for less than one step.
 
-Peer: the same save while the training waits (`checkpoint_async = false`), as DeepSpeed's and diffusers' own saves are. A
-small Flux whose state is about 200 MB, on one rank and one thread of two cores. What a save costs is by how much the
+Peer: the same save while the training waits (`checkpoint_async = false`), as DeepSpeed's and diffusers' own saves are.
+A small Flux whose state is about 200 MB, on one rank and one thread of two cores. What a save costs is by how much the
 steps from it to the next one take longer than as many undisturbed ones: the copying, and what the writing takes from
 those that follow.
 """

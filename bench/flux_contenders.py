@@ -1,7 +1,7 @@
 """What bench/flux_step.py compares: our engine and task, and diffusers' training script, each on random weights.
 
-`flux_contenders.py JSON` measures one case in a process of its own and prints one JSON object: whatever ran before must
-not be in the GPU's memory.
+`flux_contenders.py JSON` answers a list of questions, a line each. On a GPU flux_step.py starts one for every case, so
+that nothing of the cases before is in its memory.
 """
 
 from __future__ import annotations
@@ -18,33 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from flux_architecture import DEV, SCHEDULER, TINY, VAE
 from torch import Tensor
 
-DEV = {
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "in_channels": 64,
-    "guidance_embeds": True,
-    "axes_dims_rope": [16, 56, 56],
-    "patch_size": 1,
-}
-"""FLUX.1-dev's transformer: 11,901,408,320 parameters."""
-TINY = {
-    **DEV,
-    "num_layers": 1,
-    "num_single_layers": 2,
-    "attention_head_dim": 16,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 32,
-    "pooled_projection_dim": 16,
-    "axes_dims_rope": [4, 6, 6],
-}
-VAE = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512], "scaling_factor": 0.3611, "shift_factor": 0.1159}
-SCHEDULER = {"base_shift": 0.5, "max_shift": 1.15, "shift": 3.0, "use_dynamic_shifting": True}
 LAYERS = ["attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj", "attn.add_q_proj",
           "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj",
           "ff_context.net.2"]  # fmt: skip
@@ -297,12 +273,12 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Median seconds of a step, losses, peak memory; or why there are none."""
-    from semiocity.launch.world import single
+def measure(case: Case, device: torch.device) -> dict[str, Any]:
+    """Median seconds of a step, losses, peak memory; or why there are none. Inside a session."""
+    from semiocity.errors import UserError
     from semiocity.train import zero
 
-    with tempfile.TemporaryDirectory() as folder, zero.session(single("flux-step"), 2) as device:
+    with tempfile.TemporaryDirectory() as folder:
         try:
             if case.contender.startswith("ours"):
                 zero.start_deepspeed()
@@ -319,6 +295,8 @@ def measure(case: Case) -> dict[str, Any]:
             return {"fault": "out of memory"}
         except ImportError as error:
             return {"fault": f"not installed: {error.name}"}
+        except UserError as error:
+            return {"fault": str(error)}
         finally:
             gc.collect()
         peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
@@ -326,12 +304,19 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def main(words: list[str]) -> None:
-    question = json.loads(words[0])
-    if question == "peak":
-        answer: Any = peak_tflops(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    else:
-        answer = measure(Case(**question))
-    print(json.dumps(answer))
+    questions = json.loads(words[0])
+    gpu = torch.cuda.is_available()
+    about = {"device": torch.cuda.get_device_name() if gpu else "CPU", "gpu": gpu, "torch": torch.__version__}
+    print(json.dumps(about), flush=True)
+    if not questions:
+        return
+    from semiocity.launch.world import single
+    from semiocity.train import zero
+
+    with zero.session(single("flux-step"), 1) as device:
+        for question in questions:
+            answer = peak_tflops(device) if question == "peak" else measure(Case(**question), device)
+            print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

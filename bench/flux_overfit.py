@@ -4,9 +4,9 @@ that docs/flux.md shows: targets above, samples below.
     python bench/flux_overfit.py --out docs/flux-overfit.png    pictures of the source `city`
     python bench/flux_overfit.py --root CAMVID                   the same with photographs of CamVid
 
-Everything is what a real training uses, at tiny size: the stages `caption`, `latent` and `text`, CLIP and T5 with random
-weights, an AutoencoderKL that this script first teaches the eight pictures, the tasks `flux-full` and `flux-lora`. About
-fifteen minutes on two cores. Exit 1 unless every sample is nearest to its own target.
+Everything is what a real training uses, at tiny size: the stages `caption`, `latent` and `text`, CLIP and T5 with
+random weights, an AutoencoderKL that this script first teaches the eight pictures, the tasks `flux-full` and
+`flux-lora`. Some ten minutes on two cores. Exit 1 unless every sample is nearest to its own target.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--vae-steps", type=int, default=800)
     a = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="overfit-") as name:
         folder = Path(name)
         if a.root:

@@ -13,6 +13,7 @@ MFU >= 50 % without recomputing and >= 45 % with, 1.3 times the peer.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 CONTENDERS = ["ours", "ours, compiled", "diffusers", "diffusers, bf16 weights"]
 GOAL = {False: 0.50, True: 0.45}
 GOAL_RATIO = 1.3
+NO_GPU = "no GPU here; it needs one with 80 GB or more. --tiny runs all of it on the CPU"
 # Pictures in a step, by size and recomputing: what fits beside 11.9 B weights that are all trained.
 BATCH = {(512, False): 2, (512, True): 8, (1024, False): 1, (1024, True): 4}
 
@@ -32,29 +34,32 @@ BATCH = {(512, False): 2, (512, True): 8, (1024, False): 1, (1024, True): 4}
 def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=["full", "lora"], default=["full", "lora"])
-    parser.add_argument("--sizes", nargs="+", type=int, default=[512, 1024], help="sides in pixels")
+    parser.add_argument("--sizes", nargs="+", type=int, help="sides in pixels: 512 and 1024")
     parser.add_argument("--recompute", nargs="+", choices=["none", "all"], default=["none", "all"])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--batch", type=int, help="pictures in a step; by default as many as fit an H200")
     parser.add_argument("--steps", type=int, default=5, help="steps that are timed, after two that are not")
-    parser.add_argument("--tiny", action="store_true", help="a tiny transformer at 64 and 128 pixels, on the CPU too")
+    parser.add_argument("--tiny", action="store_true", help="a tiny transformer at 64 pixels, on the CPU too")
     return parser.parse_args(words)
 
 
-def ask(question: Any) -> Any:
-    """The answer of a process of its own; a fault when it died."""
+def ask(questions: list[Any]) -> list[Any]:
+    """What the process answers: what it runs on, then a line a question; a fault for each that it did not live to
+    answer."""
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
-        [sys.executable, str(HERE / "flux_contenders.py"), json.dumps(question)],
+        [sys.executable, str(HERE / "flux_contenders.py"), json.dumps(questions)],
         capture_output=True,
         text=True,
         env=environment,
     )
-    try:
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        last = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
-        return {"fault": f"ended with {done.returncode}: {last}"}
+    answers = []
+    for line in done.stdout.splitlines():  # libraries say things, too
+        with contextlib.suppress(json.JSONDecodeError):
+            answers.append(json.loads(line))
+    last = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+    fault = {"fault": f"ended with {done.returncode}: {last}"}
+    return answers + [fault] * (1 + len(questions) - len(answers))
 
 
 def flops(kind: str, config: dict[str, Any], size: int, text_tokens: int) -> float:
@@ -69,47 +74,74 @@ def flops(kind: str, config: dict[str, Any], size: int, text_tokens: int) -> flo
     return 3 * whole if kind == "full" else 2 * (whole - attention) + 3 * attention
 
 
-def main(words: list[str] | None = None) -> int:
-    a = arguments(words)
-    sys.path.insert(0, str(HERE.parent))
-    import torch
-
-    if not a.tiny and not torch.cuda.is_available():
-        print("flux_step.py: no GPU here; it needs one with 80 GB or more. --tiny runs all of it on the CPU", file=sys.stderr)
-        return 2
-    from flux_contenders import DEV, TINY
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    peak = ask("peak")
-    print(f"{device}, torch {torch.__version__}: a bf16 matrix product reaches {peak:.3g} TFLOP/s", flush=True)
-    sizes, tokens = ([64, 128], 16) if a.tiny else (a.sizes, 512)
-    config = TINY if a.tiny else DEV
-    print(f"{'':<42} {'batch':>5} {'s/image':>9} {'TFLOP/s':>8} {'MFU':>6} {'GB':>6}")
-    rows: list[dict[str, Any]] = []
+def cases(a: argparse.Namespace) -> list[dict[str, Any]]:
+    """The lines of the table."""
+    found = []
+    sizes = a.sizes or ([64] if a.tiny else [512, 1024])
     for kind, size, recompute, contender in itertools.product(a.kinds, sizes, a.recompute, a.contenders):
         if kind == "lora" and contender == "diffusers, bf16 weights":
             continue  # there the base is in bf16 anyway
         again = recompute == "all"
         batch = a.batch or (2 if a.tiny else BATCH.get((size, again), 1))
-        case = {"contender": contender, "kind": kind, "size": size, "recompute": again, "batch": batch,
-                "steps": a.steps, "tiny": a.tiny, "text_tokens": tokens}  # fmt: skip
-        found = ask(case)
-        title = f"{kind}, {size}², {'recomputed' if again else 'kept'}, {contender}"
-        if "fault" in found:
-            print(f"{title:<42} {batch:>5} {found['fault']}", flush=True)
-        else:
-            found["s_per_image"] = found["s_per_step"] / batch
-            found["tflops"] = flops(kind, config, size, tokens) / found["s_per_image"] / 1e12
-            found["mfu"] = found["tflops"] / peak
-            memory = f"{found['peak_gb']:.1f}" if found["peak_gb"] else "-"
-            print(
-                f"{title:<42} {batch:>5} {found['s_per_image']:>9.4g} {found['tflops']:>8.4g} {found['mfu']:>6.1%} "
-                f"{memory:>6}",
-                flush=True,
-            )
-        rows.append({**case, **found})
-    print(json.dumps(verdict(rows, device, peak)))
+        found.append(
+            {
+                "contender": contender,
+                "kind": kind,
+                "size": size,
+                "recompute": again,
+                "batch": batch,
+                "steps": a.steps,
+                "tiny": a.tiny,
+                "text_tokens": 16 if a.tiny else 512,
+            }
+        )
+    return found
+
+
+def main(words: list[str] | None = None) -> int:
+    a = arguments(words)
+    sys.path.insert(0, str(HERE.parent))
+    if a.tiny:  # one process for all, since each of them takes seconds to start
+        about, peak, *answers = ask(["peak", *cases(a)])
+    else:
+        about, peak = ask(["peak"]) if ask([])[0].get("gpu") else ({}, None)
+        if peak is None:
+            print(f"flux_step.py: {NO_GPU}", file=sys.stderr)
+            return 2
+        answers = (ask([case])[1] for case in cases(a))
+    if not isinstance(peak, float):
+        print(f"flux_step.py: {peak['fault']}", file=sys.stderr)
+        return 1
+    print(f"{about['device']}, torch {about['torch']}: a bf16 matrix product reaches {peak:.3g} TFLOP/s", flush=True)
+    print(f"{'':<52} {'batch':>5} {'s/image':>9} {'TFLOP/s':>9} {'MFU':>6} {'GB':>6}")
+    rows = []
+    for case, answer in zip(cases(a), answers):
+        rows.append({**case, **answer, **rates(case, answer, peak)})
+        show(rows[-1])
+    print(json.dumps(verdict(rows, about["device"], peak)))
     return 0
+
+
+def rates(case: dict[str, Any], answer: dict[str, Any], peak: float) -> dict[str, float]:
+    """Seconds an image, TFLOP/s and MFU of an answer that has a time."""
+    if "fault" in answer:
+        return {}
+    from flux_architecture import DEV, TINY
+
+    seconds = answer["s_per_step"] / case["batch"]
+    needed = flops(case["kind"], TINY if case["tiny"] else DEV, case["size"], case["text_tokens"])
+    return {"s_per_image": seconds, "tflops": needed / seconds / 1e12, "mfu": needed / seconds / 1e12 / peak}
+
+
+def show(row: dict[str, Any]) -> None:
+    """A line of the table."""
+    title = f"{row['kind']}, {row['size']}², {'recomputed' if row['recompute'] else 'kept'}, {row['contender']}"
+    if "fault" in row:
+        print(f"{title:<52} {row['batch']:>5} {row['fault']}", flush=True)
+        return
+    memory = f"{row['peak_gb']:.1f}" if row["peak_gb"] else "-"
+    speed = f"{row['s_per_image']:>9.4g} {row['tflops']:>9.4g} {row['mfu']:>6.1%}"
+    print(f"{title:<52} {row['batch']:>5} {speed} {memory:>6}", flush=True)
 
 
 def verdict(rows: list[dict[str, Any]], device: str, peak: float) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Claim: a step of the loop takes at most 1.03 times that of a bare loop around the same engine with its data in memory,
-and waits for cached columns less than 1 % of the time.
+"""Claim: a step of the loop takes at most 1.03 times that of a bare loop around the same engine with its data in
+memory, and waits for cached columns less than 1 % of the time.
 
 Peer: backward pass and optimizer step on batches that are there already, nothing else: no reading, no noise, no
-metrics, no stop flag. A small Flux on one rank and one thread; one process reads ahead. Blocks of steps alternate between
-the two, on one engine.
+metrics, no stop flag. A small Flux on one rank and one thread; one process reads ahead. Blocks of steps alternate
+between the two, on one engine.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def main(steps: int = 20, rounds: int = 6) -> None:
             waits.append(sum(waiting.seconds[WARM + 1 :]) / sum(clock.intervals[WARM:]))
             peer.append(bare(trainer, batches, steps))
             print(
-                f"round {number}: the loop {ours[-1] * 1e3:.1f} ms a step, {waits[-1]:.2%} of it waiting for data; bare "
-                f"{peer[-1] * 1e3:.1f} ms; ratio {ours[-1] / peer[-1]:.3f}",
+                f"round {number}: the loop {ours[-1] * 1e3:.1f} ms a step, {waits[-1]:.2%} of it waiting for data; "
+                f"bare {peer[-1] * 1e3:.1f} ms; ratio {ours[-1] / peer[-1]:.3f}",
                 flush=True,
             )
         trainer.close()

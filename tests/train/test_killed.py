@@ -69,18 +69,18 @@ def alive() -> Any:
 def test_killed_while_saving_then_asked_to_stop(
     ranks: Ranks, city: Path, tmp_path: Path, chance: random.Random, alive: list[subprocess.Popen[bytes]]
 ) -> None:
-    """SIGKILL to both ranks while a checkpoint is written beside the training; USR2 to one; the third attempt ends as if
-    nothing had happened."""
+    """SIGKILL to both ranks while a checkpoint is written beside the training, then USR2 to one; the third attempt ends
+    as if nothing had happened."""
     fp32 = {"stage": 1, "precision": "fp32"}
     folder = tmp_path / "hurt" / "checkpoints"
 
-    def lines() -> int:
+    def steps() -> int:
         return (tmp_path / "hurt" / "metrics.jsonl").read_text().count("\n")
 
     # One rank saves slowly, which leaves time to kill it in the middle, when the steps that follow are done.
     slow = gan(fp32, checkpoint_every=2, rehearse={"slow_save_s": [0, 2.0]})
     alive += start(slow, tmp_path / "hurt", city)
-    wait_for(lambda: (folder / ".step-00000004.tmp").exists() and lines() == STEPS, alive)
+    wait_for(lambda: (folder / ".step-00000004.tmp").exists() and steps() == STEPS, alive)
     assert (folder / "step-00000002").exists()
     for process in alive:
         process.send_signal(signal.SIGKILL)

@@ -32,7 +32,7 @@ def settings_of(kind: str, **more: Any) -> dict[str, Any]:
 def test_saves_in_a_row_are_what_they_are_when_the_training_waits(
     ranks: Ranks, city: Path, tmp_path: Path, kind: str
 ) -> None:
-    """A save at each step, of which one rank's takes longer than the step: all are published, bit by bit as if alone."""
+    """A save at each step, of which one rank's takes longer than the step: all are published, bit by bit the same."""
     common = {"checkpoint_every": 1, "keep_last": STEPS, "steps": 4, "sample_every": 2}
     slow = settings_of(kind, **common, rehearse={"slow_save_s": [0, 0.2]})
     assert ranks.call(train, slow, tmp_path / "beside", city, 0, 0) == [True, True]
