@@ -19,6 +19,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,14 @@ def cases(a: argparse.Namespace) -> list[dict[str, Any]]:
 def main(words: list[str] | None = None) -> int:
     a = arguments(words)
     sys.path.insert(0, str(HERE.parent))
+    answers: Iterable[Any]
     if a.tiny:  # one process for all, since each of them takes seconds to start
         about, peak, *answers = ask(["peak", *cases(a)])
+    elif not ask([])[0].get("gpu"):
+        print(f"flux_step.py: {NO_GPU}", file=sys.stderr)
+        return 2
     else:
-        about, peak = ask(["peak"]) if ask([])[0].get("gpu") else ({}, None)
-        if peak is None:
-            print(f"flux_step.py: {NO_GPU}", file=sys.stderr)
-            return 2
+        about, peak = ask(["peak"])
         answers = (ask([case])[1] for case in cases(a))
     if not isinstance(peak, float):
         print(f"flux_step.py: {peak['fault']}", file=sys.stderr)
