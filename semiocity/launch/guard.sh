@@ -11,7 +11,7 @@ set -u
 attempt=$1 batch=$2 grace=$3
 shift 3
 task="semiocity.launch.entry $*"
-every=$((grace / 4 > 0 ? grace / 4 : 1))
+every=$((grace / 6 > 0 ? grace / 6 : 1))
 exec {never}<> <(:) # nothing is ever written here: to wait without a child that would outlive this process
 
 srun= # its process id
