@@ -104,7 +104,7 @@ class Checkpoints:
         Waits for the one before if that is still being written. Raises UserError on every rank when any rank cannot
         write, now or in whichever of these methods is called next.
         """
-        if self._pending and self.world.rank == 0:
+        if self._pending and not self._pending.work.done() and not wait and self.world.rank == 0:
             print(
                 f"the checkpoint of step {step} waits for that of step {self._pending.step} to be written; a larger "
                 "checkpoint_every would spare that",
