@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, load_toml
+from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, apply_set, load_toml
 from semiocity.data import manifest
 from semiocity.data.views import check_fresh, check_reading, read_view
 from semiocity.errors import UserError
@@ -138,6 +139,17 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
         shards=facts["columns"]["base"]["shards"],
         binds=tuple(Path(path).resolve() for path in made.paths()),
     )
+
+
+def is_stage(job_file: Path, sets: Sequence[str] = ()) -> bool:
+    """Whether a job file is that of a stage, by its keys alone."""
+    try:
+        data = tomllib.loads(job_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # whoever loads it says what is wrong
+    for item in sets:
+        apply_set(data, item)
+    return "stage" in data
 
 
 def load_stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> tuple[StageJob, Stage]:

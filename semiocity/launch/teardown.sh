@@ -15,6 +15,7 @@ job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TAS
 end=$attempt/ends/$job.${SLURM_RESTART_COUNT:-0}
 asked=$attempt/requeue/$job.${SLURM_RESTART_COUNT:-0}
 [ "$code" -ne 0 ] || [ -e "$asked" ] || exit 0
+grep -q '^budget=' "$end" 2>/dev/null && exit 0 # limit.sh was here before
 
 mkdir -p "$attempt/ends"
 facts=$(scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null)
@@ -81,6 +82,7 @@ exclude=
 if [ "$budget" = node_failure ]; then
   host=$(sed -n 's/^host=//p' "$end" | head -n 1)
   exclude=${host:-$SLURM_JOB_NODELIST}
+  printf '%s\t%s\n' "$exclude" "$cause" >>"$attempt/avoided" # for `semiocity status`
   before=$(fact ExcNodeList)
   [ "$before" = "(null)" ] || exclude=$before,$exclude
 fi

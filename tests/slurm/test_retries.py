@@ -107,6 +107,21 @@ def test_a_fault_in_code_does_not_come_back_and_is_named(project: Project) -> No
     assert problem["reason"].startswith("crashed: NotImplementedError: not today")
 
 
+def test_waiting_under_a_limit_ends_when_tasks_fail(project: Project) -> None:
+    """`--wait` queues the rest when there is room again; what failed must not take that room for ever."""
+    site = project.folder / "jobs" / "limited.toml"
+    site.write_text('executor = "slurm"\npartition = "main"\nmax_submitted = 3\n')
+    victim = keys(project, 0)[0]
+    sets = ["--cluster", str(site), "--set", "resources.shards_per_task=1"]
+    run(project, "limited", *sets, check=False, victim=victim, fault="raise")
+    made = sorted((project.folder / "runs/limited/attempts").iterdir())
+    assert len(made) == 1, "the failing task was not queued again"
+    data = json.loads((made[0] / "attempt.json").read_text())
+    assert data["tasks"] == [[0], [1]], "two and their merge had room"
+    (problem,) = [problem for problem in project.run_status("limited")["problems"] if problem["task"] == 0]
+    assert "NotImplementedError: not today" in problem["reason"]
+
+
 def test_a_task_killed_from_outside_comes_back_once(project: Project) -> None:
     sets = ["--set", "resources.shards_per_task=4"]
     folder = run(project, "killed", *sets, wait=False, batch=4, rehearse_slow_batch_s=1.0)
