@@ -68,7 +68,7 @@ def test_the_picture_that_crashes_is_rejected_and_the_others_are_packed(
 ) -> None:
     harm(monkeypatch, die(signal.SIGSEGV))
     assert pack_shards(plan, range(plan.shards), Owner.here(), careful=True)
-    assert rejected(plan) == {"4": ("kills_process", "killed its process: SIGSEGV")}
+    assert rejected(plan) == {"4.jpg": ("kills_process", "killed its process: SIGSEGV")}
     assert sum(json.loads(plan.path(shard).receipt.read_text())["rows"] for shard in range(plan.shards)) == ROWS - 1
 
 
@@ -96,7 +96,7 @@ def test_a_lease_that_a_dead_process_left_makes_the_next_attempt_careful(
     seen: list[int] = []
     assert pack_shards(plan, range(plan.shards), Owner.here(), report=lambda facts: seen.append(facts.get("shard", -1)))
     assert seen[0] == left[0], "it comes first: this process has loaded nothing yet"
-    assert rejected(plan).keys() == {"4"}
+    assert rejected(plan).keys() == {"4.jpg"}
     assert not list(plan.path(0).parent.glob("*.lease")) and not list(plan.path(0).parent.glob(".*"))
 
 
@@ -104,7 +104,7 @@ def test_one_that_hangs_is_rejected_too(plan: Plan, monkeypatch: pytest.MonkeyPa
     harm(monkeypatch, lambda: time.sleep(3600))
     monkeypatch.setattr(apart.one_by_one, "__defaults__", (5.0,))
     assert pack_shards(plan, range(plan.shards), Owner.here(), careful=True)
-    assert rejected(plan) == {"4": ("kills_process", "took longer than 5 s")}
+    assert rejected(plan) == {"4.jpg": ("kills_process", "took longer than 5 s")}
 
 
 def test_a_kill_from_outside_is_not_the_pictures_fault_until_it_comes_again(
