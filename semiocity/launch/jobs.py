@@ -67,6 +67,8 @@ def image_of(job_image: Path | None, cluster: Cluster) -> Path | None:
         return None
     if settings.runtime == "none":
         raise UserError(f'image {image}: jobs/cluster.toml says container.runtime = "none"; drop one of the two')
+    if settings.runtime == "pyxis" and cluster.executor == "local":
+        raise UserError(f'image {image}: container.runtime = "pyxis" needs SLURM, whose srun starts the container')
     if not image.is_file():
         raise UserError(f"image {image}: no such file; build it with `make image`, or drop the key to run without one")
     if settings.runtime == "apptainer" and settings.verify_key is not None:

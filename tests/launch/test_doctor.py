@@ -377,7 +377,7 @@ def test_an_image_for_enroot(project: Path) -> None:
     assert "is an Apptainer image" in wrong.found and 'runtime = "apptainer"' in wrong.todo
     image.write_bytes(b"hsqs" + bytes(100))
     assert level(doctor.squashfs(image)) == ["ok"]
-    site = Cluster(container={"runtime": "pyxis", "image": str(image)})
+    site = Cluster(executor="slurm", container={"runtime": "pyxis", "image": str(image)})
     checks = {f.check for f in doctor.login(site, Resources(), None)}
     assert {"Pyxis", "Enroot", "image"} <= checks and not {"apptainer", "mounting"} & checks
 
