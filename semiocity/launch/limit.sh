@@ -32,8 +32,8 @@ progress() { # what this job has come to: the newest checkpoint, or where its ta
 while kill -0 "$batch" 2>/dev/null; do
   read -rt 1 -u "$never"
   [ -n "$told" ] || continue
-  told= # a preemption and scancel send it, too
-  [[ " $(scontrol show job --oneliner "$job" 2>/dev/null) " == *" JobState=TIMEOUT "* ]] || continue
+  told= # a preemption and scancel send it, too. The state is COMPLETING in all of these cases
+  [[ " $(scontrol show job --oneliner "$job" 2>/dev/null) " == *" Reason=TimeLimit "* ]] || continue
   wait_s=$(kill_wait_s)
   for ((i = 0; i < wait_s / 2; i++)); do read -rt 1 -u "$never"; done # it may still save, and then all is well
   [ -e "$attempt/requeue/$job.$restart" ] && exit 0

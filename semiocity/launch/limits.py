@@ -28,13 +28,14 @@ RECENT, ENOUGH = 3, 32
 def watch(attempt: Attempt, code: Path, index: str, retries: Mapping[str, int], come_back: bool) -> list[str]:
     """Shell lines before srun; `index` is the task's, as the shell reads it.
 
-    The batch script must outlive the TERM that comes with the limit. A trap that does something, unlike one that
-    ignores, is not handed on to srun.
+    The batch script must outlive the TERM that comes with the limit; of another TERM (scancel, a requeue by somebody
+    else) teardown.sh sees to it that nothing comes. A trap that does something, unlike one that ignores, is not handed
+    on to srun.
     """
     script = code / "semiocity" / "launch" / "limit.sh"
     budgets = " ".join(f"{name}={times}" for name, times in retries.items())
     words = shlex.join([str(script), str(attempt.folder)])
-    return ["trap : TERM", f"bash {words} $$ {index} {'yes' if come_back else 'no'} {budgets} &", "limit=$!"]
+    return ["trap 'export SEMIOCITY_TOLD=yes' TERM", f"bash {words} $$ {index} {'yes' if come_back else 'no'} {budgets} &", "limit=$!"]
 
 
 # ---------------------------------------------------------------- is the notice long enough?

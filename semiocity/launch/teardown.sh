@@ -21,6 +21,8 @@ grep -q '^budget=' "$end" 2>/dev/null && exit 0 # limit.sh was here before
 mkdir -p "$attempt/ends"
 facts=$(scontrol show job --oneliner "$job" 2>/dev/null)
 fact() { grep -oE "(^| )$1=[^ ]+" <<<"$facts" | head -n 1 | cut -d= -f2-; }
+# Whoever ended the job with TERM to this script, too, does not want it back; but for the time limit.
+[ -z "${SEMIOCITY_TOLD:-}" ] || [ "$(fact Reason)" = TimeLimit ] || exit 0
 tail_of_log() { # of this attempt: a job that comes back goes on in the same file
   tail -c 16384 "$(fact StdOut)" 2>/dev/null | tr -d '\0' | awk '/^semiocity: begins /{s = ""} {s = s $0 "\n"} END {printf "%s", s}'
 }

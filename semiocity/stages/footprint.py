@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def _empty(make: Callable[[], Any], dtype: torch.dtype) -> Any:
 
 def _blip2(args: Any, batch: int) -> Made:
     from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
+    from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
     from semiocity.stages.blip2 import Captioner
 
@@ -68,14 +70,28 @@ def _blip2(args: Any, batch: int) -> Made:
     config: Any = Blip2Config.from_pretrained(folder, local_files_only=True)
     captioner.model = _empty(lambda: Blip2ForConditionalGeneration(config), captioner.dtype)
     pictures = [np.zeros((64, 64, 3), np.uint8)] * batch
-    # Every answer as long as it may become; repeated words are looked for on the CPU.
-    return (
-        [captioner.model],
-        lambda: captioner.tokens(
-            pictures, args.prompts, max_new_tokens=args.max_new_tokens, min_new_tokens=args.min_new_tokens
-        ),
-        0,
-    )
+
+    class Counted(StoppingCriteria):
+        """Every answer becomes as long as it may; without contents, none would ever be seen to be finished."""
+
+        tokens = 0
+
+        def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+            self.tokens += 1
+            if self.tokens == args.max_new_tokens:
+                raise _Finished
+            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device="meta")
+
+    def work() -> None:
+        with suppress(_Finished):  # repeated words are looked for in contents, and left out
+            stop = StoppingCriteriaList([Counted()])
+            captioner.tokens(pictures, args.prompts, max_new_tokens=args.max_new_tokens, stopping_criteria=stop)
+
+    return [captioner.model], work, 0
+
+
+class _Finished(Exception):
+    pass
 
 
 def _sam(args: Any, batch: int) -> Made:

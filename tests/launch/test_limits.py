@@ -28,15 +28,15 @@ class Batch:
     attempt: Attempt
     folder: Path
 
-    def end(self, state: str, restart: int, come_back: bool = True) -> dict[str, str]:
-        """Let SLURM send TERM in job state `state`; the note of that life, once the watcher or the script ended."""
+    def end(self, reason: str, restart: int, come_back: bool = True) -> dict[str, str]:
+        """Let SLURM send TERM for some `reason`; the note of that life, once the watcher or the script ended."""
         bin_ = self.folder / "bin"
         bin_.mkdir(exist_ok=True)
         tool = bin_ / "scontrol"
         tool.write_text(
             f"#!/bin/sh\necho $@ >>{self.folder}/calls\ncase \"$*\" in\n"
             f"*config*) echo 'KillWait                = 2 sec' ;;\n"
-            f"*show*) echo 'JobId=9 JobState={state} ExcNodeList=(null)' ;;\nesac\n"
+            f"*show*) echo 'JobId=9 JobState=COMPLETING Reason={reason} ExcNodeList=(null)' ;;\nesac\n"
         )
         tool.chmod(0o755)
         lines = limits.watch(self.attempt, CODE, "0", {"time_limit": 3}, come_back)
@@ -56,7 +56,7 @@ class Batch:
             os.killpg(batch.pid, signal.SIGCONT)
             for pid in (watcher, batch.pid):
                 os.kill(pid, signal.SIGTERM)
-            if state == "TIMEOUT":
+            if reason == "TimeLimit":
                 until(lambda: not Path(f"/proc/{watcher}").exists() or zombie(watcher))
             else:
                 time.sleep(2.5)
@@ -91,13 +91,13 @@ def batch(tmp_path: Path) -> Batch:
 
 def test_a_job_that_reaches_its_limit_inside_a_unit_of_work_comes_back(batch: Batch) -> None:
     write_json(batch.attempt.task_file(0), {"shard": 3, "done_shards": 1, "rows": 8})
-    note = batch.end("TIMEOUT", 0)
+    note = batch.end("TimeLimit", 0)
     assert (note["cause"], note["budget"], note["hard"]) == ("time_limit", "time_limit", "yes")
     assert "again" not in note and batch.requeued() == 1
     # The next life got further: it comes back again. The one after it did not: its hours would be lost every time.
     write_json(batch.attempt.task_file(0), {"shard": 3, "done_shards": 1, "rows": 16})
-    assert "again" not in batch.end("TIMEOUT", 1) and batch.requeued() == 2
-    note = batch.end("TIMEOUT", 2)
+    assert "again" not in batch.end("TimeLimit", 1) and batch.requeued() == 2
+    note = batch.end("TimeLimit", 2)
     assert (note["cause"], note["again"], note["budget"]) == ("time_limit", "no", "none")
     assert batch.requeued() == 2
     found = ends.cause(batch.attempt, {}, "9")
@@ -108,23 +108,36 @@ def test_a_training_goes_by_its_checkpoints(batch: Batch) -> None:
     latest = batch.attempt.run / "checkpoints" / "latest"
     latest.parent.mkdir()
     latest.write_text("step-00000010\n")
-    assert batch.end("TIMEOUT", 0)["progress"] == "step-00000010"
-    assert batch.end("TIMEOUT", 1)["again"] == "no"
+    assert batch.end("TimeLimit", 0)["progress"] == "step-00000010"
+    assert batch.end("TimeLimit", 1)["again"] == "no"
 
 
 def test_a_preemption_is_left_to_slurm(batch: Batch) -> None:
-    assert batch.end("PREEMPTED", 0) == {}
+    assert batch.end("None", 0) == {}
     assert batch.requeued() == 0
 
 
 def test_who_saved_in_time_is_left_to_the_end_of_the_script(batch: Batch) -> None:
     batch.attempt.requeue_file("9", 0).write_text("time_limit")
-    assert batch.end("TIMEOUT", 0) == {}
+    assert batch.end("TimeLimit", 0) == {}
 
 
 def test_where_jobs_do_not_come_back_the_note_says_what_happened(batch: Batch) -> None:
-    assert batch.end("TIMEOUT", 0, come_back=False)["cause"] == "time_limit"
+    assert batch.end("TimeLimit", 0, come_back=False)["cause"] == "time_limit"
     assert batch.requeued() == 0
+
+
+def test_a_script_that_was_told_to_end_brings_nothing_back(batch: Batch) -> None:
+    """scancel sends TERM to the batch script as well, which now outlives it: what it cancelled must stay away."""
+    batch.attempt.requeue_file("9", 0).write_text("preemption")
+    batch.end("None", 0)
+    teardown = CODE / "semiocity" / "launch" / "teardown.sh"
+    words = ["bash", str(teardown), str(batch.attempt.folder), "85", "yes", "preemption=5"]
+    environment = {"PATH": f"{batch.folder / 'bin'}:/usr/bin:/bin", "SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": "0"}
+    subprocess.run(words, env={**environment, "SEMIOCITY_TOLD": "yes"}, check=True)
+    assert batch.requeued() == 0 and ends.read(ends.end_file(batch.attempt, "9", 0)) == {}
+    subprocess.run(words, env=environment, check=True)
+    assert batch.requeued() == 1, "without, it is as ever"
 
 
 def test_a_notice_shorter_than_a_batch_or_a_save_is_said_before(tmp_path: Path) -> None:
