@@ -1,7 +1,8 @@
-"""Bytes of live tensors, counted while something runs on torch's meta device, where tensors have shapes but no contents.
+"""Bytes of live tensors, counted while something runs on torch's meta device, where tensors have shapes but no
+contents.
 
-Bytes are those of tensor storages, as an allocator would have to hold them, without the workspaces that kernels take for
-themselves.
+Bytes are those of tensor storages, as an allocator would have to hold them, without the workspaces that kernels take
+for themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all meta storages that are made inside and still referenced; `peak` is the most at one time."""
+    """Counts the bytes of all meta storages made inside and still referenced; `peak` is the most at one time."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -49,9 +49,10 @@ def one_by_one(
             yield refuse(done, child.hung or f"killed its process: {ended}")
             done += 1
         elif spared:
+            name = refuse(done, "")[1][0]
             raise OutOfMemory(
-                f"{refuse(done, '')[1][0]}: the process that reads it was killed twice (SIGKILL), as for lack of memory; ask for "
-                "more resources.mem_gb, or lower image.max_pixels in the recipe"
+                f"{name}: the process that reads it was killed twice (SIGKILL), as for lack of memory; ask for more "
+                "resources.mem_gb, or lower image.max_pixels in the recipe"
             )
         else:
             spared = True

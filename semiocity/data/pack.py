@@ -30,7 +30,6 @@ from semiocity.data.sources import loading, scalars_of
 from semiocity.data.sources.base import Entry, Raw
 from semiocity.errors import Stopped
 
-
 TAKEN_DOWN = Tombstone("removed", "taken down")
 
 
@@ -108,9 +107,7 @@ def pack_shard(
     return receipt
 
 
-def _made(
-    plan: Plan, rows: Sequence[Any], blurrer: Callable[[], Blurrer | None], risky: bool
-) -> Iterable[Result]:
+def _made(plan: Plan, rows: Sequence[Any], blurrer: Callable[[], Blurrer | None], risky: bool) -> Iterable[Result]:
     """What becomes of rows of a plan, in order; of a `risky` shard in a process of its own."""
     if not risky:
         return _packed(plan, rows, blurrer())

@@ -80,16 +80,10 @@ def pyxis(facts: Facts, place: str) -> list[Finding]:
         found.append(ok("Enroot", "not on this machine; nodes need it, `semiocity doctor --node` looks there", place))
     else:
         found.append(fault("Enroot", "enroot: no such command", "tell the site: Pyxis cannot start containers", place))
-    if place != "login" and facts.get("uid") != "0":
-        if facts.get("unshare") == "no" or facts.get("user_namespaces") == "0":
-            found.append(
-                fault(
-                    "mounting",
-                    "user namespaces are closed, and Enroot needs them",
-                    "ask the site for user.max_user_namespaces above 0",
-                    place,
-                )
-            )
+    closed = facts.get("unshare") == "no" or facts.get("user_namespaces") == "0"
+    if place != "login" and facts.get("uid") != "0" and closed:
+        said, todo = "user namespaces are closed, and Enroot needs them", "ask for user.max_user_namespaces above 0"
+        found.append(fault("mounting", said, todo, place))
     return found
 
 

@@ -1,5 +1,6 @@
 """`semiocity fit` for the job of a stage: what memory its model and a batch need, whether that fits, and how long it
-takes by what was measured. Neither the dataset nor a GPU is needed, nor are the weights read. Importable on a login node.
+takes by what was measured. Neither the dataset nor a GPU is needed, nor are the weights read. Importable on a login
+node.
 """
 
 from __future__ import annotations

@@ -45,7 +45,10 @@ MEANINGS: tuple[tuple[str, Meaning], ...] = (
     (r"jobhelduser", Meaning("held by you (`scontrol hold`)", "`scontrol release {job}`")),
     (r"dependencyneversatisfied", Meaning("what it waits for can never come", "`semiocity cancel {run}`, then again")),
     (r"badconstraints", Meaning("no node has what it asks for", ANEW + "; `semiocity doctor` names what nodes have")),
-    (r"partitionnodelimit", Meaning("it asks for more nodes than its partition gives", "fewer resources.nodes: " + ANEW)),
+    (
+        r"partitionnodelimit",
+        Meaning("it asks for more nodes than its partition gives", "fewer resources.nodes: " + ANEW),
+    ),
     (
         r"partitiontimelimit|maxwalldurationperjob",
         Meaning("it asks for more time than it may have", "less resources.timeout_min: " + ANEW),

@@ -35,7 +35,11 @@ def watch(attempt: Attempt, code: Path, index: str, retries: Mapping[str, int], 
     script = code / "semiocity" / "launch" / "limit.sh"
     budgets = " ".join(f"{name}={times}" for name, times in retries.items())
     words = shlex.join([str(script), str(attempt.folder)])
-    return ["trap 'export SEMIOCITY_TOLD=yes' TERM", f"bash {words} $$ {index} {'yes' if come_back else 'no'} {budgets} &", "limit=$!"]
+    return [
+        "trap 'export SEMIOCITY_TOLD=yes' TERM",
+        f"bash {words} $$ {index} {'yes' if come_back else 'no'} {budgets} &",
+        "limit=$!",
+    ]
 
 
 # ---------------------------------------------------------------- is the notice long enough?
@@ -60,7 +64,7 @@ def _rounded(seconds: float) -> int:
 
 
 def unit_s(work: Work) -> tuple[str, float] | None:
-    """What a stopped task finishes before it leaves, and how many seconds that took lately; None where nothing tells."""
+    """What a stopped task finishes before it leaves, and the seconds that took lately; None where nothing tells."""
     if work.kind == "train":
         return _training(work)
     if work.kind == "stage":

@@ -26,8 +26,8 @@ KEPT = 0.25
 
 
 def footprint(stage: Stage, batch: int) -> dict[str, Any]:
-    """{"parameters", "weights" (bytes of them and of buffers), "pass" (the most bytes beyond those while `batch` rows are
-    made), "kept" (bytes of results that wait, an estimate)}. All zero for stages without a model.
+    """{"parameters", "weights" (bytes of them and of buffers), "pass" (the most bytes beyond those while `batch` rows
+    are made), "kept" (bytes of results that wait, an estimate)}. All zero for stages without a model.
     """
     made = MODELS.get(type(stage).__name__)
     if made is None:

@@ -72,9 +72,7 @@ def test_status_says_what_is_held_and_where_jobs_do_not_go(tmp_path: Path, monke
     facts = status.collect(tmp_path / "data", tmp_path / "runs")
     (run,) = facts["runs"]
     assert run["tasks"] == {"queued": 3, "running": 1}
-    assert [(item["reason"], item["jobs"]) for item in run["held"]] == [
-        ("launch failed requeued held", ("9_1", "9_2"))
-    ]
+    assert [(item["reason"], item["jobs"]) for item in run["held"]] == [("launch failed requeued held", ("9_1", "9_2"))]
     assert not status.healthy(facts), "nobody need wait for these"
     text = status_text.render(facts)
     assert "2 tasks wait (launch failed requeued held): a node could not start it" in text

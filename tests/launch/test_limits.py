@@ -1,4 +1,4 @@
-"""The time limit inside a unit of work: the batch script's watcher, with a scontrol of our own; and what is said before."""
+"""The time limit inside a unit of work: the batch script's watcher, with a scontrol of our own, and the warning."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Batch:
         bin_.mkdir(exist_ok=True)
         tool = bin_ / "scontrol"
         tool.write_text(
-            f"#!/bin/sh\necho $@ >>{self.folder}/calls\ncase \"$*\" in\n"
+            f'#!/bin/sh\necho $@ >>{self.folder}/calls\ncase "$*" in\n'
             f"*config*) echo 'KillWait                = 2 sec' ;;\n"
             f"*show*) echo 'JobId=9 JobState=COMPLETING Reason={reason} ExcNodeList=(null)' ;;\nesac\n"
         )
@@ -142,7 +142,13 @@ def test_a_script_that_was_told_to_end_brings_nothing_back(batch: Batch) -> None
 
 def test_a_notice_shorter_than_a_batch_or_a_save_is_said_before(tmp_path: Path) -> None:
     work = Work(
-        "stage", tmp_path / "runs/c", tmp_path / "city", {"args": {"batch": 8}}, Resources(), column="caption", revision="r"
+        "stage",
+        tmp_path / "runs/c",
+        tmp_path / "city",
+        {"args": {"batch": 8}},
+        Resources(),
+        column="caption",
+        revision="r",
     )
     assert limits.warning(work) is None, "nothing is known"
     attempt = new_attempt(work.run)

@@ -1,8 +1,7 @@
-"""The time limit inside a unit of work, on a real SLURM, which looks at limits twice a minute: minutes, so not every day."""
+"""The time limit inside a unit of work on a real SLURM, which looks at limits twice a minute: not for every day."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -16,12 +16,12 @@ from semiocity.launch import ends
 pytestmark = pytest.mark.slurm
 
 RECIPE = 'name = "photos"\nshard_rows = 4\n[source]\nkind = "folder"\nroot = "{root}"\n'
-CRASH = '''
+CRASH = """
     if data.endswith(b"deadly"):
         import os
 
         os.kill(os.getpid(), 11)
-'''
+"""
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def project(tmp_path: Path, cluster: Any) -> Project:
     with (pictures / "6.jpg").open("ab") as file:
         file.write(b"deadly")
     made = make_project(
-        tmp_path / "project", 'executor = "slurm"\npartition = "main"\n', {**cluster.environment, "PYTHONPATH": str(code)}
+        tmp_path / "project",
+        'executor = "slurm"\npartition = "main"\n',
+        {**cluster.environment, "PYTHONPATH": str(code)},
     )
     (made.folder / "shards" / "photos.toml").write_text(RECIPE.format(root=pictures))
     return made

@@ -118,7 +118,7 @@ def test_waiting_under_a_limit_ends_when_tasks_fail(project: Project) -> None:
     sets = ["--cluster", str(site), "--set", "resources.shards_per_task=1"]
     job = project.folder / "jobs" / "limited.job.toml"
     job.write_text(job_toml(victim=victim, fault="raise"))
-    names = ["--set", "column=\"limited\"", "--set", "run=\"limited\""]
+    names = ["--set", 'column="limited"', "--set", 'run="limited"']
     done = project.run("faulty", str(job), *names, *sets, "--wait", check=False)
     assert done.returncode == 2 and "NotImplementedError: not today" in done.stderr, done
     made = sorted((project.folder / "runs/limited/attempts").iterdir())

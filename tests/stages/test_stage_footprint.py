@@ -56,7 +56,9 @@ def peak(work: Callable[[], object]) -> int:
 
 
 def weights_of(stage: Any) -> int:
-    model = next(getattr(stage, name) for name in ("captioner", "generator", "encoder", "encoders") if hasattr(stage, name))
+    model = next(
+        getattr(stage, name) for name in ("captioner", "generator", "encoder", "encoders") if hasattr(stage, name)
+    )
     modules = [getattr(model, name) for name in ("model", "vae", "clip", "t5") if hasattr(model, name)]
     return sum(t.nbytes for m in modules for t in (*m.parameters(), *m.buffers()))
 
@@ -65,7 +67,11 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "blip2-opt": ("caption", {"captioner": "blip2", "model": "opt", "prompts": ["", "Question: what?"]}, 32),
     "blip2-t5": ("caption", {"captioner": "blip2", "model": "t5", "max_new_tokens": 24}, 32),
     # Nothing passes the filters: what does, waits beside the pass, and how much that is nobody knows before.
-    "sam": ("segment", {"segmenter": "sam", "model": "sam", "points_per_side": 8, "points_per_batch": 16, "iou": 1}, 64),
+    "sam": (
+        "segment",
+        {"segmenter": "sam", "model": "sam", "points_per_side": 8, "points_per_batch": 16, "iou": 1},
+        64,
+    ),
     "latent": ("latent", {"encoder": "flux", "model": "flux", "size": 64, "flip": True}, 64),
     "text": ("text", {"encoder": "flux", "model": "flux", "tokens": 64}, 32),
 }

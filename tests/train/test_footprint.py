@@ -59,7 +59,12 @@ def test_bytes_agree_with_the_allocator(ranks: Ranks, city: Path, tmp_path: Path
 
 UNTUNED: dict[str, dict[str, Any]] = {
     "small": {**settings(2, "fp32"), "data": {"size": 16}, "global_batch": 4},
-    "step-dominated": {**settings(1, "bf16"), "model": {**MODEL, "channels": 96}, "data": {"size": 8}, "global_batch": 2},
+    "step-dominated": {
+        **settings(1, "bf16"),
+        "model": {**MODEL, "channels": 96},
+        "data": {"size": 8},
+        "global_batch": 2,
+    },
     "ZeRO-3": {**settings(3, "bf16"), "model": {**MODEL, "channels": 64}, "data": {"size": 16}, "global_batch": 4},
     "accumulating": {**settings(2, "bf16"), "accumulation": 2, "data": {"size": 16}},
 }
