@@ -57,9 +57,7 @@ def states(phase: Mapping[str, Any], ranks: int, accumulation: int) -> dict[str,
             # Summed in fp32 over the whole model; those of the pass stay until they are added.
             held |= {"master": 4 * share, "gradients": (4 + width) * n}
         case ((1 | 2), _):
-            # In fp32 the buffer of the step before is still referenced when the next is made.
-            twice = 2 if (stage, width) == (2, 4) else 1
-            held |= {"master": 4 * share, "gradients": twice * bucket + (4 * share if accumulation > 1 else 0)}
+            held |= {"master": 4 * share, "gradients": bucket + (4 * share if accumulation > 1 else 0)}
         case _:
             held["weights"] = n * width / ranks + phase["small"] * width
             gathered = min(n - phase["small"], LIVE_PARAMETERS) * width
@@ -76,7 +74,9 @@ def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: 
         for name, value in states(phase, ranks, accumulation).items():
             parts[name] = parts.get(name, 0) + value
         share = 4 * phase["parameters"] / (ranks if phase["stage"] else 1)
-        passing = max(passing, phase["peak"])
+        # In fp32 the gradients' buffer of the step before is still referenced when the next is made, until the step.
+        again = min(BUCKET, phase["parameters"]) * 4 if (phase["stage"], phase["precision"]) == (2, "fp32") else 0
+        passing = max(passing, phase["peak"] + again)
         # Stage 0: gradients, and their copies while they are summed over the ranks (as measured). Else the gradient of
         # the share, and on CPUs what AdamW computes in between (fused on GPUs).
         times = 4 if phase["stage"] == 0 and ranks > 1 else 1 if device == "cuda" else 3

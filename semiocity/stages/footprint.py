@@ -33,7 +33,7 @@ def footprint(stage: Stage, batch: int) -> dict[str, Any]:
     if made is None:
         return {"parameters": 0, "weights": 0, "pass": 0, "kept": 0}
     modules, work, kept = made(stage.args, batch)
-    live = LiveBytes()
+    live = LiveBytes(twice=stage.args.device == "cpu")
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
             live.ignore(tensor)
@@ -109,9 +109,15 @@ def _sam(args: Any, batch: int) -> Made:
     width = 4 * config.vision_config.image_size // config.vision_config.patch_size
 
     def work() -> None:
-        embeddings = model.get_image_embeddings(torch.empty(batch, 3, side, side, device="meta", dtype=dtype))
+        pixels: Any = torch.empty(batch, 3, side, side, device="meta", dtype=dtype)
+        embeddings = model.get_image_embeddings(pixels)
+        if args.device != "cpu":
+            pixels = None  # what the processor made is in main memory
         prompts = torch.empty(batch, min(points, args.points_per_batch), 1, 2, device="meta")
-        model(image_embeddings=embeddings, input_points=prompts, multimask_output=True)
+        decoded: Any = None
+        for _ in range(2):  # the masks of some points wait while the next are decoded
+            decoded = model(image_embeddings=embeddings, input_points=prompts, multimask_output=True)
+        del pixels, decoded
 
     return [model], work, int(KEPT * batch * points * 3 * width * width * 4)
 

@@ -84,7 +84,8 @@ def test_bytes_of_adapters_on_a_frozen_model_agree(ranks: Ranks, tmp_path: Path)
     """LoRA on a Flux whose frozen weights outweigh everything that is trained."""
     town = captioned_city(tmp_path / "city", 16)
     model = save_flux(tmp_path / "flux", blocks=(2, 3), heads=8)
-    job = job_of(town, **flux("flux-lora", model, {"stage": 2, "precision": "fp32"}, sample_every=0))
+    own = {"latents": "fly", "texts": "fly"}
+    job = job_of(town, **flux("flux-lora", model, {"stage": 2, "precision": "fp32"}, own, sample_every=0))
     measured = max(ranks.call(_measured, job.model_dump(mode="json"), str(tmp_path / "run")))
     expected = fit.rank_bytes(footprint(job, facts_of(town), 2), 2, 2, "cpu")["total"]
     assert expected == pytest.approx(measured, rel=0.1)
