@@ -61,7 +61,7 @@ def states(phase: Mapping[str, Any], ranks: int, accumulation: int) -> dict[str,
         case _:
             held["weights"] = n * width / ranks + phase["small"] * width
             gathered = min(n - phase["small"], LIVE_PARAMETERS) * width
-            held |= {"master": 4 * share, "gradients": 2 * bucket + 4 * share, "gathered": gathered}
+            held |= {"master": 4 * share, "gradients": bucket + 4 * share, "gathered": gathered}
     held["other"] = phase["untrained"]
     return held
 
@@ -74,9 +74,9 @@ def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: 
         for name, value in states(phase, ranks, accumulation).items():
             parts[name] = parts.get(name, 0) + value
         share = 4 * phase["parameters"] / (ranks if phase["stage"] else 1)
-        # In fp32 the gradients' buffer of the step before is still referenced when the next is made, until the step.
-        again = min(BUCKET, phase["parameters"]) * 4 if (phase["stage"], phase["precision"]) == (2, "fp32") else 0
-        passing = max(passing, phase["peak"] + again)
+        # With stage 3 the gradients' buffer is there twice during the pass, as measured.
+        again = min(BUCKET, phase["parameters"]) * (2 if phase["precision"] == "bf16" else 4)
+        passing = max(passing, phase["peak"] + (again if phase["stage"] == 3 else 0))
         # Stage 0: gradients, and their copies while they are summed over the ranks (as measured). Else the gradient of
         # the share, and on CPUs what AdamW computes in between (fused on GPUs).
         times = 4 if phase["stage"] == 0 and ranks > 1 else 1 if device == "cuda" else 3

@@ -139,16 +139,11 @@ def _vae(args: Any, batch: int) -> Made:
 
 
 def _texts(args: Any, batch: int) -> Made:
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-
-    from semiocity.stages.text_encoders import CLIP, T5, TextEncoders, Tokenizers
+    from semiocity.stages.text_encoders import CLIP, T5, TextEncoders, Tokenizers, load_encoder
 
     folder = weights.resolve(Path(args.model))
-    dtype = getattr(torch, args.dtype)
-    clip_config: Any = CLIPTextConfig.from_pretrained(folder / CLIP, local_files_only=True)
-    t5_config: Any = T5Config.from_pretrained(folder / T5, local_files_only=True)
-    clip = _empty(lambda: CLIPTextModel(clip_config), dtype)
-    t5 = _empty(lambda: T5EncoderModel(t5_config), dtype)
+    with torch.device("meta"):
+        clip, t5 = (load_encoder(folder, part, "meta", getattr(torch, args.dtype)) for part in (CLIP, T5))
     encoders = TextEncoders(Tokenizers(folder, args.tokens), clip, t5, "meta")
     return [clip, t5], lambda: encoders.encode(["a"] * batch), 0
 
