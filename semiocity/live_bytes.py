@@ -20,8 +20,8 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all meta storages made inside and still referenced; `peak` is the most at one time."""
 
     def __init__(self, twice: bool = False) -> None:
-        """`twice`: convolutions hold what they read and what they make twice for a moment, as oneDNN's on CPUs do, which
-        has a layout of its own."""
+        """`twice`: convolutions hold what they read and make twice for a moment, as oneDNN's on CPUs do, which has a
+        layout of its own."""
         super().__init__()
         self.twice = twice
         self.now = self.peak = 0
