@@ -7,7 +7,7 @@ to the moment when every result and its summary (our manifest, datatrove's stats
 commands are counted by stand-ins on the PATH, also those that jobs make; files are those beside the results. In the end
 a tenth of the tasks are killed while they run, and one command finishes the rest.
 
-submitting.py [SHARDS [all|best]]    datatrove needs SEMIOCITY_PEERS (`make peers`), SLURM as in tests/slurm
+submitting.py [SHARDS [all|best [JOBS,…]]]    datatrove needs SEMIOCITY_PEERS (`make peers`), SLURM as in tests/slurm
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def show(name: str, result: Result) -> None:
     print(f"  {name:<44} {result.seconds:>7.1f} s   {files:<32} {calls}", flush=True)
 
 
-def main(shards: int = 1000, which: str = "all") -> None:
+def main(shards: int = 1000, which: str = "all", jobs_to_try: str = "") -> None:
     if DATATROVE is None or not DATATROVE.exists():
         raise SystemExit("SEMIOCITY_PEERS names no environment with datatrove (`make peers`)")
     found: dict[str, Result] = {}
@@ -248,7 +248,7 @@ def main(shards: int = 1000, which: str = "all") -> None:
 
     with place(shards) as at:
         print(f"{shards} shards of {ROWS} pictures, {PLACES} places on four nodes")
-        for jobs in JOBS:
+        for jobs in map(int, jobs_to_try.split(",")) if jobs_to_try else JOBS:
             size = -(-shards // jobs)
             run(f"ours, {jobs} jobs", ours, f"resources.shards_per_task={size}")
             for srun in (True, False):
@@ -284,4 +284,4 @@ def main(shards: int = 1000, which: str = "all") -> None:
 SIDES = ("ours", "datatrove", "submitit")
 
 if __name__ == "__main__":
-    main(*(int(word) if word.isdigit() else word for word in sys.argv[1:]))  # type: ignore[arg-type]
+    main(int(sys.argv[1]) if sys.argv[1:] else 1000, *sys.argv[2:4])

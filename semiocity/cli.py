@@ -41,7 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "gc": ("gc", "delete revisions and leftovers that nothing refers to"),
     "ledger": ("ledger", "check which samples went into each batch of a training"),
     "doctor": ("doctor", "check cluster, image, weights and folders before a job finds out"),
-    "fit": ("fit", "what memory and time a training needs, before it is submitted"),
+    "fit": ("fit", "what memory and time a training or stage needs, before it is submitted"),
     "fetch": ("fetch", "bring named models to the shared cache, pinned and checked"),
     "repeat": ("repeat", "a run again from its folder alone: same job, revisions and code"),
     "status": ("status", "what is done, running, failed and missing"),

@@ -80,3 +80,23 @@ def test_a_changed_setting_of_a_finished_training_is_refused_with_its_name(demo:
     done = semiocity("train", "jobs/demo-train.toml", "--set", 'run="demo"', "--set", "optimizer.lr=0.5", cwd=demo)
     assert done.returncode != 0
     assert "optimizer.lr" in done.stderr
+
+
+def test_a_pack_and_a_training_are_repeated_from_their_folders(demo: Path, tmp_path: Path) -> None:
+    """What an archive keeps: the run folders, without data, checkpoints or anything that came of them."""
+    archive, other = tmp_path / "archive", tmp_path / "other"
+    other.mkdir()
+    for run in ("pack-city", "demo"):
+        for part in ("attempts", "code"):
+            shutil.copytree(demo / "runs" / run / part, archive / run / part)
+    for attempt in (archive / "demo" / "attempts").iterdir():
+        if json.loads((attempt / "attempt.json").read_text())["kind"] != "train":
+            shutil.rmtree(attempt)
+    for run in ("pack-city", "demo"):
+        done = semiocity("repeat", str(archive / run), cwd=other)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    digests = [json.loads((place / "data/city/manifest.json").read_text())["digest"] for place in (demo, other)]
+    assert digests[0] == digests[1]
+    losses = [(place / "runs/demo/metrics.jsonl").read_text() for place in (demo, other)]
+    assert losses[0] == losses[1], "step by step the same training, to the last bit"
+    assert "nothing to do" in semiocity("repeat", "demo", cwd=other).stdout

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import PIL
 from PIL import features
 
 from semiocity.config import canonical
+from semiocity.data import apart, images
 from semiocity.data import geometry as geo
-from semiocity.data import images
 from semiocity.data.blurring import Blurrer, make_blurrer
 from semiocity.data.boxes import encode_boxes, place_boxes
 from semiocity.data.filter import LONGEST_TEXT
@@ -29,6 +30,8 @@ from semiocity.data.sources import loading, scalars_of
 from semiocity.data.sources.base import Entry, Raw
 from semiocity.errors import Stopped
 
+TAKEN_DOWN = Tombstone("removed", "taken down")
+
 
 def pack_shards(
     plan: Plan,
@@ -37,12 +40,19 @@ def pack_shards(
     stop: Callable[[], bool] = lambda: False,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
     gone: Callable[[Owner], bool] = lambda holder: False,
+    careful: bool = False,
 ) -> bool:
-    """Pack those of `shards` that are missing and that nobody else works on. False when `stop` said to leave early."""
+    """Pack those of `shards` that are missing and that nobody else works on. False when `stop` said to leave early.
+
+    Shards in which an attempt died, which its lease tells of, come first and are made in a process of their own, so
+    that the picture that kills is rejected; with `careful` all are.
+    """
     # Looked at one by one: ten thousand tasks must not list the folders of all shards.
     absent = {shard for shard in shards if not complete(plan.path(shard))}
-    blurrer = make_blurrer(plan.recipe.blur, plan.detector) if absent else None
-    for done, shard in enumerate(shards):
+    risky = {shard for shard in absent if careful or plan.path(shard).lease.exists()}
+    # Loaded when it is first wanted: a child cannot be forked once this process has touched a GPU.
+    blurrer = cache(lambda: make_blurrer(plan.recipe.blur, plan.detector))
+    for done, shard in enumerate(sorted(shards, key=lambda shard: shard not in risky)):
         if stop():
             return False
         report({"shard": shard, "done_shards": done, "shards": len(shards)})
@@ -53,7 +63,7 @@ def pack_shards(
                     report({"leased": shard})  # somebody alive packs it
                 elif not complete(path):  # complete: another task has packed it since
                     try:
-                        receipt = pack_shard(plan, shard, path, blurrer, owner, stop)
+                        receipt = pack_shard(plan, shard, path, blurrer, owner, stop, shard in risky)
                     except Stopped:
                         return False
                     report({"rows": receipt["rows"], "rejected": len(receipt["rejected"])})
@@ -65,28 +75,29 @@ def pack_shard(
     plan: Plan,
     shard: int,
     path: ShardPath,
-    blurrer: Blurrer | None = None,
+    blurrer: Callable[[], Blurrer | None] | None = None,
     owner: Owner | None = None,
     stop: Callable[[], bool] = lambda: False,
+    risky: bool = False,
 ) -> dict[str, Any]:
-    """Pack one shard and return its receipt. The caller holds the shard's lease. `blurrer` is loaded unless given.
+    """Pack one shard and return its receipt. The caller holds the shard's lease. `blurrer` gives the loaded detector.
 
-    Bad input is rejected with a reason, row by row. Where a detector makes a shard take long, `stop` is asked between
-    rows, and an attempt that ends inside leaves a journal for the next. Raises UserError when a source file is gone or
-    has another size than when the plan was made, and OSError when reading fails otherwise: both may be mended and tried
-    again; Stopped when told to stop.
+    Bad input is rejected with a reason, row by row; with `risky` also what kills the process that reads it. Where a
+    detector makes a shard take long, `stop` is asked between rows, and an attempt that ends inside leaves a journal for
+    the next. Raises UserError when a source file is gone or has another size than when the plan was made, and OSError
+    when reading fails otherwise: both may be mended and tried again; Stopped when told to stop.
     """
-    head = make_head(plan, shard)
-    blurrer = blurrer or make_blurrer(plan.recipe.blur, plan.detector)
-    if blurrer is None:
+    head, rows = make_head(plan, shard), plan.rows(shard)
+    load = blurrer or (lambda: make_blurrer(plan.recipe.blur, plan.detector))
+    if plan.recipe.blur is None:
         with ShardWriter(path, head) as writer:
-            for key, result in _packed(plan, plan.rows(shard), None):
+            for key, result in _made(plan, rows, load, risky):
                 write(writer, key, result)
             return writer.publish()
     with Journal(path, asdict(head), 1, asdict(owner) if owner else {}) as journal, ShardWriter(path, head) as writer:
         for key, result in journal.replay():
             write(writer, key, result)
-        for key, result in _packed(plan, plan.rows(shard)[journal.done :], blurrer):
+        for key, result in _made(plan, rows[journal.done :], load, risky):
             write(writer, key, result)
             journal.add(journal.done, [(key, result)], 1)
             if stop():
@@ -96,6 +107,20 @@ def pack_shard(
     return receipt
 
 
+def _made(plan: Plan, rows: Sequence[Any], blurrer: Callable[[], Blurrer | None], risky: bool) -> Iterable[Result]:
+    """What becomes of rows of a plan, in order; of a `risky` shard in a process of its own."""
+    if not risky:
+        return _packed(plan, rows, blurrer())
+
+    def refuse(row: int, reason: str) -> Result:
+        key, entry = rows[row]
+        if entry is None:
+            return key, TAKEN_DOWN
+        return key, Refused(entry.name, "kills_process", reason)
+
+    return apart.one_by_one(lambda begin: _packed(plan, rows[begin:], blurrer()), len(rows), refuse)
+
+
 def _packed(plan: Plan, rows: Sequence[Any], blurrer: Blurrer | None) -> Iterator[Result]:
     """What becomes of rows of a plan, in order."""
     recipe = plan.recipe
@@ -103,7 +128,7 @@ def _packed(plan: Plan, rows: Sequence[Any], blurrer: Blurrer | None) -> Iterato
     with loading(recipe.source, [row.entry for row in rows if row.entry is not None]) as load:
         for key, entry in rows:
             if entry is None:
-                yield key, Tombstone("removed", "taken down")
+                yield key, TAKEN_DOWN
                 continue
             try:
                 raw = load(entry)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from semiocity.launch import causes
 from semiocity.launch.ends import read
-from semiocity.launch.runs import attempts
+from semiocity.launch.runs import Attempt, attempts
 
 DAY_S = 86_400.0
 """What happened longer ago may have been mended."""
@@ -61,6 +61,18 @@ def of_run(run: Path) -> dict[str, str]:
     if not {entry.cause for entry in failed} & {*_OF_THE_NODE, causes.BAD_NODE}:
         return {}
     return bad_nodes(failed, _done(run), time.time())
+
+
+def avoided(attempt: Attempt, data: Mapping[str, Any]) -> dict[str, str]:
+    """Node → why jobs of an attempt keep away from it: from its submission on, or since one of them came back."""
+    found: dict[str, str] = dict(data.get("excluded") or {})
+    try:
+        lines = attempt.avoided.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return found
+    for node, _, cause in (line.partition("\t") for line in lines):
+        found.setdefault(node, f"a task that came back: {causes.WHAT.get(cause, cause)}")
+    return found
 
 
 def _done(run: Path) -> Counter[str]:

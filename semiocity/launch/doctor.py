@@ -31,13 +31,16 @@ def login(cluster: Cluster, asked: Resources, image: Path | None, named: Sequenc
     else:
         found.append(ok("SLURM", 'executor = "local": jobs run on this machine'))
     facts = doctor_probe.probe(cluster.container.apptainer, places(cluster), cluster.setup)
-    found.append(doctor_host.apptainer(facts, cluster.container.apptainer, image is not None, "login"))
+    if pyxis := image is not None and cluster.container.runtime == "pyxis":
+        found += doctor_host.pyxis(facts, "login")
+    else:
+        found.append(doctor_host.apptainer(facts, cluster.container.apptainer, image is not None, "login"))
     if cluster.executor == "local":
         found.append(doctor_host.fuse(facts, image is not None, "login"))
         found.append(doctor_host.shared_memory(facts, asked.ranks_per_node, "login"))
         found += doctor_host.gpus(facts, asked.gpus_per_node, None, "login")
     if image is not None:
-        found.append(readable(image))
+        found.append(squashfs(image) if pyxis else readable(image))
     found += doctor_host.room(facts, "login")
     found += [warning("quota", line, "over the soft limit: make room") for line in doctor_probe.quotas()]
     if line := doctor_probe.lustre_quota(Path.cwd()):
@@ -96,6 +99,21 @@ def readable(image: Path) -> Finding:
         return warning(
             "image", f"{image}: is older or newer than containers/, which would give {wanted}", "`make image`"
         )
+    return ok("image", f"{image}, {image.stat().st_size / 1e9:.1f} GB")
+
+
+def squashfs(image: Path) -> Finding:
+    """The image is one that Enroot starts from: a squashfs file."""
+    try:
+        with image.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        todo = "`enroot import`, or `apptainer sif dump` of the file that `make image` made; or mend container.image"
+        return fault("image", f"{image}: {error.strerror}", todo)
+    if head != b"hsqs":
+        what = "an Apptainer image" if head.startswith(b"#!") else "no squashfs file"
+        todo = 'Enroot starts from squashfs (docs/sites.md); or container.runtime = "apptainer"'
+        return fault("image", f"{image}: is {what}", todo)
     return ok("image", f"{image}, {image.stat().st_size / 1e9:.1f} GB")
 
 

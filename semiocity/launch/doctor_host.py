@@ -63,6 +63,30 @@ def fuse(facts: Facts, needed: bool, place: str) -> Finding:
     return ok("mounting", "user namespaces, /dev/fuse and squashfuse", place)
 
 
+def pyxis(facts: Facts, place: str) -> list[Finding]:
+    """SLURM's plugin Pyxis, by the options that it gives srun, and Enroot, which it runs on nodes."""
+    found = []
+    match facts.get("pyxis"):
+        case "yes":
+            found.append(ok("Pyxis", "srun knows --container-image", place))
+        case "no":
+            todo = 'ask the site whether Pyxis is installed (plugstack.conf); else container.runtime = "apptainer"'
+            found.append(fault("Pyxis", "srun knows no --container-image", todo, place))
+        case _ if place == "login":
+            found.append(fault("Pyxis", "no srun on PATH", "log in to a login node, or load SLURM's module", place))
+    if "enroot" in facts:
+        found.append(ok("Enroot", f"version {facts.get('enroot_version') or 'unknown'} at {facts['enroot']}", place))
+    elif place == "login":
+        found.append(ok("Enroot", "not on this machine; nodes need it, `semiocity doctor --node` looks there", place))
+    else:
+        found.append(fault("Enroot", "enroot: no such command", "tell the site: Pyxis cannot start containers", place))
+    closed = facts.get("unshare") == "no" or facts.get("user_namespaces") == "0"
+    if place != "login" and facts.get("uid") != "0" and closed:
+        said, todo = "user namespaces are closed, and Enroot needs them", "ask for user.max_user_namespaces above 0"
+        found.append(fault("mounting", said, todo, place))
+    return found
+
+
 def image_content(label: str, name: str, place: str) -> Finding:
     """What the image says of its contents on the node, against the name that it goes by here."""
     wanted = name.removeprefix("semiocity-").removesuffix(".sif")

@@ -155,9 +155,12 @@ def judge(
     place = host.get("host") or "node"
     found: list[Finding] = []
     if host:
+        if image is not None and cluster.container.runtime == "pyxis":
+            found += doctor_host.pyxis(host, place)
+        else:
+            found.append(doctor_host.apptainer(host, cluster.container.apptainer, image is not None, place))
+            found.append(doctor_host.fuse(host, image is not None, place))
         found += [
-            doctor_host.apptainer(host, cluster.container.apptainer, image is not None, place),
-            doctor_host.fuse(host, image is not None, place),
             *doctor_host.binds(host, cluster.container.binds if image else [], place),
             *doctor_host.room(host, place),
             *doctor_host.network(host, cluster, asked, place),

@@ -24,6 +24,13 @@ if path=$(command -v "$1" 2>/dev/null); then
   say apptainer_version "$("$1" --version 2>/dev/null | sed 's/[^0-9]*\([0-9][0-9.]*\).*/\1/')"
   say apptainer_suid "$("$1" buildcfg 2>/dev/null | sed -n 's/^APPTAINER_SUID_INSTALL=//p')"
 fi
+if command -v enroot >/dev/null 2>&1; then
+  say enroot "$(command -v enroot)"
+  say enroot_version "$(enroot version 2>/dev/null | head -n 1)"
+fi
+if command -v srun >/dev/null 2>&1; then
+  say pyxis "$(srun --help 2>&1 | grep -q -e --container-image && echo yes || echo no)"
+fi
 [ -e /dev/fuse ] && say fuse_device "$([ -r /dev/fuse ] && [ -w /dev/fuse ] && echo usable || echo closed)"
 for tool in squashfuse squashfuse_ll fusermount fusermount3; do
   command -v $tool >/dev/null 2>&1 && say tool $tool

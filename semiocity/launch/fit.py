@@ -11,7 +11,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,13 +57,11 @@ def states(phase: Mapping[str, Any], ranks: int, accumulation: int) -> dict[str,
             # Summed in fp32 over the whole model; those of the pass stay until they are added.
             held |= {"master": 4 * share, "gradients": (4 + width) * n}
         case ((1 | 2), _):
-            # In fp32 the buffer of the step before is still referenced when the next is made.
-            twice = 2 if (stage, width) == (2, 4) else 1
-            held |= {"master": 4 * share, "gradients": twice * bucket + (4 * share if accumulation > 1 else 0)}
+            held |= {"master": 4 * share, "gradients": bucket + (4 * share if accumulation > 1 else 0)}
         case _:
             held["weights"] = n * width / ranks + phase["small"] * width
             gathered = min(n - phase["small"], LIVE_PARAMETERS) * width
-            held |= {"master": 4 * share, "gradients": 2 * bucket + 4 * share, "gathered": gathered}
+            held |= {"master": 4 * share, "gradients": bucket + 4 * share, "gathered": gathered}
     held["other"] = phase["untrained"]
     return held
 
@@ -76,7 +74,9 @@ def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: 
         for name, value in states(phase, ranks, accumulation).items():
             parts[name] = parts.get(name, 0) + value
         share = 4 * phase["parameters"] / (ranks if phase["stage"] else 1)
-        passing = max(passing, phase["peak"])
+        # With stage 3 the gradients' buffer is there twice during the pass, as measured.
+        again = min(BUCKET, phase["parameters"]) * (2 if phase["precision"] == "bf16" else 4)
+        passing = max(passing, phase["peak"] + (again if phase["stage"] == 3 else 0))
         # Stage 0: gradients, and their copies while they are summed over the ranks (as measured). Else the gradient of
         # the share, and on CPUs what AdamW computes in between (fused on GPUs).
         times = 4 if phase["stage"] == 0 and ranks > 1 else 1 if device == "cuda" else 3
@@ -95,27 +95,35 @@ def measure(work: Work, cluster: Cluster, variants: Mapping[str, Mapping[str, An
         "palette": [list(entry.get("colour") or entry.get("color") or (0, 0, 0)) for entry in classes],
         "ignore_id": recipe.get("ignore_id"),
     }
-    question = json.dumps({"job": work.job, "facts": facts, "variants": variants})
-    argv = [*_python(work, cluster), "-m", "semiocity.train.footprint"]
-    done = subprocess.run(argv, input=question, capture_output=True, text=True)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"fit: {last.removeprefix('semiocity.errors.UserError: ')}")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    question = {"job": work.job, "facts": facts, "variants": variants}
+    answer: dict[str, Any] = ask("semiocity.train.footprint", question, work.image, work.binds, cluster)
     return answer
 
 
-def _python(work: Work, cluster: Cluster) -> list[str]:
+def ask(module: str, question: Any, image: Path | None, binds: Sequence[Path], cluster: Cluster) -> Any:
+    """What a module answers to a question, both JSON, in a process that has torch: here, or in the image, which sees
+    the folders `binds`. Raises UserError with its last line when it fails."""
+    argv = [*_python(image, binds, cluster), "-m", module]
+    done = subprocess.run(argv, input=json.dumps(question), capture_output=True, text=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"fit: {last.removeprefix('semiocity.errors.UserError: ')}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _python(job_image: Path | None, binds: Sequence[Path], cluster: Cluster) -> list[str]:
     """A Python with torch: this one, or the image's with the code as it is here."""
     if importlib.util.find_spec("torch"):
         return [sys.executable]
-    image = image_of(work.image, cluster)
+    image = image_of(job_image, cluster)
     if image is None:
         raise UserError("fit needs torch: run it where `make env` was run, or name an image in jobs/cluster.toml")
+    if cluster.container.runtime == "pyxis":
+        raise UserError("fit needs torch, and Enroot's image cannot be started here: run it where `make env` was run")
     code = Path(__file__).resolve().parents[2]
     argv = container.exec_argv(
         image,
-        binds=[container.bind(code)],
+        binds=[container.bind(path) for path in (code, *binds)],
         env={},
         nv=False,
         pythonpath=code,
@@ -130,7 +138,7 @@ def fit(work: Work, cluster: Cluster, gpu_gb: float | None = None, gpu: str | No
     from semiocity.train.options import TrainJob
 
     if work.kind != "train":
-        raise UserError(f"fit knows trainings; this is a {work.kind} job")
+        raise UserError(f"fit knows trainings and stages; this is a {work.kind} job")
     job = TrainJob.model_validate(work.job)
     asked = job.resources
     ranks = asked.nodes * asked.ranks_per_node

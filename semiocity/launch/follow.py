@@ -13,7 +13,7 @@ from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import read_json
-from semiocity.launch import ends, scheduler, slurm, squeue
+from semiocity.launch import ends, held, scheduler, slurm, squeue
 from semiocity.launch.compact import packed_states
 from semiocity.launch.jobs import Work
 from semiocity.launch.runs import Attempt, last_line
@@ -78,20 +78,28 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
         running[data["merge"]][0].wait()
 
 
-def follow_slurm(jobs: Collection[str], finished: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Yield every second until none of `jobs` is in the queue.
+def follow_slurm(
+    jobs: Collection[str], finished: Callable[[], bool] = lambda: False, run: str = "RUN"
+) -> Iterator[None]:
+    """Yield every second until none of `jobs`, of the run of this name, is in the queue.
 
     The queue is asked now and then only, and every second once `finished` (by the files) says that it must be empty
-    soon. A controller that is busy is asked again.
+    soon. A controller that is busy is asked again. Jobs that SLURM holds are named once: nobody need wait for them in
+    vain.
     """
     silent = 0
+    told: set[str] = set()
     pause_s, asked = POLL_S["slurm"], time.monotonic()
     while True:
         if finished() or time.monotonic() - asked >= pause_s:
             try:
-                if not squeue.states(jobs):
+                if not (seen := squeue.look(jobs)):
                     return
                 silent = 0
+                for kept in held.find(seen, run):
+                    if kept.reason not in told:
+                        told.add(kept.reason)
+                        print(f"\n{run}: {kept}", file=sys.stderr, flush=True)
                 pause_s = min(ASK_S, 1.5 * pause_s)
             except UserError:
                 silent += 1

@@ -16,7 +16,19 @@ FREE = ("run", "dataset", "image", "resources")
 
 
 def refuse_another(work: Work, live: Collection[str]) -> None:
-    """UserError when the run folder holds another job than `work`: every dotted key that differs, before and after.
+    """UserError when the run folder holds another job than `work`: every dotted key that differs, before and after."""
+    differing = another(work, live)
+    if not differing:
+        return
+    lines = [f"  {key}: {_show(before)} -> {_show(after)}" for key, (before, after) in differing.items()]
+    raise UserError(
+        "\n".join([f"runs/{work.run.name} is another job; what differs (before -> now):", *lines])
+        + f"\n  To run this one beside it, give it a name: --set 'run=\"{work.run.name}-2\"'. {_instead(work)}"
+    )
+
+
+def another(work: Work, live: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (before, now) of what makes `work` another job than the run folder holds; empty when it may go on.
 
     What changes no result is no difference: a column of the same revision, settings that a training may go on with,
     and parents that have grown since. Nor is there anything to protect in a run of which nothing came and of whose
@@ -24,15 +36,10 @@ def refuse_another(work: Work, live: Collection[str]) -> None:
     """
     earlier = _earlier(work)
     if earlier is None or (work.kind != "train" and earlier["revision"] == work.revision):
-        return
-    differing = _differing(work, earlier["job"])
-    if not differing or not (_results(work, earlier) or set(earlier["jobs"]) & set(live)):
-        return
-    lines = [f"  {key}: {_show(before)} -> {_show(after)}" for key, (before, after) in differing.items()]
-    raise UserError(
-        "\n".join([f"runs/{work.run.name} is another job; what differs (before -> now):", *lines])
-        + f"\n  To run this one beside it, give it a name: --set 'run=\"{work.run.name}-2\"'. {_instead(work)}"
-    )
+        return {}
+    if not (_results(work, earlier) or set(earlier["jobs"]) & set(live)):
+        return {}
+    return _differing(work, earlier["job"])
 
 
 def _instead(work: Work) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, load_toml
+from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, apply_set, load_toml
 from semiocity.data import manifest
 from semiocity.data.views import check_fresh, check_reading, read_view
 from semiocity.errors import UserError
@@ -66,6 +67,8 @@ def image_of(job_image: Path | None, cluster: Cluster) -> Path | None:
         return None
     if settings.runtime == "none":
         raise UserError(f'image {image}: jobs/cluster.toml says container.runtime = "none"; drop one of the two')
+    if settings.runtime == "pyxis" and cluster.executor == "local":
+        raise UserError(f'image {image}: container.runtime = "pyxis" needs SLURM, whose srun starts the container')
     if not image.is_file():
         raise UserError(f"image {image}: no such file; build it with `make image`, or drop the key to run without one")
     if settings.runtime == "apptainer" and settings.verify_key is not None:
@@ -138,6 +141,17 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
         shards=facts["columns"]["base"]["shards"],
         binds=tuple(Path(path).resolve() for path in made.paths()),
     )
+
+
+def is_stage(job_file: Path, sets: Sequence[str] = ()) -> bool:
+    """Whether a job file is that of a stage, by its keys alone."""
+    try:
+        data = tomllib.loads(job_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # whoever loads it says what is wrong
+    for item in sets:
+        apply_set(data, item)
+    return "stage" in data
 
 
 def load_stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> tuple[StageJob, Stage]:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from semiocity.launch import lock, squeue
+from semiocity.launch import held, lock, squeue
 from semiocity.launch.jobs import Work
 from semiocity.launch.runs import Attempt, alive, attempts
 
@@ -28,6 +28,8 @@ class UnderWay:
     """Jobs of this user in the queue, each task of an array counted. 0 when nobody had to be asked."""
     over: tuple[Attempt, ...] = ()
     """Attempts none of whose tasks is queued or running."""
+    held: tuple[held.Held, ...] = ()
+    """Those of `tasks` that SLURM holds until somebody does something."""
 
     @property
     def queued(self) -> list[str]:
@@ -54,7 +56,9 @@ def under_way(work: Work, limited: bool = False) -> UnderWay:
         if (data["kind"], data["column"], data["revision"]) == (work.kind, work.column, work.revision):
             tasks |= found
     me = squeue.own_name()
-    return UnderWay(tasks, frozenset(jobs), frozenset(live), sum(job.user == me for job in queue), tuple(over))
+    kept = held.find({job.id: squeue.Seen(job.state, job.reason) for job in queue}, work.run.name, tasks)
+    submitted = sum(job.user == me for job in queue)
+    return UnderWay(tasks, frozenset(jobs), frozenset(live), submitted, tuple(over), tuple(kept))
 
 
 def _slurm(attempt: Attempt, data: dict[str, Any], queue: list[squeue.Queued], live: set[str]) -> dict[str, list[int]]:

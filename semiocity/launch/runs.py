@@ -74,6 +74,11 @@ class Attempt:
         """There when the attempt was cancelled: nothing of it shall come back."""
         return self.folder / "cancelled"
 
+    @property
+    def avoided(self) -> Path:
+        """Lines NODE, tab, CAUSE: where a job that was brought back must not run again."""
+        return self.folder / "avoided"
+
     def task_file(self, index: int) -> Path:
         return self.folder / "tasks" / f"{index:04d}.json"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from semiocity.config import Cluster, Resources
 from semiocity.files import write_atomic
-from semiocity.launch import container, ends, sbatch, scheduler, sharing, site, squeue
+from semiocity.launch import container, ends, limits, sbatch, scheduler, sharing, site, squeue
 from semiocity.launch.runs import Attempt
 
 if TYPE_CHECKING:
@@ -132,7 +132,10 @@ def sbatch_file(launch: Launch, attempt: Attempt, tasks: int, first: int = 0, af
     index = f'"$(({first} + SLURM_ARRAY_TASK_ID))"' if tasks > 1 else str(first)
     command = f"{python(launch)} -u -m semiocity.launch.entry {shlex.quote(str(attempt.run))} {attempt.number} {index}"
     parameters = slurm_parameters(launch, attempt, after)
+    budgets = retries(launch.cluster, launch.resources)
     parameters["setup"] += ends.guard(attempt, launch.code, index, launch.resources.nodes)
+    parameters["setup"] += limits.watch(attempt, launch.code, index, budgets, launch.cluster.requeue)
+    parameters["teardown"].insert(parameters["teardown"].index("trap '' TERM") + 1, limits.STOP)
     return sbatch.script(parameters, command, attempt.logs, tasks)
 
 

@@ -6,6 +6,7 @@ import os
 import pwd
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from semiocity.errors import UserError
 from semiocity.launch import scheduler
@@ -18,10 +19,19 @@ LIVE = {
     "SUSPENDED",
     "REQUEUED",
     "REQUEUE_HOLD",
+    "SPECIAL_EXIT",
     "STOPPED",
     "RESIZING",
 }
 """States of jobs that will still do something. Finished jobs linger in squeue for some minutes (MinJobAge)."""
+
+
+class Seen(NamedTuple):
+    """What squeue says of a live job."""
+
+    state: str
+    reason: str
+    """Why it does not run, in SLURM's words (`launch.held` knows some); `None` when it runs."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class Queued:
     user: str
     command: str
     """The sbatch file that it came from, as it was named to sbatch."""
+    reason: str = ""
+    """As in `Seen`."""
 
     @property
     def whole(self) -> str:
@@ -50,10 +62,15 @@ def states(job_ids: Iterable[str]) -> Mapping[str, str]:
 
     Raises UserError when squeue cannot be asked.
     """
+    return {job: seen.state for job, seen in look(job_ids).items()}
+
+
+def look(job_ids: Iterable[str]) -> Mapping[str, Seen]:
+    """State and reason by job id of those jobs that are still live. Raises UserError as `states` does."""
     wanted = whole_jobs(job_ids)
     if not wanted:
         return {}
-    call = ["squeue", "--noheader", "--array", f"--jobs={','.join(wanted)}", "--format=%i %T"]
+    call = ["squeue", "--noheader", "--array", f"--jobs={','.join(wanted)}", "--format=%i|%T|%r"]
     try:
         lines = scheduler.call(call, patience_s=0).splitlines()
     except UserError as error:
@@ -61,16 +78,20 @@ def states(job_ids: Iterable[str]) -> Mapping[str, str]:
         if "Invalid job id" not in str(error):
             raise
         return {}
-    pairs = (line.split() for line in lines)
-    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[1] in LIVE}
+    fields = (line.strip().split("|", 2) for line in lines)
+    return {found[0]: Seen(found[1], found[2]) for found in fields if len(found) == 3 and found[1] in LIVE}
 
 
 def jobs(users: Collection[str], patience_s: float = scheduler.PATIENCE_S) -> list[Queued]:
     """All live jobs of this user and of `users`, one for each task of an array, in one call."""
     names = sorted({own_name(), *users})
-    call = ["squeue", "--noheader", "--array", f"--user={','.join(names)}", "--format=%i|%T|%u|%o"]
-    fields = (line.strip().split("|", 3) for line in scheduler.call(call, patience_s=patience_s).splitlines())
-    return [Queued(*found) for found in fields if len(found) == 4 and found[1] in LIVE]
+    call = ["squeue", "--noheader", "--array", f"--user={','.join(names)}", "--format=%i|%T|%u|%r|%o"]
+    fields = (line.strip().split("|", 4) for line in scheduler.call(call, patience_s=patience_s).splitlines())
+    return [
+        Queued(job, state, user, command, reason)
+        for job, state, user, reason, command in (found for found in fields if len(found) == 5)
+        if state in LIVE
+    ]
 
 
 def own_name() -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import read_json, write_json
-from semiocity.launch import causes, ends, squeue
+from semiocity.launch import bad_nodes, causes, ends, held, squeue
 from semiocity.launch.compact import packed_states
 from semiocity.launch.progress import clock, gpu_hours, measure
 from semiocity.launch.runs import Attempt, alive, all_runs, attempts, last_line
@@ -243,8 +243,8 @@ def collect(data: Path, runs: Path, only: Path | None = None) -> dict[str, Any]:
     """Datasets and runs as one JSON value, or `only` one run. Asks squeue once, for jobs that files do not settle."""
     found = {run: [a for a in attempts(run) if a.file.exists()] for run in ([only] if only else all_runs(runs))}
     read = {run: [Read.of(attempt) for attempt in listed] for run, listed in found.items() if listed}
-    live, trouble = _ask_slurm(newest for listed in read.values() for newest in listed)
-    listed_runs = [_run(run, listed, live) for run, listed in read.items()]
+    seen, trouble = _ask_slurm(newest for listed in read.values() for newest in listed)
+    listed_runs = [_run(run, listed, seen) for run, listed in read.items()]
     return {
         "datasets": [] if only else datasets(data),
         "runs": listed_runs,
@@ -253,22 +253,24 @@ def collect(data: Path, runs: Path, only: Path | None = None) -> dict[str, Any]:
     }
 
 
-def _ask_slurm(found: Iterable[Read]) -> tuple[Mapping[str, str] | None, str]:
+def _ask_slurm(found: Iterable[Read]) -> tuple[Mapping[str, squeue.Seen] | None, str]:
     jobs: list[str] = []
     for read in found:
         if read.data["executor"] == "slurm":
             settled = {i for i, facts in read.written.items() if facts.get("state") in ("done", "failed")}
             jobs += [job for index, job in enumerate(read.data["jobs"]) if job and index not in settled]
     try:
-        return squeue.states(jobs), ""
+        return squeue.look(jobs), ""
     except UserError as error:
         return None, str(error)
 
 
-def _run(run: Path, listed: Sequence[Read], live: Mapping[str, str] | None) -> dict[str, Any]:
+def _run(run: Path, listed: Sequence[Read], seen: Mapping[str, squeue.Seen] | None) -> dict[str, Any]:
     newest = listed[-1]
-    states = _states(newest, live)
     data = newest.data
+    states = _states(newest, None if seen is None else {job: found.state for job, found in seen.items()})
+    mine = {job for read in listed for job in read.data["jobs"]}
+    kept = held.find({job: found for job, found in (seen or {}).items() if job in mine}, run.name)
     problems = [
         {**{name: s[name] for name in ("state", "reason", "cause", "log")}, "task": s["index"], "last": _last(s["log"])}
         for s in states
@@ -291,6 +293,8 @@ def _run(run: Path, listed: Sequence[Read], live: Mapping[str, str] | None) -> d
         "steps": steps_of(data, states),
         "progress": training_progress(run) if (run / "progress.json").exists() else "",
         "problems": problems,
+        "held": [{**item._asdict(), "said": str(item)} for item in kept],
+        "excluded": bad_nodes.avoided(newest.attempt, data),
     }
 
 
@@ -309,8 +313,8 @@ def _last(log: str) -> str:
 
 
 def healthy(facts: Mapping[str, Any]) -> bool:
-    """Whether nothing has failed or been lost."""
-    return not any(run["problems"] for run in facts["runs"])
+    """Whether nothing has failed, been lost, or waits for a person."""
+    return not any(run["problems"] or any(item["stuck"] for item in run["held"]) for run in facts["runs"])
 
 
 def busy(facts: Mapping[str, Any]) -> bool:

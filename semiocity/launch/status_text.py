@@ -69,6 +69,8 @@ def _run(run: Mapping[str, Any]) -> list[str]:
     if run["causes"]:
         named = ", ".join(f"{count} {WORDS.get(cause, cause)}" for cause, count in run["causes"].items())
         lines.append(f"  ended without being done: {named}")
+    lines += [f"  {item['said']}" for item in run["held"]]
+    lines += [f"  keeps away from {node}: {why}" for node, why in sorted(run["excluded"].items())]
     for problem in run["problems"][:5]:
         lines.append(f"  task {problem['task']} {problem['state']}: {problem['reason']}")
         if problem["log"]:

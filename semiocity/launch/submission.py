@@ -22,6 +22,7 @@ from semiocity.launch import (
     estimate,
     facts,
     identity,
+    limits,
     lock,
     notices,
     scheduler,
@@ -75,7 +76,7 @@ def submit(
             if not (wait and submitted.queued):
                 return False
             print("waiting for them")
-            for _ in follow_slurm(submitted.queued):
+            for _ in follow_slurm(submitted.queued, run=work.run.name):
                 pass
             continue  # to what they may have left
         attempt, launch, left = submitted
@@ -83,7 +84,7 @@ def submit(
         if cluster.executor == "slurm":
             if not wait:
                 return False
-            for _ in follow_slurm(data["jobs"], partial(last_task_done, attempt, data)):
+            for _ in follow_slurm(data["jobs"], partial(last_task_done, attempt, data), work.run.name):
                 progress(attempt, len(data["tasks"]))
         else:
             run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
@@ -109,6 +110,8 @@ def _submit(
         raise UserError(f"{work.run.name} is already running (job {', '.join(busy.tasks)}); see `semiocity status`")
     for attempt in busy.over:
         compact(attempt)
+    for kept in busy.held:
+        print(f"warning: {describe(work)}: {kept}", file=sys.stderr)
     room = _room(cluster, work, busy)
     if room is not None and room < 1:
         full = (
@@ -127,7 +130,8 @@ def _submit(
         draft = _launch(work, cluster, image, code or work.run / "code" / "SNAPSHOT")
         if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
             raise UserError(f"{describe(work)}: the cluster would not take this job, so nothing was queued: {reason}")
-    for warning in doctor.check_submission(work, cluster):
+    late = limits.warning(work) if cluster.executor == "slurm" else None
+    for warning in [*doctor.check_submission(work, cluster), *([late] if late else [])]:
         print(f"warning: {warning}", file=sys.stderr)
     attempt = new_attempt(work.run)
     excluded = bad_nodes.of_run(work.run) if cluster.executor == "slurm" else {}

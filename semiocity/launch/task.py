@@ -158,7 +158,15 @@ def _pack(data: dict[str, Any], index: int, world: World, stop: StopFlag, report
     from semiocity.data.plan import Plan
 
     plan = Plan.open(Path(data["dataset"]), data["revision"])
-    return pack_shards(plan, data["tasks"][index], _owner(world), stop, lambda facts: report(**facts), gone=_gone(data))
+    return pack_shards(
+        plan,
+        data["tasks"][index],
+        _owner(world),
+        stop,
+        lambda facts: report(**facts),
+        gone=_gone(data),
+        careful=ends.died_before(Attempt(Path(data["run"]), data["attempt"]), world.job_id, world.restart),
+    )
 
 
 def _stage(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:

@@ -11,14 +11,18 @@ trap '' TERM # a requeue sends it to this script too, which has a little left to
 
 attempt=$1 code=$2 may_return=$3
 shift 3
+# Not SLURM_JOB_ID: for one task of an array that is the array's own, and scontrol would take it for all of its tasks.
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 end=$attempt/ends/$job.${SLURM_RESTART_COUNT:-0}
 asked=$attempt/requeue/$job.${SLURM_RESTART_COUNT:-0}
 [ "$code" -ne 0 ] || [ -e "$asked" ] || exit 0
+grep -q '^budget=' "$end" 2>/dev/null && exit 0 # limit.sh was here before
 
 mkdir -p "$attempt/ends"
-facts=$(scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null)
+facts=$(scontrol show job --oneliner "$job" 2>/dev/null)
 fact() { grep -oE "(^| )$1=[^ ]+" <<<"$facts" | head -n 1 | cut -d= -f2-; }
+# Whoever ended the job with TERM to this script, too, does not want it back; but for the time limit.
+[ -z "${SEMIOCITY_TOLD:-}" ] || [ "$(fact Reason)" = TimeLimit ] || exit 0
 tail_of_log() { # of this attempt: a job that comes back goes on in the same file
   tail -c 16384 "$(fact StdOut)" 2>/dev/null | tr -d '\0' | awk '/^semiocity: begins /{s = ""} {s = s $0 "\n"} END {printf "%s", s}'
 }
@@ -81,12 +85,13 @@ exclude=
 if [ "$budget" = node_failure ]; then
   host=$(sed -n 's/^host=//p' "$end" | head -n 1)
   exclude=${host:-$SLURM_JOB_NODELIST}
+  printf '%s\t%s\n' "$exclude" "$cause" >>"$attempt/avoided" # for `semiocity status`
   before=$(fact ExcNodeList)
   [ "$before" = "(null)" ] || exclude=$before,$exclude
 fi
-scontrol requeue "$SLURM_JOB_ID" || exit 0
+scontrol requeue "$job" || exit 0
 [ -n "$exclude" ] || exit 0
 for _ in 1 2 3 4 5 6 7 8; do # it can be changed as soon as the job is pending again
-  scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$exclude" 2>/dev/null && break
+  scontrol update JobId="$job" ExcNodeList="$exclude" 2>/dev/null && break
   sleep 0.2
 done

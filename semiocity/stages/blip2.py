@@ -36,6 +36,13 @@ class Captioner:
 
         `generation` goes to transformers' `generate`: max_new_tokens, no_repeat_ngram_size, … Sampling is off.
         """
+        tokens = self.tokens(pictures, prompts, **generation)
+        texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        count = len(prompts)
+        return [[text.strip() for text in texts[i * count : (i + 1) * count]] for i in range(len(pictures))]
+
+    def tokens(self, pictures: Sequence[np.ndarray], prompts: Sequence[str], **generation: Any) -> torch.Tensor:
+        """The tokens of all answers, int64 [pictures times prompts, length]."""
         features = self._features(pictures)
         ids, mask = self._prompts(prompts)
         images, questions = len(pictures), len(prompts)
@@ -46,11 +53,10 @@ class Captioner:
         places = ids.eq(self.model.config.image_token_index).unsqueeze(-1)
         embeddings = embeddings.masked_scatter(places, features.to(embeddings.dtype))
         # Given embeddings alone, `generate` returns what is new, for OPT as for T5.
-        tokens = self.model.language_model.generate(
+        made: torch.Tensor = self.model.language_model.generate(
             inputs_embeds=embeddings, attention_mask=mask, do_sample=False, num_beams=1, **generation
         )
-        texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [[text.strip() for text in texts[i * questions : (i + 1) * questions]] for i in range(images)]
+        return made
 
     def _features(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """What the language model gets to see of each picture: [pictures, query tokens, width]."""

@@ -6,7 +6,6 @@ through a pipe. What kills it, kills it under our eyes; a signal to us is told f
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -18,13 +17,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from typing import NamedTuple, Protocol
 
+from semiocity.child import settle_in
 from semiocity.errors import BadNode, UserError
 from semiocity.stages import faults
 from semiocity.stages.base import BrokenStage, DatasetInfo, Made, Row, Stage, Tombstone
 
 SETTLE_S = 1.0
 """A job that is killed as a whole may lose the child a moment before us: then nobody is to draw conclusions."""
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Failure(NamedTuple):
@@ -189,15 +188,7 @@ def attempt(stage: Stage, rows: list[Row]) -> Outcome:
 
 def _serve(stage: Stage, info: DatasetInfo, device: str, pipe: Connection, theirs: Connection, parent: int) -> None:
     """The child: load, then answer every batch with its outcome until the pipe ends."""
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    for number in (
-        signal.SIGUSR2,
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # SLURM signals every process of a step; the parent decides what to make of it
-        signal.signal(number, signal.SIG_IGN)
+    settle_in(parent)
     theirs.close()
     try:
         _load(stage, info, device)

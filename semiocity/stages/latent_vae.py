@@ -50,15 +50,20 @@ class Encoder:
     @torch.inference_mode()
     def encode(self, pictures: Sequence[NDArray[np.uint8]], flip: bool, keep: str) -> list[bytes | BadRow]:
         """Payloads of pictures [H, W, 3] of one size; for one whose latent is not finite a BadRow."""
-        images = to_unit(torch.from_numpy(np.stack(pictures)).to(self.device)).to(self.dtype)
-        variants = [images, images.flip(3)] if flip else [images]
-        moments = torch.stack([posterior(self.vae, part) for part in variants], 1)  # [b, variants, 2c, h, w]
-        moments[:, :, self.channels :].clamp_(-30.0, 20.0)
+        moments = self.moments(pictures, flip)
         kept = moments if keep == "moments" else moments[:, :, : self.channels]
         return [
             payload(keep, one) if np.isfinite(one).all() else BadRow("the VAE gave values that are not finite")
             for one in kept.cpu().numpy().astype(STORED)
         ]
+
+    def moments(self, pictures: Sequence[NDArray[np.uint8]], flip: bool) -> torch.Tensor:
+        """Mean and logvar of each picture, and with `flip` of its mirror image: fp32 [b, variants, 2c, h, w]."""
+        images = to_unit(torch.from_numpy(np.stack(pictures)).to(self.device)).to(self.dtype)
+        variants = [images, images.flip(3)] if flip else [images]
+        made = torch.stack([posterior(self.vae, part) for part in variants], 1)
+        made[:, :, self.channels :].clamp_(-30.0, 20.0)
+        return made
 
 
 def posterior(vae: Any, images: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,9 @@ class Tokenizers:
 def load_encoder(folder: Path, part: str, device: str | torch.device, dtype: torch.dtype) -> Any:
     """`CLIP` or `T5` of a pipeline, frozen and in eval mode; safetensors only."""
     loader: Any = CLIPTextModel if part == CLIP else T5EncoderModel
+    if torch.get_default_device().type == "meta":  # `semiocity fit`: shapes alone, and weights are not read
+        made: Any = loader(loader.config_class.from_pretrained(folder / part, local_files_only=True))
+        return made.to(dtype=dtype).eval().requires_grad_(False)
     model = loader.from_pretrained(folder / part, local_files_only=True, use_safetensors=True, dtype=dtype)
     return model.to(device).eval().requires_grad_(False)
 

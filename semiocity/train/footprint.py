@@ -11,51 +11,18 @@ from __future__ import annotations
 
 import json
 import sys
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._device import _device_constructors
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from semiocity.live_bytes import LiveBytes
 from semiocity.train.options import TrainJob, load
 from semiocity.train.tasks import TASKS
 from semiocity.train.tasks.base import DatasetFacts, Phase, Task, Tensors
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that are made inside and still referenced; `peak` is the most at one time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._note(leaf.untyped_storage())
-        return out
-
-    def ignore(self, tensor: Tensor) -> None:
-        """Do not count a tensor that was there before."""
-        self._seen[tensor.untyped_storage()._cdata] = 0
-
-    def _note(self, storage: Any) -> None:
-        key = storage._cdata
-        if key not in self._seen:
-            self._seen[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._drop, key)
-
-    def _drop(self, key: int) -> None:
-        self.now -= self._seen.pop(key)
 
 
 def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any]:

@@ -17,8 +17,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace) -> int:
-    from semiocity.launch import fit, jobs
+    from semiocity.launch import fit, fit_stage, jobs
 
-    facts = fit.fit(jobs.train(a.job, a.set), jobs.load_cluster(a.cluster), a.gpu_gb, a.gpu)
-    print(json.dumps(facts, indent=1) if a.json else fit.render(facts))
+    cluster = jobs.load_cluster(a.cluster)
+    if jobs.is_stage(a.job, a.set):
+        facts = fit_stage.fit(a.job, a.set, cluster, a.gpu_gb)
+        text = fit_stage.render(facts)
+    else:
+        facts = fit.fit(jobs.train(a.job, a.set), cluster, a.gpu_gb, a.gpu)
+        text = fit.render(facts)
+    print(json.dumps(facts, indent=1) if a.json else text)
     return 1 if False in (facts["fits"], facts["host_fits"]) else 0

@@ -87,6 +87,30 @@ def test_whether_images_can_be_mounted(change: dict, expected: str, words: str) 
     assert found.level == expected and words in found.found
 
 
+def test_pyxis_and_enroot(tmp_path: Path) -> None:
+    """What the probe sees of a machine with both, with neither, and of nodes that cannot start a container."""
+    for name, text in (
+        ("enroot", "#!/bin/sh\n[ $1 = version ] && echo 3.4.1\n"),
+        ("srun", "#!/bin/sh\necho '      --container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH'\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    there = doctor_probe.probe("apptainer", [], [f"export PATH={tmp_path}:$PATH"])
+    assert (there["enroot"], there["enroot_version"], there["pyxis"]) == (str(tmp_path / "enroot"), "3.4.1", "yes")
+    assert level(doctor_host.pyxis({**there, "uid": "0"}, "login")) == ["ok", "ok"]
+    (tmp_path / "srun").write_text("#!/bin/sh\necho '  --nodes=N'\n")
+    without = doctor_probe.probe("apptainer", [], [f"export PATH={tmp_path}:$PATH"])
+    plain, _ = doctor_host.pyxis(without, "login")
+    assert plain.level == "fault" and "plugstack.conf" in plain.todo
+    here = {key: value for key, value in HOST.items() if key != "apptainer"}
+    assert level(doctor_host.pyxis(here, "login")) == ["fault", "ok"], "no srun; Enroot is the nodes' affair"
+    assert level(doctor_host.pyxis({**here, "pyxis": "yes"}, "n1")) == ["ok", "fault"]
+    node = {**here, "enroot": "/usr/bin/enroot", "enroot_version": "3.4.1"}
+    assert level(doctor_host.pyxis(node, "n1")) == ["ok"]
+    closed = doctor_host.pyxis({**node, "user_namespaces": "0"}, "n1")
+    assert level(closed) == ["ok", "fault"] and "user.max_user_namespaces" in closed[1].todo
+
+
 def test_the_node_has_the_very_image() -> None:
     assert level(doctor_host.image_content("0123456789abcdef", "semiocity-0123456789ab.sif", "n1")) == ["ok"]
     assert level(doctor_host.image_content("ffff456789abcdef", "semiocity-0123456789ab.sif", "n1")) == ["fault"]
@@ -342,6 +366,20 @@ def test_the_image(project: Path) -> None:
     for name in ("semiocity.def", "versions.args", "requirements.lock"):
         (project / "containers" / name).write_bytes((source / name).read_bytes())
     assert "older or newer" in doctor.readable(old).found
+
+
+def test_an_image_for_enroot(project: Path) -> None:
+    image = project / "x.sqsh"
+    missing = doctor.squashfs(image)
+    assert missing.level == "fault" and "enroot import" in missing.todo
+    image.write_bytes(b"#!/usr/bin/env run-singularity\n\0SIF_MAGIC\0" + bytes(100))
+    wrong = doctor.squashfs(image)
+    assert "is an Apptainer image" in wrong.found and 'runtime = "apptainer"' in wrong.todo
+    image.write_bytes(b"hsqs" + bytes(100))
+    assert level(doctor.squashfs(image)) == ["ok"]
+    site = Cluster(executor="slurm", container={"runtime": "pyxis", "image": str(image)})
+    checks = {f.check for f in doctor.login(site, Resources(), None)}
+    assert {"Pyxis", "Enroot", "image"} <= checks and not {"apptainer", "mounting"} & checks
 
 
 def test_weights_are_whole_or_named_with_their_command(project: Path) -> None:

@@ -37,7 +37,7 @@ def other(before: Work, revision: str = "r2", **args: object) -> Work:
 
 def test_other_arguments_are_named_with_both_values(tmp_path: Path) -> None:
     before = work(tmp_path)
-    identity.refuse_another(before, ())
+    assert identity.another(before, ()) == {}, "a name that nobody has used is free"
     submitted(before)
     with pytest.raises(UserError) as error:
         identity.refuse_another(other(before, batch=16, captioner="blip2", prompt="a"), ())
@@ -48,19 +48,29 @@ def test_other_arguments_are_named_with_both_values(tmp_path: Path) -> None:
     assert "--set 'run=\"caption-city-2\"'" in message and "--replace" in message
 
 
-def test_what_changes_no_result_is_no_difference(tmp_path: Path) -> None:
-    before = work(tmp_path)
-    submitted(before)
-    identity.refuse_another(other(before, revision="r1", device="x"), ())  # the same revision
-    identity.refuse_another(other(before, rehearse_slow_batch_s=3), ())
-    identity.refuse_another(replace(before, revision="r2", resources=Resources(timeout_min=5)), ())  # parents grew
+def test_a_run_goes_on_where_the_change_makes_no_other_result(tmp_path: Path) -> None:
+    """The second command under the same name is let through, and what it submits is the new settings."""
+    for place, change in (
+        ("same column", {"revision": "r1", "job": {**JOB, "args": {**JOB["args"], "device": "x"}}}),
+        ("rehearsal", {"revision": "r2", "job": {**JOB, "args": {**JOB["args"], "rehearse_slow_batch_s": 3}}}),
+        ("more time, and parents that grew", {"revision": "r2", "resources": Resources(timeout_min=5)}),
+    ):
+        before = work(tmp_path / place)
+        submitted(before)
+        changed = replace(before, **change)
+        assert identity.another(changed, {"5_0"}) == {}, place
+        identity.refuse_another(changed, {"5_0"})
+        attempt = new_attempt(changed.run)
+        attempt.write({**facts.of_work(changed), "jobs": [], "image": None})
+        assert facts.work_of(attempt.read(), changed.run, changed.dataset) == changed
 
 
-def test_nothing_came_of_it_and_nothing_is_queued(tmp_path: Path) -> None:
+def test_the_name_of_a_run_of_which_nothing_came_is_free_once_its_jobs_are_gone(tmp_path: Path) -> None:
     before = work(tmp_path)
     submitted(before, results=False)
     changed = other(before, batch=16)
-    identity.refuse_another(changed, ())
+    assert identity.another(changed, ()) == {}
+    assert identity.another(changed, {"5_0"}) == {"args.batch": (8, 16)}, "its job may still make something"
     with pytest.raises(UserError, match=r"args\.batch: 8 -> 16"):
         identity.refuse_another(changed, {"5_0"})
 

@@ -24,7 +24,7 @@ EXAMPLES = sorted(path.stem for path in (ROOT / "jobs" / "cluster-examples").glo
 
 
 def test_there_is_an_example_for_each_kind_of_site() -> None:
-    assert EXAMPLES == ["a100-centre", "no-containers", "small-lab"]
+    assert EXAMPLES == ["a100-centre", "no-containers", "pyxis-enroot", "small-lab"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

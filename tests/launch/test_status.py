@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from semiocity.files import write_json
-from semiocity.launch import progress, status, status_text
+from semiocity.launch import progress, squeue, status, status_text
 from semiocity.launch.runs import Attempt, new_attempt
 
 
@@ -154,11 +154,11 @@ def test_twenty_thousand_tasks_are_looked_at_with_few_files(tmp_path: Path, monk
         say(attempt, index, state="running", job=jobs[index], started=time.time(), updated=time.time())
     asked: list[list[str]] = []
 
-    def queue(wanted: Iterable[str]) -> dict[str, str]:
+    def queue(wanted: Iterable[str]) -> dict[str, squeue.Seen]:
         asked.append(list(wanted))
-        return dict.fromkeys(asked[-1], "RUNNING")
+        return dict.fromkeys(asked[-1], squeue.Seen("RUNNING", "None"))
 
-    monkeypatch.setattr(status.squeue, "states", queue)
+    monkeypatch.setattr(squeue, "look", queue)
     opened: list[Path] = []
     read = status.read_json
 

@@ -66,8 +66,8 @@ def notes(project: Project, name: str) -> list[dict[str, str]]:
     return [note for path in paths if (note := ends.read(path))["cause"] != "refused"]
 
 
-def test_a_row_that_kills_its_task_is_found_by_the_job_itself(project: Project) -> None:
-    victim = keys(project, 2)[5]
+def test_a_row_that_kills_its_task_is_found_by_the_job_itself(project: Project, cluster: Any) -> None:
+    victim = keys(project, 3)[5]
     calm = run(project, "calm", batch=4)
     seen = project.folder / "seen.txt"
     folder = run(project, "segfault", batch=4, victim=victim, fault="SIGSEGV", seen=str(seen))
@@ -75,12 +75,15 @@ def test_a_row_that_kills_its_task_is_found_by_the_job_itself(project: Project) 
     assert [(note["cause"], note["budget"]) for note in notes(project, "segfault")] == [("crash", "crash")]
     status = project.run_status("segfault")
     assert set(status["tasks"]) == {"done"} and status["restarts"] == 1 and not status["problems"]
+    # It alone came back, although the last task of an array goes by the id of the array.
+    array = status["jobs"][0]
+    assert [cluster.job(f"{array}_{task}")["Restarts"] for task in range(4)] == ["0", "0", "0", "1"]
     # Shards that nothing happened to are those of an undisturbed run, byte for byte.
-    for shard in (0, 1, 3):
+    for shard in (0, 1, 2):
         assert ShardPath(folder, shard).tar.read_bytes() == ShardPath(calm, shard).tar.read_bytes()
     # What was finished before is not computed again: only the batch that holds the row.
-    counts = {key: seen.read_text().splitlines().count(key) for key in keys(project, 2)}
-    assert all(counts[key] == 1 for key in keys(project, 2)[:4])
+    counts = {key: seen.read_text().splitlines().count(key) for key in keys(project, 3)}
+    assert all(counts[key] == 1 for key in keys(project, 3)[:4])
     left = [path.name for path in folder.rglob(".*")] + [path.name for path in folder.rglob("*.lease")]
     assert not left
 
@@ -105,6 +108,25 @@ def test_a_fault_in_code_does_not_come_back_and_is_named(project: Project) -> No
     status = project.run_status("broken")
     (problem,) = [problem for problem in status["problems"] if problem["task"] == 0]
     assert problem["reason"].startswith("crashed: NotImplementedError: not today")
+
+
+def test_waiting_under_a_limit_ends_when_tasks_fail(project: Project) -> None:
+    """`--wait` queues the rest when there is room again; what failed must not take that room for ever."""
+    site = project.folder / "jobs" / "limited.toml"
+    site.write_text('executor = "slurm"\npartition = "main"\nmax_submitted = 3\n')
+    victim = keys(project, 0)[0]
+    sets = ["--cluster", str(site), "--set", "resources.shards_per_task=1"]
+    job = project.folder / "jobs" / "limited.job.toml"
+    job.write_text(job_toml(victim=victim, fault="raise"))
+    names = ["--set", 'column="limited"', "--set", 'run="limited"']
+    done = project.run("faulty", str(job), *names, *sets, "--wait", check=False)
+    assert done.returncode == 2 and "NotImplementedError: not today" in done.stderr, done
+    made = sorted((project.folder / "runs/limited/attempts").iterdir())
+    assert len(made) == 1, "the failing task was not queued again"
+    data = json.loads((made[0] / "attempt.json").read_text())
+    assert data["tasks"] == [[0], [1]], "two and their merge had room"
+    (problem,) = [problem for problem in project.run_status("limited")["problems"] if problem["task"] == 0]
+    assert "NotImplementedError: not today" in problem["reason"]
 
 
 def test_a_task_killed_from_outside_comes_back_once(project: Project) -> None:

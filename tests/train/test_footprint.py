@@ -47,15 +47,43 @@ def settings(stage: int, precision: str, **more: Any) -> dict[str, Any]:
 def test_bytes_agree_with_the_allocator(ranks: Ranks, city: Path, tmp_path: Path) -> None:
     """torch's profiler sees each allocation of the CPU allocator, in kernels too. Resident memory would tell nothing:
     the interpreter is a hundred times larger than these models."""
-    from semiocity.data import manifest
-
-    classes = manifest.read_manifest(city)["recipe"]["classes"]
-    facts = DatasetFacts("city", "", tuple(c["name"] for c in classes), ((0, 0, 0),) * len(classes), None)
+    facts = facts_of(city)
     for stage, precision in ((0, "fp32"), (2, "bf16"), (3, "bf16")):
         job = job_of(city, **settings(stage, precision))
         measured = max(ranks.call(_measured, job.model_dump(mode="json"), str(tmp_path / f"{stage}{precision}")))
         expected = fit.rank_bytes(footprint(job, facts, 4), 2, 1, "cpu")["total"]
         assert expected == pytest.approx(measured, rel=0.1), f"stage {stage}, {precision}"
+
+
+UNTUNED: dict[str, dict[str, Any]] = {
+    "small": {**settings(2, "fp32"), "data": {"size": 16}, "global_batch": 4},
+    "step-dominated": {
+        **settings(1, "bf16"),
+        "model": {**MODEL, "channels": 96},
+        "data": {"size": 8},
+        "global_batch": 2,
+    },
+    "ZeRO-3": {**settings(3, "bf16"), "model": {**MODEL, "channels": 64}, "data": {"size": 16}, "global_batch": 4},
+    "accumulating": {**settings(2, "bf16"), "accumulation": 2, "data": {"size": 16}},
+}
+"""Cases by which no term was set."""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", UNTUNED)
+def test_bytes_of_other_cases_agree_as_well(name: str, ranks: Ranks, city: Path, tmp_path: Path) -> None:
+    job = job_of(city, **UNTUNED[name])
+    measured = max(ranks.call(_measured, job.model_dump(mode="json"), str(tmp_path / "run")))
+    samples = job.global_batch // (2 * job.accumulation)
+    expected = fit.rank_bytes(footprint(job, facts_of(city), samples), 2, job.accumulation, "cpu")["total"]
+    assert expected == pytest.approx(measured, rel=0.1)
+
+
+def facts_of(dataset: Path) -> DatasetFacts:
+    from semiocity.data import manifest
+
+    classes = manifest.read_manifest(dataset)["recipe"]["classes"]
+    return DatasetFacts("city", "", tuple(c["name"] for c in classes), ((0, 0, 0),) * len(classes), None)
 
 
 def _measured(world: Any, job_json: dict[str, Any], run: str) -> int:

@@ -22,6 +22,7 @@ REASONS: dict[str, str] = {
     "image_unknown": "no picture of a known kind (JPEG, PNG, WebP, GIF, BMP, TIFF), whatever its name says",
     "image_damaged": "decoding fails, as for a truncated file",
     "image_too_large": "more pixels than image.max_pixels",
+    "kills_process": "reading or decoding it ends the process that does, as by a crash in a decoder's native code",
     "label_too_large": "more pixels than image.max_pixels",
     "label_format": "no 8-bit single-channel or palette PNG (or no RGB PNG where label.encoding says colors)",
     "label_damaged": "decoding fails",
