@@ -239,9 +239,9 @@ def _planned(dataset: Path, column: str, revision: str, facts: Mapping[str, Any]
 # ---------------------------------------------------------------- everything
 
 
-def collect(data: Path, runs: Path, only: Path | None = None) -> dict[str, Any]:
-    """Datasets and runs as one JSON value, or `only` one run. Asks squeue once, for jobs that files do not settle."""
-    found = {run: [a for a in attempts(run) if a.file.exists()] for run in ([only] if only else all_runs(runs))}
+def collect(data: Path, runs: Path, only: Sequence[Path] = ()) -> dict[str, Any]:
+    """Datasets and runs as one JSON value, or `only` some runs. Asks squeue once, for jobs that files do not settle."""
+    found = {run: [a for a in attempts(run) if a.file.exists()] for run in only or all_runs(runs)}
     read = {run: [Read.of(attempt) for attempt in listed] for run, listed in found.items() if listed}
     live, trouble = _ask_slurm(newest for listed in read.values() for newest in listed)
     listed_runs = [_run(run, listed, live) for run, listed in read.items()]

@@ -29,6 +29,7 @@ from semiocity.launch import (
     sizing,
     slurm,
     squeue,
+    wandb_check,
 )
 from semiocity.launch.compact import compact
 from semiocity.launch.follow import describe, failure, follow_slurm, last_task_done, progress, run_local, short
@@ -48,18 +49,16 @@ def submit(
     dry_run: bool = False,
     replace: bool = False,
     code: Path | None = None,
+    after: tuple[str, ...] = (),
 ) -> bool:
     """Bring `work` to the cluster. Returns True when it is known to be complete.
 
     Only what is missing and not already queued is submitted. With the local executor, or `wait`, the call follows
     the tasks to their end and raises UserError naming the first failure. `replace` lets the run's name stand for other
-    arguments from now on; `code` is a snapshot of this package to run instead of this package.
+    arguments from now on; `code` is a snapshot of this package to run instead of this package; `after` are SLURM jobs
+    to wait for in the queue, however they end.
     """
-    image = image_of(work.image, cluster)
-    if cluster.executor == "local" and work.resources.nodes > 1:
-        raise UserError(
-            f"resources.nodes is {work.resources.nodes}: several nodes need SLURM (executor in jobs/cluster.toml)"
-        )
+    image = check(work, cluster)
     if dry_run:
         print(_dry_run(work, cluster, image), end="")
         return False
@@ -70,7 +69,7 @@ def submit(
         if cluster.shared_group:
             sharing.share(cluster.shared_group, work.run, work.dataset, *(work.dataset / "plans").glob("**/"))
         with lock.submission(work.run):
-            submitted = _submit(work, cluster, image, replace, code)
+            submitted = _submit(work, cluster, image, replace, code, after)
         if isinstance(submitted, UnderWay):
             if not (wait and submitted.queued):
                 return False
@@ -97,8 +96,25 @@ def submit(
     raise UserError(failure(attempt, work))
 
 
+def check(work: Work, cluster: Cluster) -> Path | None:
+    """What can be said of work without looking at the queue; returns its image. Raises UserError."""
+    image = image_of(work.image, cluster)
+    if cluster.executor == "local" and work.resources.nodes > 1:
+        raise UserError(
+            f"resources.nodes is {work.resources.nodes}: several nodes need SLURM (executor in jobs/cluster.toml)"
+        )
+    if work.kind == "train":
+        wandb_check.check(work.job.get("wandb"), image, cluster)
+    return image
+
+
 def _submit(
-    work: Work, cluster: Cluster, image: Path | None, replace: bool, code: Path | None
+    work: Work,
+    cluster: Cluster,
+    image: Path | None,
+    replace: bool,
+    code: Path | None,
+    after: tuple[str, ...],
 ) -> tuple[Attempt, slurm.Launch, int] | UnderWay:
     """Plan, freeze and queue one attempt, with the run's submission lock held. Returns the attempt and how many planned
     tasks found no room in the queue; or what is under way, when that is everything that is missing."""
@@ -157,7 +173,7 @@ def _submit(
     write_json(attempt.folder / "environment.json", facts.environment(image))
     attempt.write(data)
     if cluster.executor == "slurm":
-        _queue(launch, attempt, data)
+        _queue(launch, attempt, data, after)
     left = planned - len(data["tasks"])
     count = len(data["tasks"])
     print(f"{describe(work)}: {count} task{'s' * (count != 1)} -> {short(attempt.folder)}")
@@ -193,7 +209,7 @@ def _dry_run(work: Work, cluster: Cluster, image: Path | None) -> str:
     return "\n\n".join([*texts, summary]) + "\n"
 
 
-def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any]) -> None:
+def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], after: tuple[str, ...]) -> None:
     """Queue an attempt's tasks and the merge behind them. What is queued is noted, also when the rest is refused; at
     the site's limit the attempt is cut to what was taken."""
     jobs: list[str] = data["jobs"]
@@ -205,7 +221,7 @@ def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any]) -> None
 
     try:
         try:
-            note(slurm.submit(launch, attempt, range(len(data["tasks"]))))
+            note(slurm.submit(launch, attempt, range(len(data["tasks"])), after))
         except scheduler.Full:
             if not jobs:
                 raise

@@ -52,6 +52,9 @@ class Feed:
         sampled = self._pick(self.job.sample_split) if self.job.sample_split else self.view
         self.samples = Rows(ByRole(sampled, fields), task.decode)
         """Rows that image grids show."""
+        if self.job.validate_every:
+            self.held_out = self._pick(self.job.validate_split)
+            self.validated = Rows(ByRole(self.held_out, fields), task.decode)
 
     def _pick(self, split: str) -> View:
         fields = sorted(set(self.job.fields_by_role().values()))

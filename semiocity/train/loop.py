@@ -30,9 +30,13 @@ from semiocity.train.ema import Ema
 from semiocity.train.feed import Feed
 from semiocity.train.metrics import Metrics
 from semiocity.train.noise import torch_seed
+from semiocity.train.norms import Norms
 from semiocity.train.options import OptimizerOptions, TrainJob, check_batch, identity, is_done, load
 from semiocity.train.tasks import TASKS
 from semiocity.train.tasks.base import DatasetFacts, Task, Tensors
+from semiocity.train.throughput import Meter, peak_tflops
+from semiocity.train.validation import Validation
+from semiocity.train.wandb_writer import open_wandb
 from semiocity.train.watchdog import Watchdog
 from semiocity.train.zero import Engine, World
 
@@ -109,6 +113,12 @@ class Trainer:
         self.sampled = min(job.sample_images, len(self.feed.samples.view))
 
         self._build_engines()
+        self.flops = [self.task.flops(height, width) for height, width in self.feed.sizes]
+        """Of a sample in each bucket."""
+        self.meter = Meter(world.size, job.global_batch, self._peak())
+        self.validation: Validation | None = None
+        if job.validate_every:
+            self.validation = Validation(job, self.feed.validated, self.feed.held_out, self.feed.sizes, world)
         self.state = {
             "settings": settings,
             "order": self.order.facts,
@@ -143,6 +153,12 @@ class Trainer:
         self.statistics = BatchStatistics(self.modules)
         self.averages = {e.phase.name: Ema(e, self.job.ema) for e in self.engines if e.phase.ema}
 
+    def _peak(self) -> float | None:
+        """TFLOP/s of this rank's GPU at best, where all phases compute in bf16."""
+        if self.device.type != "cuda" or any(e.phase.zero.precision != "bf16" for e in self.engines):
+            return None
+        return peak_tflops(torch.cuda.get_device_name(self.device))
+
     # -- the run ------------------------------------------------------------------------------------------------------
 
     def train(self, stop: Callable[[], bool]) -> bool:
@@ -150,6 +166,7 @@ class Trainer:
         self.done = self.checkpoints.load_newest(self.state, self.engines, self.averages) or 0
         self.saved_at = self.done or None
         self._introduce()
+        self._look()
         while self.done < self.job.steps:
             if not self._train_on(stop):
                 self._save()
@@ -167,35 +184,36 @@ class Trainer:
         for part in self.feed.slices(self.done, pin_memory=self.device.type == "cuda"):
             waited_s = time.monotonic() - waiting
             self._rehearse()
-            values, applied, stopping = self._step(part, stop())
+            self.meter.step(waited_s, self.flops[part.bucket])
+            values, applied, stopping, speed = self._step(part, stop())
             self.done += 1
             self.watchdog.beat()
             self.feed.done(part)
             if self.metrics:
-                self.metrics.step(self.done, values, waited_s)
+                self.metrics.step(self.done, values, speed)
             if not applied and self._handle_bad(part):
                 return True
             if applied:
                 self.bad.clear()
             if stopping and self.done < self.job.steps:
                 return False
-            if self.job.sample_every and (self.done % self.job.sample_every == 0 or self.done == self.job.steps):
-                with self.watchdog.paused("sampling"):
-                    self._sample()
+            self._look()
             # Not while bad steps pile up: the last good checkpoint must stay one.
             if self.done % self.job.checkpoint_every == 0 and not self.bad:
                 self._save()
             waiting = time.monotonic()
         return True
 
-    def _step(self, part: Slice, stopping: bool) -> tuple[dict[str, float], bool, bool]:
+    def _step(self, part: Slice, stopping: bool) -> tuple[dict[str, float], bool, bool, dict[str, float] | None]:
         """One step through all phases that are due. Returns the values to show, whether every phase moved its weights,
-        and whether any rank wants to stop."""
+        whether any rank wants to stop, and what to show of the speed where a point is due."""
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in part.tensors.items()}
         size = len(part) // self.job.accumulation
         shown: dict[str, tuple[Tensor, Tensor]] = {}
         local: dict[str, float] = {}
         applied = True
+        due = (part.step + 1) % self.job.log_every == 0 or part.step + 1 == self.job.steps
+        squares: dict[str, float] = {}
         self.statistics.remember()
         for engine in (e for e in self.engines if part.step % e.phase.every == 0):
             prefix = f"{engine.phase.name}/" if len(self.engines) > 1 else ""
@@ -208,7 +226,11 @@ class Trainer:
                         total, count = (torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in pair)
                         before = shown.get(prefix + name)
                         shown[prefix + name] = (before[0] + total, before[1] + count) if before else (total, count)
+                norms = Norms(engine) if due else None
                 stepped = engine.step_with(rate)
+            if norms:
+                of = norms.squares(self.world.size)
+                squares |= {f"{prefix}parameter_norm": of.parameters, f"{prefix}update_norm": of.update}
             if stepped.applied and (average := self.averages.get(engine.phase.name)):
                 average.update()
             applied &= stepped.applied
@@ -216,11 +238,22 @@ class Trainer:
         self.statistics.settle(applied)
 
         # One small message a step carries all that the ranks must agree on.
-        flag = torch.tensor(float(stopping), dtype=torch.float64, device=self.device)
-        wanted, *sums = zero.add_up(torch.stack([flag, *(x for pair in shown.values() for x in pair)]))
+        numbers = [float(stopping), *squares.values(), *(self._place(*self.meter.own()) if due else ())]
+        plain = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        added = zero.add_up(torch.cat([plain, *(x.reshape(1) for pair in shown.values() for x in pair)]))
+        sums = added[len(numbers) :]
         values = {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(shown) if sums[2 * i + 1] != 0}
         values.setdefault("loss", values.get(f"{self.engines[0].phase.name}/loss", math.nan))
-        return {**values, **local}, applied, wanted > 0
+        local |= {name: math.sqrt(added[1 + i]) for i, name in enumerate(squares)}
+        others = added[1 + len(squares) : len(numbers)]
+        speed = self.meter.look(list(zip(others[::2], others[1::2]))) if due else None
+        return {**values, **local}, applied, added[0] > 0, speed
+
+    def _place(self, *own: float) -> list[float]:
+        """This rank's numbers among those of all ranks, whose places hold zero."""
+        numbers = [0.0] * (len(own) * self.world.size)
+        numbers[len(own) * self.world.rank : len(own) * (self.world.rank + 1)] = own
+        return numbers
 
     def _rehearse(self) -> None:
         time.sleep(self.job.rehearse.slow_step_s)
@@ -295,6 +328,7 @@ class Trainer:
             steps=self.job.steps,
             log_every=self.job.log_every,
             global_batch=self.job.global_batch,
+            boards=open_wandb(self.job, self.run, self.done),
         )
 
     def _save(self) -> None:
@@ -302,7 +336,7 @@ class Trainer:
             return
         # Another attempt may have gone on from the last checkpoint already; it must not find a newer one of ours.
         ranks.refuse_superseded(self.world)
-        with self.watchdog.paused("saving"):
+        with self.watchdog.paused("saving"), self.meter.paused():
             if self.metrics:
                 self.metrics.flush()  # a checkpoint never knows more steps than the metrics and the ledger do
             self.feed.flush()
@@ -323,6 +357,35 @@ class Trainer:
         for average in self.averages.values():
             stack.enter_context(average.applied())
         return stack
+
+    def _look(self) -> None:
+        """The validation and the image grid that are due now; also when a stop came before them the last time."""
+        job, last = self.job, self.done == self.job.steps
+        validate = bool(job.validate_every) and (self.done % job.validate_every == 0 or last)
+        sample = bool(job.sample_every) and self.done > 0 and (self.done % job.sample_every == 0 or last)
+        if not (validate or sample):
+            return
+        if self.metrics:
+            validate &= not self.metrics.validated(self.done)
+            sample &= not self.metrics.has_grid(self.done)
+        validate, sample = zero.from_first((validate, sample))
+        if validate:
+            with self.watchdog.paused("validating"), self.meter.paused():
+                self._validate()
+        if sample:
+            with self.watchdog.paused("sampling"), self.meter.paused():
+                self._sample()
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """The validation loss of the averaged weights."""
+        assert self.validation is not None
+        names = [engine.phase.name for engine in self.engines]
+        with self._with_averages():
+            values = self.validation.losses(self.task, self.modules, names, self.device, prefix=len(names) > 1)
+        values.setdefault("loss", values.get(f"{names[0]}/loss", math.nan))
+        if self.metrics:
+            self.metrics.validation(self.done, values)
 
     @torch.no_grad()
     def _sample(self) -> None:

@@ -11,9 +11,20 @@ from semiocity.verbs import submitting
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", type=Path)
     submitting.arguments(parser)
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,VALUE",
+        help="a run for each value; given again, for each combination",
+    )
 
 
 def run(a: argparse.Namespace) -> int:
     from semiocity.launch import jobs
 
+    if a.sweep:
+        from semiocity.launch import sweep
+
+        return sweep.run(a.job, a.set, a.sweep, jobs.load_cluster(a.cluster), wait=a.wait, dry=a.dry_run)
     return submitting.submit(jobs.train(a.job, a.set), a)
