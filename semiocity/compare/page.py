@@ -32,7 +32,9 @@ def write(found: Mapping[str, Any], path: Path) -> Path:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
-        raise UserError("a page needs jinja2: pip install 'semiocity[ui]'; without --page the tables are printed") from None
+        raise UserError(
+            "a page needs jinja2: pip install 'semiocity[ui]'; without --page the tables are printed"
+        ) from None
 
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -1,4 +1,4 @@
-"""The comparison for a terminal: tables of results, of costs, and of the settings that differ. Standard library only."""
+"""The comparison for a terminal: tables of settings that differ, of results and of costs. Standard library only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def settings_table(found: Mapping[str, Any]) -> str:
     if len(settings) <= 6:
         rows = [[name, *(show(settings[key].get(name)) for key in settings)] for name in names]
         return table(["settings", *settings], rows)
-    return table(["settings", *names], [[key, *(show(row.get(name)) for name in names)] for key, row in settings.items()])
+    return table(
+        ["settings", *names], [[key, *(show(row.get(name)) for name in names)] for key, row in settings.items()]
+    )
 
 
 def results(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

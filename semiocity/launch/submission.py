@@ -108,6 +108,13 @@ def check(work: Work, cluster: Cluster) -> Path | None:
     return image
 
 
+def refuse_request(work: Work, cluster: Cluster, image: Path | None, code: Path | None = None) -> None:
+    """UserError in sbatch's own words when the cluster would not take the job."""
+    draft = _launch(work, cluster, image, code or work.run / "code" / "SNAPSHOT")
+    if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
+        raise UserError(f"{describe(work)}: the cluster would not take this job, so nothing was queued: {reason}")
+
+
 def _submit(
     work: Work,
     cluster: Cluster,
@@ -140,9 +147,7 @@ def _submit(
         print(f"{describe(work)}: everything that is missing is already queued or running; see `semiocity status`")
         return busy
     if cluster.executor == "slurm":
-        draft = _launch(work, cluster, image, code or work.run / "code" / "SNAPSHOT")
-        if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
-            raise UserError(f"{describe(work)}: the cluster would not take this job, so nothing was queued: {reason}")
+        refuse_request(work, cluster, image, code)
     for warning in doctor.check_submission(work, cluster):
         print(f"warning: {warning}", file=sys.stderr)
     attempt = new_attempt(work.run)

@@ -21,7 +21,7 @@ from typing import Any
 
 from semiocity.config import Cluster, canonical
 from semiocity.errors import UserError
-from semiocity.launch import jobs, queued, submission
+from semiocity.launch import identity, jobs, queued, submission
 from semiocity.launch.follow import Interrupted
 from semiocity.launch.jobs import Work
 from semiocity.launch.runs import SWEEP, attempts
@@ -85,7 +85,9 @@ def plan(job_file: Path, sets: Sequence[str], sweeps: Sequence[str]) -> list[Wor
     if faults:
         more = [f"and {len(faults) - 5} more"] if len(faults) > 5 else []
         raise UserError(
-            "\n".join([f"{len(faults)} of {len(combinations)} combinations are wrong; none was queued", *faults[:5], *more])
+            "\n".join(
+                [f"{len(faults)} of {len(combinations)} combinations are wrong; none was queued", *faults[:5], *more]
+            )
         )
     names = [work.run.name for work in works]
     if again := sorted({name for name in names if names.count(name) > 1}):
@@ -98,7 +100,9 @@ def _combination(job_file: Path, sets: Sequence[str], chosen: Sequence[tuple[str
     plain = jobs.train(job_file, [*sets, *own])
     name = name_of(plain.run.name, chosen)
     if len(name) > MOST_NAME:
-        raise UserError(f'the name {name[:60]}… has {len(name)} characters, most is {MOST_NAME}; a shorter --set run="…"')
+        raise UserError(
+            f'the name {name[:60]}… has {len(name)} characters, most is {MOST_NAME}; a shorter --set run="…"'
+        )
     return jobs.train(job_file, [*sets, *own, f'run="{name}"'])
 
 
@@ -133,8 +137,7 @@ def run(job_file: Path, sets: Sequence[str], sweeps: Sequence[str], cluster: Clu
     What finds no room in the queue, or fails here, does not keep the others from being tried; the same command goes on.
     """
     works = plan(job_file, sets, sweeps)
-    for work in works:
-        submission.check(work, cluster)
+    _check(works, cluster)
     prefix = works[0].run.name.partition(SWEEP)[0]
     print(f"sweep {prefix}: {len(works)} runs")
     if dry:
@@ -143,15 +146,30 @@ def run(job_file: Path, sets: Sequence[str], sweeps: Sequence[str], cluster: Clu
         print("\nthe first of them:\n")
         submission.submit(works[0], cluster, dry_run=True)
         return 0
-    left = _queue(works, cluster) if cluster.executor == "slurm" else _local(works, cluster)
+    left = _queue(works, cluster) if cluster.executor == "slurm" else _follow(works, cluster)
     if wait and cluster.executor == "slurm":
-        left = _local(works, cluster)
+        left = _follow(works, cluster)
     if left:
         print(f"{len(left)} of {len(works)} runs are not {'queued' if not wait else 'complete'}:", file=sys.stderr)
         for line in left:
             print(f"  {line}", file=sys.stderr)
     print(f"`semiocity status {prefix}` and `semiocity compare {prefix}` show them")
     return 1 if left else 0
+
+
+def _check(works: Sequence[Work], cluster: Cluster) -> None:
+    """What is refused before the first is queued. UserError that names the run."""
+    asked: set[str] = set()
+    for work in works:
+        try:
+            image = submission.check(work, cluster)
+            identity.refuse_another(work, ())
+            request = work.resources.model_dump_json()
+            if cluster.executor == "slurm" and request not in asked:
+                asked.add(request)
+                submission.refuse_request(work, cluster, image)
+        except UserError as error:
+            raise UserError(f"{work.run.name}: {error}\nnone was queued") from None
 
 
 def _queue(works: Sequence[Work], cluster: Cluster) -> list[str]:
@@ -177,7 +195,7 @@ def _job(work: Work) -> str:
     return found[-1] if found else ""
 
 
-def _local(works: Sequence[Work], cluster: Cluster) -> list[str]:
+def _follow(works: Sequence[Work], cluster: Cluster) -> list[str]:
     """Follow each to its end, one after the other. Returns a line for each that is not complete."""
     left = []
     for work in works:

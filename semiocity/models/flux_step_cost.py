@@ -63,14 +63,16 @@ class _Count:
             self.total += 2 * tokens * self.rank * (inputs * (2 + needs) + outputs * 3)
         return needs or weight or bias or adapter
 
-    def _double(
-        self, block: str, image: int, text: int, picture: bool, words: bool, time: bool
-    ) -> tuple[bool, bool]:
+    def _double(self, block: str, image: int, text: int, picture: bool, words: bool, time: bool) -> tuple[bool, bool]:
         """Whether picture and words need gradients after the block."""
         picture_norm = self.linear(f"{block}.norm1.linear", 1, time) or picture
         words_norm = self.linear(f"{block}.norm1_context.linear", 1, time) or words
         needs = []
-        for ours, theirs, norm in (("to_q", "add_q_proj", "q"), ("to_k", "add_k_proj", "k"), ("to_v", "add_v_proj", "")):
+        for ours, theirs, norm in (
+            ("to_q", "add_q_proj", "q"),
+            ("to_k", "add_k_proj", "k"),
+            ("to_v", "add_v_proj", ""),
+        ):
             one = self.linear(f"{block}.attn.{ours}", image, picture_norm)
             other = self.linear(f"{block}.attn.{theirs}", text, words_norm)
             norms = {f"{block}.attn.norm_{norm}.weight", f"{block}.attn.norm_added_{norm}.weight"}

@@ -1,8 +1,8 @@
 """Files with a JSON line a step, which a run that goes on cuts back to where it goes on from. Standard library only.
 
-    metrics.jsonl      what each step gave; numbers as C99 hexadecimal, so that two runs can be compared bit by bit
-    validation.jsonl   the validation loss, likewise
-    speed.jsonl        what depends on the machine and the day: samples/s, TFLOP/s, memory
+metrics.jsonl      what each step gave; numbers as C99 hexadecimal, so that two runs can be compared bit by bit
+validation.jsonl   the validation loss, likewise
+speed.jsonl        what depends on the machine and the day: samples/s, TFLOP/s, memory
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Trainer:
         )
         self.task: Task = load(TASKS[job.task].task)(job, self.facts)
         self.feed.read_by(self.task)
-        self.sampled = min(job.sample_images, len(self.feed.samples.view))
+        self.grid_rows = self.feed.grid_rows(job.sample_images) if job.sample_every else []
 
         self._build_engines()
         self.flops = [self.task.flops(height, width) for height, width in self.feed.sizes]
@@ -362,7 +362,7 @@ class Trainer:
         """The validation and the image grid that are due now; also when a stop came before them the last time."""
         job, last = self.job, self.done == self.job.steps
         validate = bool(job.validate_every) and (self.done % job.validate_every == 0 or last)
-        sample = bool(job.sample_every) and self.done > 0 and (self.done % job.sample_every == 0 or last)
+        sample = bool(self.grid_rows) and self.done > 0 and (self.done % job.sample_every == 0 or last)
         if not (validate or sample):
             return
         if self.metrics:
@@ -390,15 +390,16 @@ class Trainer:
     @torch.no_grad()
     def _sample(self) -> None:
         """An image grid from the averaged weights; every rank makes its part of the rows."""
-        each = math.ceil(self.sampled / self.world.size)
-        mine = [(self.world.rank * each + i) % self.sampled for i in range(each)]
+        count = len(self.grid_rows)
+        each = math.ceil(count / self.world.size)
+        mine = [self.grid_rows[(self.world.rank * each + i) % count] for i in range(each)]
         # Step 0 for every grid: the same noise each time, so that grids differ by the weights alone.
         batch = self.feed.sampled(self.task, mine)
         with self._with_averages():
             pictures = self.task.sample(self.modules, {k: v.to(self.device) for k, v in batch.items()})
         parts = zero.gather(pictures.cpu().numpy())
         if self.metrics:
-            rows = torch.cat([torch.from_numpy(part) for part in parts])[: self.sampled]
+            rows = torch.cat([torch.from_numpy(part) for part in parts])[:count]
             self.metrics.images(self.done, rows.reshape(-1, *rows.shape[2:]))
 
     def _export(self) -> None:

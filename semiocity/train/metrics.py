@@ -14,7 +14,9 @@ from typing import Protocol
 from torch import Tensor
 
 from semiocity.files import write_json
-from semiocity.train.lines import Lines
+from semiocity.train.lines import Lines, read_metrics
+
+__all__ = ["Board", "Metrics", "TensorBoard", "read_metrics", "spell"]
 
 PROGRESS_EVERY_S = 2.0
 

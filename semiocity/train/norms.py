@@ -1,7 +1,7 @@
 """Norms of the weights and of what a step adds to them, from the fp32 master weights of every rank.
 
-Each element counts once, whatever the ZeRO stage: what a stage adds to fill up equal shares is left out. Only steps that
-are shown pay for it: reading the weights once, and a copy of at most `SAMPLED` of them.
+Each element counts once, whatever the ZeRO stage: what a stage adds to fill up equal shares is left out. Only steps
+that are shown pay for it: reading the weights once, and a copy of at most `SAMPLED` of them.
 """
 
 from __future__ import annotations

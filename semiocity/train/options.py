@@ -201,8 +201,8 @@ class TrainJob(Job):
     validate_split: str = "val"
     """Split whose rows the validation takes; it must not be trained on."""
     validate_samples: int = Field(64, ge=1)
-    """Samples of a validation: rows spread over the split, with times spread evenly. Where the split has fewer rows they
-    come again with other noise."""
+    """Samples of a validation: rows spread over the split, with times spread evenly. Where the split has fewer rows,
+    they come again with other noise."""
     validate_batch: int = Field(4, ge=1)
     """Samples that a rank computes at a time. The loss does not depend on the ranks, but on this by rounding."""
     log_every: int = Field(50, ge=1)
@@ -248,7 +248,7 @@ class TrainJob(Job):
     def _validation_is_held_out(self) -> TrainJob:
         if self.validate_every and self.validate_split == self.data.split:
             raise ValueError(
-                f"validate_split: {self.validate_split!r} is the split that is trained on (data.split); name another one"
+                f"validate_split: {self.validate_split!r} is the split that is trained on (data.split); name another"
             )
         if self.validate_every and not self.data.split:
             raise ValueError(

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semiocity.data.aspects import bucketed
+from semiocity.data.aspects import buckets_of_rows
+from semiocity.data.columns import View
 from semiocity.data.loader import Rows
 from semiocity.data.order import Batch
 from semiocity.errors import UserError
@@ -38,14 +39,15 @@ class Piece(NamedTuple):
 class Validation:
     """The validation of a training on one rank. Collective: every rank makes it and calls `losses` together."""
 
-    def __init__(self, job: TrainJob, rows: Rows, view: object, sizes: Sequence[tuple[int, int]], world: World) -> None:
+    def __init__(self, job: TrainJob, rows: Rows, view: View, sizes: Sequence[tuple[int, int]], world: World) -> None:
         """`view`: that of `rows`; `sizes`: height and width of each bucket."""
         if not len(rows.view):
             raise UserError(f"validate_split: split {job.validate_split} has no rows that can be read")
         self.rows, self.sizes, self.world = rows, sizes, world
         self.samples = job.validate_samples
         chosen = choose(len(rows.view), self.samples)
-        buckets = _buckets(view, chosen, job.data.bucket_sizes) if job.data.bucket_sizes else [0] * len(chosen)
+        sizes_wide = job.data.bucket_sizes
+        buckets = buckets_of_rows(view, chosen, sizes_wide) if sizes_wide else [0] * len(chosen)
         self.pieces = cut(chosen, buckets, job.validate_batch)
 
     def losses(
@@ -102,15 +104,6 @@ def cut(rows: Sequence[int], buckets: Sequence[int], size: int) -> list[Piece]:
             part = places[first : first + size]
             pieces.append(Piece([rows[place] for place in part], part, bucket))
     return pieces
-
-
-def _buckets(view: object, rows: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """Bucket of each row."""
-    buckets = bucketed(view, sizes)
-    ends = np.cumsum(view.shard_sizes)  # type: ignore[attr-defined]
-    shards = np.searchsorted(ends, rows, side="right")
-    of_shard = {shard: buckets.buckets_of(shard) for shard in sorted(set(shards.tolist()))}
-    return [int(of_shard[s][row - (int(ends[s - 1]) if s else 0)]) for row, s in zip(rows, shards.tolist())]
 
 
 def _cpu(value: Tensor | float) -> Tensor | float:

@@ -112,9 +112,7 @@ class Task(ABC):
         device. `semiocity fit` runs `loss` on them, where nothing has contents."""
         raise UserError(f"task {self.job.task} does not say the shapes of its batches (Task.example): fit cannot work")
 
-    def collate_fixed(
-        self, batch: Batch, decoded: Sequence[Arrays], shares: NDArray[np.float64]
-    ) -> Tensors:
+    def collate_fixed(self, batch: Batch, decoded: Sequence[Arrays], shares: NDArray[np.float64]) -> Tensors:
         """As `collate`, for the validation loss: nothing is mirrored or dropped, times are at the quantiles `shares`
         [b] of their distribution, and noise is keyed by place and row alone. Without, it is `collate` at step 0, whose
         times are drawn and whose noise depends on the job's seed."""
