@@ -146,11 +146,12 @@ def run(job_file: Path, sets: Sequence[str], sweeps: Sequence[str], cluster: Clu
         print("\nthe first of them:\n")
         submission.submit(works[0], cluster, dry_run=True)
         return 0
-    left = _queue(works, cluster) if cluster.executor == "slurm" else _follow(works, cluster)
-    if wait and cluster.executor == "slurm":
+    followed = wait or cluster.executor == "local"
+    left = [] if cluster.executor == "local" else _queue(works, cluster)
+    if followed:
         left = _follow(works, cluster)
     if left:
-        print(f"{len(left)} of {len(works)} runs are not {'queued' if not wait else 'complete'}:", file=sys.stderr)
+        print(f"{len(left)} of {len(works)} runs are not {'complete' if followed else 'queued'}:", file=sys.stderr)
         for line in left:
             print(f"  {line}", file=sys.stderr)
     print(f"`semiocity status {prefix}` and `semiocity compare {prefix}` show them")

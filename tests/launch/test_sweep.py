@@ -39,7 +39,7 @@ attention_resolutions = []
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "city"
-    source = {"kind": "city", "train": 6, "val": 2, "size": [16, 16]}
+    source = {"kind": "city", "train": 6, "val": 2, "size": [32, 32]}
     plan = make_plan(Recipe.model_validate({"name": "city", "source": source, "shard_rows": 8}), folder)
     assert pack_shards(plan, range(plan.shards), Owner.here(), stop=lambda: False, report=lambda facts: None)
     merge(folder, "base", plan.revision)

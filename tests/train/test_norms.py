@@ -40,7 +40,13 @@ def test_norms_are_those_of_the_checkpoints(
     ranks: Ranks, city: Path, tmp_path: Path, kind: str, stage: int, precision: str
 ) -> None:
     make, phase = (sdm, "sdm") if kind == "sdm" else (gan, "maker")
-    more: dict[str, Any] = {"steps": STEPS, "checkpoint_every": 1, "keep_last": STEPS + 1, "sample_every": 0}
+    more: dict[str, Any] = {
+        "steps": STEPS,
+        "optimizer": {"lr": 1e-2},
+        "checkpoint_every": 1,
+        "keep_last": STEPS + 1,
+        "sample_every": 0,
+    }
     settings = make({"stage": stage, "precision": precision}, log_every=1, **more)
     ranks.call(train, settings, tmp_path, city, 0, 0)
     prefix = "" if kind == "sdm" else "maker/"
