@@ -22,7 +22,7 @@ from typing import Any
 from semiocity.config import Cluster, canonical
 from semiocity.errors import UserError
 from semiocity.launch import identity, jobs, queued, submission
-from semiocity.launch.follow import Interrupted
+from semiocity.launch.follow import Interrupted, failure, follow_slurm
 from semiocity.launch.jobs import Work
 from semiocity.launch.runs import SWEEP, attempts
 
@@ -146,10 +146,13 @@ def run(job_file: Path, sets: Sequence[str], sweeps: Sequence[str], cluster: Clu
         print("\nthe first of them:\n")
         submission.submit(works[0], cluster, dry_run=True)
         return 0
+    if cluster.executor == "local":
+        left = _run_here(works, cluster)
+    else:
+        left = _queue(works, cluster)
+        if wait:
+            left = _follow(works)
     followed = wait or cluster.executor == "local"
-    left = [] if cluster.executor == "local" else _queue(works, cluster)
-    if followed:
-        left = _follow(works, cluster)
     if left:
         print(f"{len(left)} of {len(works)} runs are not {'complete' if followed else 'queued'}:", file=sys.stderr)
         for line in left:
@@ -178,31 +181,47 @@ def _queue(works: Sequence[Work], cluster: Cluster) -> list[str]:
     lanes: deque[str] = deque([""] * works[0].resources.array_parallelism)
     left = []
     for work in works:
-        after = lanes[0]
-        try:
-            submission.submit(work, cluster, after=(after,) if after else ())
-        except UserError as error:
-            left.append(f"{work.run.name}: {error}")
-            continue
-        if job := _job(work):
+        if held := _job(work):
+            print(f"{work.run.name}: already queued or running (job {held})")
+        else:
+            try:
+                submission.submit(work, cluster, after=(lanes[0],) if lanes[0] else ())
+            except UserError as error:
+                left.append(f"{work.run.name}: {error}")
+                continue
+        if job := held or _job(work):
+            lanes[0] = job
             lanes.rotate(-1)
-            lanes[-1] = job
     return left
 
 
 def _job(work: Work) -> str:
     """The job of a run that is queued or running; empty when there is none."""
-    found = queued.under_way(work).queued if attempts(work.run) and not submission.complete(work) else []
-    return found[-1] if found else ""
+    if not attempts(work.run) or submission.complete(work):
+        return ""
+    return next(iter(queued.under_way(work).queued), "")
 
 
-def _follow(works: Sequence[Work], cluster: Cluster) -> list[str]:
-    """Follow each to its end, one after the other. Returns a line for each that is not complete."""
+def _follow(works: Sequence[Work]) -> list[str]:
+    """Wait until nothing of the sweep is in the queue. Returns a line for each run that is not complete then."""
+    jobs = [job for work in works if (job := _job(work))]
+    if jobs:
+        for _ in follow_slurm(jobs):
+            pass
+    left = []
+    for work in works:
+        if not submission.complete(work):
+            made = [attempt for attempt in attempts(work.run) if attempt.file.exists()]
+            left.append(failure(made[-1], work) if made else f"{work.run.name}: was not queued")
+    return left
+
+
+def _run_here(works: Sequence[Work], cluster: Cluster) -> list[str]:
+    """Run each to its end, one after the other. Returns a line for each that is not complete."""
     left = []
     for work in works:
         try:
-            if not submission.submit(work, cluster, wait=True):
-                left.append(f"{work.run.name}: not complete")
+            submission.submit(work, cluster, wait=True)
         except Interrupted:
             raise
         except UserError as error:

@@ -57,6 +57,8 @@ class Wandb:
             # Our own log and code snapshot are in the run folder.
             settings=wandb.Settings(console="off", disable_git=True, save_code=False, silent=True),
         )
+        if options.mode == "offline":
+            print(f"Weights & Biases: wandb sync --id {place['id']} {run / 'wandb'}/offline-run-*", flush=True)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._try(lambda: self._run.log(dict(values), step=step))

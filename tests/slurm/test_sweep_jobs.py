@@ -32,14 +32,19 @@ def slurm(project: Project, *words: str) -> str:
     return done.stdout
 
 
-@pytest.fixture
-def project(tmp_path: Path, cluster: Any) -> Iterator[Project]:
-    """A project whose jobs may not begin yet: what is queued stays where it can be looked at."""
-    made = make_project(tmp_path / "project", 'executor = "local"\n', {})
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = make_project(tmp_path_factory.mktemp("packed"), 'executor = "local"\n', {})
     made.run("pack", "shards/city.toml", *SETS)
     shutil.rmtree(made.folder / "runs")
-    (made.folder / "jobs/cluster.toml").write_text(SITE + LATER)
-    found = Project(made.folder, cluster.environment)
+    return made.folder
+
+
+@pytest.fixture
+def project(packed: Path, tmp_path: Path, cluster: Any) -> Iterator[Project]:
+    """A project whose jobs may not begin yet: what is queued stays where it can be looked at."""
+    found = Project(Path(shutil.copytree(packed, tmp_path / "project")), cluster.environment)
+    (found.folder / "jobs/cluster.toml").write_text(SITE + LATER)
     yield found
     slurm(found, "scancel", "--partition=main")
 
