@@ -9,6 +9,7 @@ from typing import Any
 from semiocity.compare import text
 from semiocity.errors import UserError
 from semiocity.files import write_atomic
+from semiocity.launch.runs import SWEEP
 
 COLOURS = 10
 """Runs that the page has a colour for; later ones have the same ones dashed."""
@@ -58,6 +59,7 @@ def _context(found: Mapping[str, Any]) -> dict[str, Any]:
         "runs": runs,
         "kinds": kinds,
         "settings": found["settings"],
+        "by_run": len(found["settings"]) <= text.FEW < len(runs),
         "results": text.results(runs),
         "costs": text.costs(runs),
         "charts": _charts(runs, kinds, by_images=len(batches) > 1),
@@ -84,7 +86,7 @@ def _charts(runs: Any, kinds: Mapping[str, str], by_images: bool) -> list[tuple[
             times = entry["global_batch"] if by_images else 1
             series.append(Series(kinds[entry["run"]], [s * times for s, _ in curve], [v for _, v in curve]))
         axis = "images seen" if by_images else "step"
-        if drawn := lines_chart(series, title=f"{title} by {axis}", log=log, smooth=smooth, from_zero=not log):
+        if drawn := lines_chart(series, title=f"{title} by {axis}", log=log, smooth=smooth, from_zero=name != "parameter_norm"):
             charts.append((title, drawn))
     return charts
 
@@ -97,4 +99,9 @@ def _curve(curves: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
 
 
 def _title(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} runs" if len(names) > 2 else " and ".join(names)
+    if len(names) == 1:
+        return names[0]
+    prefixes = {name.partition(SWEEP)[0] for name in names}
+    if len(prefixes) == 1 and all(SWEEP in name for name in names):
+        return f"{prefixes.pop()}, {len(names)} runs"
+    return " and ".join(names) if len(names) == 2 else f"{len(names)} runs"

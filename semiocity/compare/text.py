@@ -8,6 +8,8 @@ from typing import Any
 from semiocity.files import canonical
 
 NONE = "–"
+FEW = 6
+"""Settings that fit beside one another."""
 
 
 def render(found: Mapping[str, Any]) -> str:
@@ -24,7 +26,7 @@ def settings_table(found: Mapping[str, Any]) -> str:
     settings = found["settings"]
     if not settings:
         return "settings: the same in all" if len(names) > 1 else ""
-    if len(settings) <= 6:
+    if len(settings) <= FEW:
         rows = [[name, *(show(settings[key].get(name)) for key in settings)] for name in names]
         return table(["settings", *settings], rows)
     return table(
@@ -78,7 +80,7 @@ def _columns(
         known = [v for v in values if v is not None]
         if not known:
             continue
-        top = best(known) if best and len(known) > 1 else None
+        top = best(known) if best and len(set(known)) > 1 else None
         cells = [NONE if v is None else form.format(v) + ("*" if top is not None and v == top else "") for v in values]
         shown.append((name, cells))
     header = [title, *(name for name, _ in shown)]

@@ -56,7 +56,7 @@ def make_run(root: Path, name: str, lr: float, steps: int = 100, scores: dict[st
     for step in range(1, steps + 1):
         metrics.write(step, {"loss": lr * 1000 / step, "lr": lr, "gradient_norm": 1.0})
         if step % 10 == 0:
-            validation.write(step, {"loss": 2.0 + lr * abs(step - 40)})
+            validation.write(step, {"loss": 2.0 + lr * (1 + abs(step - 40))})
             speed.write(step, {"time": 1.0, "speed/samples_per_s": 20.0, "speed/mfu": 0.4, "memory/gb": 10.0}, False)
     for lines in (metrics, validation, speed):
         lines.close()
@@ -85,7 +85,7 @@ def test_what_differs_and_what_came_out(runs: Path) -> None:
     assert (one["state"], one["step"]) == ("done", 100)
     assert (other["state"], other["step"]) == ("training", 60)
     assert one["loss"] == pytest.approx((1000 * 1e-3 / 99 + 1000 * 1e-3 / 100) / 2)
-    assert one["validation"] == pytest.approx({"first": 2.03, "last": 2.06, "best": 2.0, "best_step": 40})
+    assert one["validation"] == pytest.approx({"first": 2.031, "last": 2.061, "best": 2.001, "best_step": 40})
     assert one["scores"] == {"miou": 0.5, "frechet": 12.0, "kid": 0.01}
     cost = one["cost"]
     assert cost["hours"] == pytest.approx(2.0)
@@ -123,8 +123,8 @@ def test_the_table_stars_the_best(runs: Path) -> None:
     (results,) = [i for i, line in enumerate(lines) if line.startswith("results")]
     header = re.split(r"\s{2,}", lines[results])
     rows = [dict(zip(header, re.split(r"\s{2,}", line))) for line in lines[results + 1 : results + 3]]
-    assert [row["lowest"] for row in rows] == ["2*", "2*"]
-    assert rows[0]["validation"] == "2.06" and rows[1]["validation"] == "4"
+    assert [row["lowest"] for row in rows] == ["2.001*", "2.1"]
+    assert rows[0]["validation"] == "2.061" and rows[1]["validation"] == "4.1"
     assert all(len(line) == len(line.rstrip()) for line in lines)
 
 
@@ -159,7 +159,7 @@ def test_the_command(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["compare", "lr", "other", "--runs", str(runs), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [entry["run"] for entry in found["runs"]] == ["lr--lr-0.001", "lr--lr-0.1", "other"]
-    assert found["runs"][0]["curves"]["validation/loss"][0] == [10, pytest.approx(2.03)]
+    assert found["runs"][0]["curves"]["validation/loss"][0] == [10, pytest.approx(2.031)]
     assert main(["compare", "lr", "--runs", str(runs), "--page", str(tmp_path / "page.html")]) == 0
     assert "optimizer.lr" in capsys.readouterr().out
     assert (tmp_path / "page.html").exists()
