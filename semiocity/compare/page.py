@@ -86,7 +86,9 @@ def _charts(runs: Any, kinds: Mapping[str, str], by_images: bool) -> list[tuple[
             times = entry["global_batch"] if by_images else 1
             series.append(Series(kinds[entry["run"]], [s * times for s, _ in curve], [v for _, v in curve]))
         axis = "images seen" if by_images else "step"
-        if drawn := lines_chart(series, title=f"{title} by {axis}", log=log, smooth=smooth, from_zero=name != "parameter_norm"):
+        from_zero = name != "parameter_norm"
+        drawn = lines_chart(series, title=f"{title} by {axis}", log=log, smooth=smooth, from_zero=from_zero)
+        if drawn:
             charts.append((title, drawn))
     return charts
 
