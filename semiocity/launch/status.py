@@ -171,6 +171,8 @@ def training_progress(run: Path) -> str:
         parts.append(f"loss {facts['loss']:.4f}")
     if facts.get("samples_per_s"):
         parts.append(f"{facts['samples_per_s']:.1f} samples/s")
+    if facts.get("mfu"):
+        parts.append(f"MFU {facts['mfu']:.0%}")
     if facts.get("eta_s") and facts["step"] < facts["steps"]:
         parts.append(f"{clock(facts['eta_s'])} left")
     return ", ".join(parts)

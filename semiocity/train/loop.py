@@ -12,7 +12,6 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.checkpoint import Checkpoints
 from semiocity.train.ema import Ema
 from semiocity.train.feed import Feed
+from semiocity.train.looks import Looks, averaged
 from semiocity.train.metrics import Metrics
 from semiocity.train.noise import torch_seed
 from semiocity.train.norms import Norms
@@ -35,7 +35,6 @@ from semiocity.train.options import OptimizerOptions, TrainJob, check_batch, ide
 from semiocity.train.tasks import TASKS
 from semiocity.train.tasks.base import DatasetFacts, Task, Tensors
 from semiocity.train.throughput import Meter, peak_tflops
-from semiocity.train.validation import Validation
 from semiocity.train.wandb_writer import open_wandb
 from semiocity.train.watchdog import Watchdog
 from semiocity.train.zero import Engine, World
@@ -110,15 +109,12 @@ class Trainer:
         )
         self.task: Task = load(TASKS[job.task].task)(job, self.facts)
         self.feed.read_by(self.task)
-        self.grid_rows = self.feed.grid_rows(job.sample_images) if job.sample_every else []
 
         self._build_engines()
         self.flops = [self.task.flops(height, width) for height, width in self.feed.sizes]
         """Of a sample in each bucket."""
         self.meter = Meter(world.size, job.global_batch, self._peak())
-        self.validation: Validation | None = None
-        if job.validate_every:
-            self.validation = Validation(job, self.feed.validated, self.feed.held_out, self.feed.sizes, world)
+        self.looks = Looks(job, self.feed, self.task, self.modules, self.engines, self.averages, world, device)
         self.state = {
             "settings": settings,
             "order": self.order.facts,
@@ -166,6 +162,7 @@ class Trainer:
         self.done = self.checkpoints.load_newest(self.state, self.engines, self.averages) or 0
         self.saved_at = self.done or None
         self._introduce()
+        self.meter.begin()
         self._look()
         while self.done < self.job.steps:
             if not self._train_on(stop):
@@ -271,7 +268,8 @@ class Trainer:
             return False
         if self.rollbacks < ROLLBACKS and self.saved_at is not None:
             self.rollbacks += 1
-            at = self.checkpoints.load_newest(self.state, self.engines, self.averages)
+            with self.meter.paused():
+                at = self.checkpoints.load_newest(self.state, self.engines, self.averages)
             assert at is not None, "a checkpoint was saved or loaded before"
             self.done = self.saved_at = at
             self.bad.clear()
@@ -348,64 +346,24 @@ class Trainer:
             self.metrics.progress(self.done, None, state)
             print(f"{state} after step {self.done} of {self.job.steps}", flush=True)
 
-    def _with_averages(self) -> ExitStack:
-        """A context in which every averaged phase has its averaged weights, and all modules are in eval mode."""
-        stack = ExitStack()
-        for engine in self.engines:
-            engine.train(False)
-            stack.callback(engine.train, True)
-        for average in self.averages.values():
-            stack.enter_context(average.applied())
-        return stack
-
     def _look(self) -> None:
-        """The validation and the image grid that are due now; also when a stop came before them the last time."""
-        job, last = self.job, self.done == self.job.steps
-        validate = bool(job.validate_every) and (self.done % job.validate_every == 0 or last)
-        sample = bool(self.grid_rows) and self.done > 0 and (self.done % job.sample_every == 0 or last)
-        if not (validate or sample):
-            return
-        if self.metrics:
-            validate &= not self.metrics.validated(self.done)
-            sample &= not self.metrics.has_grid(self.done)
-        validate, sample = zero.from_first((validate, sample))
+        """The validation and the image grid that are due now."""
+        validate, sample = self.looks.due(self.done, self.metrics)
         if validate:
             with self.watchdog.paused("validating"), self.meter.paused():
-                self._validate()
+                values = self.looks.validation()
+            if self.metrics:
+                self.metrics.validation(self.done, values)
         if sample:
             with self.watchdog.paused("sampling"), self.meter.paused():
-                self._sample()
-
-    @torch.no_grad()
-    def _validate(self) -> None:
-        """The validation loss of the averaged weights."""
-        assert self.validation is not None
-        names = [engine.phase.name for engine in self.engines]
-        with self._with_averages():
-            values = self.validation.losses(self.task, self.modules, names, self.device, prefix=len(names) > 1)
-        values.setdefault("loss", values.get(f"{names[0]}/loss", math.nan))
-        if self.metrics:
-            self.metrics.validation(self.done, values)
-
-    @torch.no_grad()
-    def _sample(self) -> None:
-        """An image grid from the averaged weights; every rank makes its part of the rows."""
-        count = len(self.grid_rows)
-        each = math.ceil(count / self.world.size)
-        mine = [self.grid_rows[(self.world.rank * each + i) % count] for i in range(each)]
-        # Step 0 for every grid: the same noise each time, so that grids differ by the weights alone.
-        batch = self.feed.sampled(self.task, mine)
-        with self._with_averages():
-            pictures = self.task.sample(self.modules, {k: v.to(self.device) for k, v in batch.items()})
-        parts = zero.gather(pictures.cpu().numpy())
-        if self.metrics:
-            rows = torch.cat([torch.from_numpy(part) for part in parts])[:count]
-            self.metrics.images(self.done, rows.reshape(-1, *rows.shape[2:]))
+                grid = self.looks.grid()
+            if self.metrics:
+                self.metrics.images(self.done, grid)
 
     def _export(self) -> None:
         """Export the averaged weights, then mark the run as done. The folder is there whole or not at all."""
         weights: dict[str, Tensors] = {}
-        with self._with_averages():
+        with averaged(self.engines, self.averages):
             for engine in self.engines:
                 weights.update(engine.full_weights(keep=self.first))
         if self.first:

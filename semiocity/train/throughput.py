@@ -66,9 +66,10 @@ class Meter:
     def __init__(self, ranks: int, global_batch: int, peak_tflops: float | None = None) -> None:
         self.ranks, self.global_batch, self.peak = ranks, global_batch, peak_tflops
         self._pauses = 0
-        self._begin()
+        self.begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Measure from now on."""
         self._from = time.monotonic()
         self._steps = 0
         self._flops: float | None = 0.0
@@ -119,5 +120,5 @@ class Meter:
             found["speed/tflops_per_gpu"] = tflops
             if self.peak:
                 found["speed/mfu"] = tflops / self.peak
-        self._begin()
+        self.begin()
         return found

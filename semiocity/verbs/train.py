@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from semiocity.errors import UserError
 from semiocity.verbs import submitting
 
 
@@ -24,6 +25,8 @@ def run(a: argparse.Namespace) -> int:
     from semiocity.launch import jobs
 
     if a.sweep:
+        if a.replace:
+            raise UserError("--replace goes with one run; a sweep is begun anew under another --set run=NAME")
         from semiocity.launch import sweep
 
         return sweep.run(a.job, a.set, a.sweep, jobs.load_cluster(a.cluster), wait=a.wait, dry=a.dry_run)

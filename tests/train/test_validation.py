@@ -9,7 +9,10 @@ import pytest
 from tiny import STEPS, checkpoint, differing, sdm
 from train_ranks import Ranks, job_of, train
 
+from semiocity.data.columns import Dataset
 from semiocity.errors import UserError
+from semiocity.models import sdm_cost
+from semiocity.models.sdm import SDMConfig
 from semiocity.train.lines import read_metrics
 from semiocity.train.validation import choose, cut
 
@@ -65,8 +68,17 @@ def test_a_stopped_run_shows_the_same_and_the_training_does_not_notice(
     for other in ("whole", "halves"):
         assert differing(checkpoint(tmp_path / "plain", STEPS + 2), checkpoint(tmp_path / other, STEPS + 2)) == []
         assert (tmp_path / "plain/metrics.jsonl").read_text() == (tmp_path / other / "metrics.jsonl").read_text()
+    (speed, *_) = read_metrics(tmp_path / "whole" / "speed.jsonl")
+    of_a_sample = speed["speed/tflops_per_gpu"] * 1e12 * 2 / speed["speed/samples_per_s"]
+    tiny = SDMConfig(len(classes(city)) + 1, 16, 8, (1, 1), 1, (8,), 8, 4, dropout=0.1, resblock_updown=False)
+    assert of_a_sample == pytest.approx(sdm_cost.training_flops(tiny, 16, 16), rel=1e-4)
+    assert "speed/mfu" not in speed, "there is no peak for a CPU"
     first, *_, last = losses(tmp_path / "whole")
     assert last["loss"] < first["loss"]
+
+
+def classes(city: Path) -> tuple[Any, ...]:
+    return Dataset.open(city).classes
 
 
 def test_another_seed_sees_the_same_samples(lone_rank: Ranks, city: Path) -> None:

@@ -126,7 +126,8 @@ class Task(ABC):
 
     def validate(self, phase: str, modules: Modules, batch: Tensors) -> Mapping[str, tuple[Tensor, Tensor | float]]:
         """What the validation shows of a phase, as `Loss.shown`; nothing for phases whose loss says nothing. Called
-        under no_grad, in eval mode, with the averaged weights, on what `collate_fixed` makes."""
+        under no_grad, in eval mode, with the averaged weights, on what `collate_fixed` makes. A task whose loss takes
+        gradients of its own (a penalty) gives something else here."""
         return self.loss(phase, modules, batch, 0).shown
 
     def flops(self, height: int, width: int) -> float | None:
