@@ -151,7 +151,7 @@ def test_page_shows_everything(told: tuple[Path, Path]) -> None:
         assert name in page.text
     for digest in (scores["samples"], scores["dataset"]["digest"], "revision 0123456789"):
         assert digest in page.text
-    assert len([tag for tag, attributes in page.tags if tag == "polyline"]) == 4, "loss, its running mean, validation, rate"
+    assert len([tag for tag, attributes in page.tags if tag == "polyline"]) == 4, "loss, its mean, validation, rate"
 
 
 def test_pictures_of_the_page_are_those_of_the_run(told: tuple[Path, Path]) -> None:
