@@ -56,7 +56,7 @@ class Lines:
 
     def write(self, step: int, values: Mapping[str, float], exact: bool = True) -> None:
         """Add a line; `exact` numbers are written as hexadecimal."""
-        shown = {name: value.hex() if exact else float(f"{value:.6g}") for name, value in values.items()}
+        shown = {name: value.hex() if exact else float(f"{value:.12g}") for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **shown}) + "\n")
         self.steps.add(step)
 
