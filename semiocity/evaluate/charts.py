@@ -83,12 +83,12 @@ def _chart(
         return height - MARGIN_BOTTOM - share * (height - MARGIN_TOP - MARGIN_BOTTOM)
 
     parts = []
-    for tick in ticks:
+    for tick, label in zip(ticks, _labels(ticks)):
         at = f"{y(tick):.1f}"
         parts.append(_tag("line", x1=MARGIN_LEFT, x2=width - MARGIN_RIGHT, y1=at, y2=at, class_="grid"))
-        parts.append(_tag("text", _number(tick), x=MARGIN_LEFT - 6, y=f"{y(tick) + 4:.1f}", class_="tick end"))
+        parts.append(_tag("text", label, x=MARGIN_LEFT - 6, y=f"{y(tick) + 4:.1f}", class_="tick end"))
     for tick in _ticks(first, last, most=6):
-        if first <= tick <= last:
+        if first <= tick <= last and tick == int(tick):
             place = "tick end" if tick > last - (last - first) / 20 else "tick middle"
             parts.append(_tag("text", f"{tick:,.0f}", x=f"{x(tick):.1f}", y=height - 6, class_=place))
     for kind, curve in curves:
@@ -208,5 +208,11 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return kept if len(kept) > 1 else [below[0], below[0] * 10]
 
 
-def _number(value: float) -> str:
-    return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.0e}".replace("e-0", "e-")
+def _labels(values: Sequence[float]) -> list[str]:
+    """With as many digits as it takes to tell them apart."""
+    drawn = [[_number(value, digits) for value in values] for digits in (3, 4, 5, 6)]
+    return next((labels for labels in drawn if len(set(labels)) == len(labels)), drawn[-1])
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.0e}".replace("e-0", "e-")
