@@ -17,7 +17,7 @@ from semiocity.models.sdm import PAPER, SDM, SDMConfig
 from semiocity.train import throughput
 from semiocity.train.throughput import Meter, peak_tflops
 
-FLUX = {
+FLUX: dict[str, Any] = {
     "in_channels": 16,
     "num_layers": 2,
     "num_single_layers": 3,

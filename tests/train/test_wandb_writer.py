@@ -42,7 +42,7 @@ class Fake:
 
 def test_every_attempt_writes_into_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake()
-    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     (first,) = open_wandb(job(project="p", entity="team"), tmp_path, 0)
     first.scalars(3, {"loss": 0.5})
     first.picture(3, "grid", torch.zeros(4, 6, 3, dtype=torch.uint8))
@@ -60,7 +60,7 @@ def test_every_attempt_writes_into_the_same_run(tmp_path: Path, monkeypatch: pyt
 def test_its_trouble_is_said_once_and_ends_nothing(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", Fake(broken))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", Fake(broken))
     for board in open_wandb(job(project="p"), tmp_path, 0):
         board.scalars(1, {"loss": 0.5})
         board.scalars(2, {"loss": 0.4})
@@ -68,7 +68,7 @@ def test_its_trouble_is_said_once_and_ends_nothing(
 
 
 def test_a_job_without_it_does_not_import_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", None)
     plain = job_of(Path("data/city"), **sdm({"stage": 2}))
     assert open_wandb(plain, tmp_path, 0) == []
     assert not (tmp_path / "wandb.json").exists()
