@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("generate", "images for held-out layouts from a trained model"),
     "evaluate": ("evaluate", "scores of the generated images"),
     "report": ("report", "one self-contained page about a run"),
+    "compare": ("compare", "trainings beside each other: settings that differ, curves, scores, costs"),
     "pipeline": ("pipeline", "several jobs as a graph: what is missing or out of date, in its order"),
     "columns": ("columns", "a dataset's columns: revisions, what made them, what is out of date"),
     "show": ("show", "one row: every value, and what made it"),

@@ -91,6 +91,26 @@ class AspectBuckets:
         return Path(self.view.dataset.path) / COUNTS / f"{name}.npy"
 
 
+def buckets_of_rows(view: Any, rows: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Bucket of each of some rows of a view, by their numbers."""
+    buckets, ends = bucketed(view, sizes), np.cumsum(view.shard_sizes)
+    shards = np.searchsorted(ends, rows, side="right").tolist()
+    of_shard = {shard: buckets.buckets_of(shard) for shard in sorted(set(shards))}
+    return [int(of_shard[shard][row - (int(ends[shard - 1]) if shard else 0)]) for row, shard in zip(rows, shards)]
+
+
+def first_of_bucket(view: Any, bucket: int, sizes: Sequence[tuple[int, int]], wanted: int) -> list[int]:
+    """The first `wanted` rows of a view that are in a bucket; fewer where there are no more."""
+    found: list[int] = []
+    ends = np.cumsum(view.shard_sizes).tolist()
+    for end, count in zip(ends, view.shard_sizes):
+        if len(found) >= wanted:
+            break
+        rows = range(end - count, end)
+        found += [row for row, i in zip(rows, buckets_of_rows(view, rows, sizes)) if i == bucket]
+    return found[:wanted]
+
+
 def bucketed(view: Any, sizes: Sequence[tuple[int, int]]) -> Any:
     """What the order needs to know of a view's buckets: the view itself when it was saved with these sizes."""
     return view if tuple(getattr(view, "bucket_sizes", ())) == tuple(sizes) else AspectBuckets(view, sizes)

@@ -23,22 +23,57 @@ class Mark(NamedTuple):
     """CSS class: `ours`, `good` or `bad`."""
 
 
+class Series(NamedTuple):
+    """A curve among others."""
+
+    kind: str
+    """CSS classes, which give it its colour."""
+    steps: Sequence[float]
+    values: Sequence[float]
+
+
 def line_chart(
     steps: Sequence[float], values: Sequence[float], *, title: str, log: bool = False, smooth: bool = False
 ) -> Markup:
-    """A curve over steps, 560×200. With `smooth` the values are faint, and a running mean over a 40th is drawn on top.
+    """A curve over steps. With `smooth` the values are faint, and a running mean over a 40th is drawn on top.
 
     Values that are not finite (or not positive, with `log`) are left out; the result is empty when none is left.
     """
-    pairs = [(s, v) for s, v in zip(steps, values) if math.isfinite(v) and (v > 0 or not log)]
-    if not pairs:
+    pairs = _drawable(steps, values, log)
+    if not smooth:
+        return _chart([("", _bins(pairs, POINTS))], title=title, log=log)
+    mean = _running_mean(pairs, max(len(pairs) // 40, 1))
+    return _chart([("faint", _bins(pairs, POINTS)), ("", mean)], title=title, log=log)
+
+
+def lines_chart(
+    series: Sequence[Series], *, title: str, log: bool = False, smooth: bool = False, from_zero: bool = True
+) -> Markup:
+    """Several curves over steps, as `line_chart`; with `smooth` only their running means are drawn."""
+    drawn = []
+    for kind, steps, values in series:
+        pairs = _drawable(steps, values, log)
+        drawn.append((kind, _running_mean(pairs, max(len(pairs) // 40, 1)) if smooth else _bins(pairs, POINTS)))
+    return _chart(drawn, title=title, log=log, from_zero=from_zero)
+
+
+def _drawable(steps: Sequence[float], values: Sequence[float], log: bool) -> list[tuple[float, float]]:
+    return [(s, v) for s, v in zip(steps, values) if math.isfinite(v) and (v > 0 or not log)]
+
+
+def _chart(
+    curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, title: str, log: bool, from_zero: bool = True
+) -> Markup:
+    """Curves with their CSS classes, 560×200. A curve of one point is drawn as a dot."""
+    points = [point for _, curve in curves for point in curve]
+    if not points:
         return Markup()
     width, height = 560, 200
-    binned = _bins(pairs, POINTS)
-    lowest, highest = min(v for _, v in binned), max(v for _, v in binned)
-    ticks = _log_ticks(lowest, highest) if log else _ticks(min(lowest, 0.0), highest)
+    lowest, highest = min(v for _, v in points), max(v for _, v in points)
+    ticks = _log_ticks(lowest, highest) if log else _ticks(min(lowest, 0.0) if from_zero else lowest, highest)
     low, high = min(lowest, ticks[0]), max(highest, ticks[-1])
-    first, last = pairs[0][0], max(pairs[-1][0], pairs[0][0] + 1)
+    first = min(s for s, _ in points)
+    last = max(first + 1, *(s for s, _ in points))
 
     def x(step: float) -> float:
         return MARGIN_LEFT + (step - first) / (last - first) * (width - MARGIN_LEFT - MARGIN_RIGHT)
@@ -48,19 +83,20 @@ def line_chart(
         return height - MARGIN_BOTTOM - share * (height - MARGIN_TOP - MARGIN_BOTTOM)
 
     parts = []
-    for tick in ticks:
+    for tick, label in zip(ticks, _labels(ticks)):
         at = f"{y(tick):.1f}"
         parts.append(_tag("line", x1=MARGIN_LEFT, x2=width - MARGIN_RIGHT, y1=at, y2=at, class_="grid"))
-        parts.append(_tag("text", _number(tick), x=MARGIN_LEFT - 6, y=f"{y(tick) + 4:.1f}", class_="tick end"))
+        parts.append(_tag("text", label, x=MARGIN_LEFT - 6, y=f"{y(tick) + 4:.1f}", class_="tick end"))
     for tick in _ticks(first, last, most=6):
-        if first <= tick <= last:
+        if first <= tick <= last and tick == int(tick):
             place = "tick end" if tick > last - (last - first) / 20 else "tick middle"
             parts.append(_tag("text", f"{tick:,.0f}", x=f"{x(tick):.1f}", y=height - 6, class_=place))
-    path = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in binned)
-    parts.append(_tag("polyline", points=path, class_="curve faint" if smooth else "curve"))
-    if smooth:
-        path = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in _running_mean(pairs, max(len(pairs) // 40, 1)))
-        parts.append(_tag("polyline", points=path, class_="curve"))
+    for kind, curve in curves:
+        path = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in curve)
+        parts.append(_tag("polyline", points=path, class_=f"curve {kind}".strip()))
+        if len(curve) == 1:
+            (s, v) = curve[0]
+            parts.append(_tag("circle", cx=f"{x(s):.1f}", cy=f"{y(v):.1f}", r=2.5, class_=f"point {kind}".strip()))
     return _svg(width, height, title, parts)
 
 
@@ -141,6 +177,8 @@ def _bins(pairs: Sequence[tuple[float, float]], most: int) -> list[tuple[float, 
 
 def _running_mean(pairs: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
     """Means over `window` values on either side, at no more than POINTS places."""
+    if not pairs:
+        return []
     stride = max(len(pairs) // POINTS, 1)
     chosen = sorted({*range(0, len(pairs), stride), len(pairs) - 1})
     return [(pairs[i][0], _mean(pairs[max(i - window, 0) : i + window + 1])[1]) for i in chosen]
@@ -170,5 +208,11 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return kept if len(kept) > 1 else [below[0], below[0] * 10]
 
 
-def _number(value: float) -> str:
-    return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.0e}".replace("e-0", "e-")
+def _labels(values: Sequence[float]) -> list[str]:
+    """With as many digits as it takes to tell them apart."""
+    drawn = [[_number(value, digits) for value in values] for digits in (3, 4, 5, 6)]
+    return next((labels for labels in drawn if len(set(labels)) == len(labels)), drawn[-1])
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.0e}".replace("e-0", "e-")

@@ -10,6 +10,7 @@ from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import read_json
+from semiocity.train.lines import read_metrics
 
 
 @dataclass
@@ -19,6 +20,8 @@ class Training:
     steps: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
     rate: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    """Step and validation loss."""
     progress: dict[str, Any] = field(default_factory=dict)
     attempts: int = 0
     """Submissions of this training."""
@@ -47,6 +50,7 @@ def training(run: Path) -> Training | None:
         found.steps.append(int(record["step"]))
         found.loss.append(values[0])
         found.rate.append(values[1])
+    found.validation = [(line["step"], line["loss"]) for line in read_metrics(run / "validation.jsonl")]
     for attempt in attempts(run):
         if attempt["kind"] == "train":
             found.attempts += 1

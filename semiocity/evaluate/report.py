@@ -130,7 +130,10 @@ def _curves(training: gather.Training | None) -> list[tuple[str, Any]]:
         return []
     loss = charts.line_chart(training.steps, training.loss, title="Loss by step", log=True, smooth=True)
     rate = charts.line_chart(training.steps, training.rate, title="Learning rate by step")
-    return [(name, chart) for name, chart in (("Loss", loss), ("Learning rate", rate)) if chart]
+    steps, losses = zip(*training.validation) if training.validation else ((), ())
+    held_out = charts.line_chart(steps, losses, title="Validation loss by step", log=True)
+    drawn = (("Loss", loss), ("Validation loss", held_out), ("Learning rate", rate))
+    return [(name, chart) for name, chart in drawn if chart]
 
 
 def _bars(scores: dict[str, Any], data: Dataset) -> Any:

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +125,11 @@ def _release(item: Found) -> None:
                     path.unlink()
 
 
-def run(run: Path, yes: bool) -> int:
-    """Show what there is, ask, end it. Exit status 0 when nothing of it is left."""
-    found = find(run)
+def run(runs: Sequence[Path], yes: bool) -> int:
+    """Show what there is of some runs, ask, end it. Exit status 0 when nothing of it is left."""
+    found = [item for run in runs for item in find(run)]
     if not found:
-        print(f"{run.name}: nothing is queued or running")
+        print(f"{', '.join(run.name for run in runs)}: nothing is queued or running")
         return 0
     for item in found:
         print(item)
@@ -141,6 +141,6 @@ def run(run: Path, yes: bool) -> int:
     while found:
         if not cancel(found):
             return 1
-        found = find(run)  # a gate may just have queued its step
+        found = [item for run in runs for item in find(run)]  # a gate may just have queued its step
     print("cancelled; the same commands, or `semiocity retry`, go on from what was done")
     return 0

@@ -228,8 +228,14 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_toml(job_file, TrainJob, sets)
     dataset = job.dataset.resolve()
-    splits = [split for split in (job.data.split, job.sample_split) if split]
+    held_out = job.validate_split if job.validate_every else None
+    splits = [split for split in (job.data.split, job.sample_split, held_out) if split]
     view, columns = _rows(dataset, job.data.view, needs(job), splits, f"{job_file}: data.view")
+    if held_out and view is None and held_out not in (there := manifest.read_manifest(dataset)["splits"]):
+        raise UserError(
+            f"{job_file}: validate_split: {dataset} has no split {held_out}; it has {', '.join(there) or 'none'}. Name "
+            "one that is held out, or set validate_every = 0"
+        )
     options = job.options
     try:
         options.check_reading(

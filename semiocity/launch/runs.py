@@ -143,6 +143,19 @@ def find_run(name: str, root: Path = Path("runs")) -> Path:
     raise UserError(f"{root / name}: no such run; {there}")
 
 
+SWEEP = "--"
+"""Between the prefix of a sweep and the settings in the names of its runs: PREFIX--lr-0.001--seed-1."""
+
+
+def find_runs(name: str, root: Path = Path("runs")) -> list[Path]:
+    """The folder of a run, or of every run of the sweep with this prefix, by name. Raises UserError as `find_run`."""
+    if not (root / name / "attempts").is_dir():
+        prefix = name.removesuffix(SWEEP) + SWEEP
+        if found := [run.resolve() for run in all_runs(root) if run.name.startswith(prefix)]:
+            return found
+    return [find_run(name, root)]
+
+
 def snapshot(run: Path, compiled: bool = False) -> Path:
     """Copy this package into the run folder, once for each state of the code; returns the folder for PYTHONPATH.
 

@@ -171,6 +171,8 @@ def training_progress(run: Path) -> str:
         parts.append(f"loss {facts['loss']:.4f}")
     if facts.get("samples_per_s"):
         parts.append(f"{facts['samples_per_s']:.1f} samples/s")
+    if facts.get("mfu"):
+        parts.append(f"MFU {facts['mfu']:.0%}")
     if facts.get("eta_s") and facts["step"] < facts["steps"]:
         parts.append(f"{clock(facts['eta_s'])} left")
     return ", ".join(parts)
@@ -239,9 +241,9 @@ def _planned(dataset: Path, column: str, revision: str, facts: Mapping[str, Any]
 # ---------------------------------------------------------------- everything
 
 
-def collect(data: Path, runs: Path, only: Path | None = None) -> dict[str, Any]:
-    """Datasets and runs as one JSON value, or `only` one run. Asks squeue once, for jobs that files do not settle."""
-    found = {run: [a for a in attempts(run) if a.file.exists()] for run in ([only] if only else all_runs(runs))}
+def collect(data: Path, runs: Path, only: Sequence[Path] = ()) -> dict[str, Any]:
+    """Datasets and runs as one JSON value, or `only` some runs. Asks squeue once, for jobs that files do not settle."""
+    found = {run: [a for a in attempts(run) if a.file.exists()] for run in only or all_runs(runs)}
     read = {run: [Read.of(attempt) for attempt in listed] for run, listed in found.items() if listed}
     seen, trouble = _ask_slurm(newest for listed in read.values() for newest in listed)
     listed_runs = [_run(run, listed, seen) for run, listed in read.items()]

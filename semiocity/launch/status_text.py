@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +92,14 @@ def _bar(work: Mapping[str, Any]) -> str:
     return f"[{full * filled}{empty * (BAR - filled)}] {work['share']:4.0%}  {', '.join(parts)}"
 
 
-def show(data: Path, runs: Path, only: Path | None, as_json: bool) -> int:
+def show(data: Path, runs: Path, only: Sequence[Path], as_json: bool) -> int:
     """Print the status; exit status 0 only when nothing has failed."""
     facts = status.collect(data, runs, only)
     print(json.dumps(facts, indent=1, sort_keys=True) if as_json else render(facts))
     return 0 if status.healthy(facts) else 1
 
 
-def watch(data: Path, runs: Path, only: Path | None, as_json: bool, every_s: float) -> int:
+def watch(data: Path, runs: Path, only: Sequence[Path], as_json: bool, every_s: float) -> int:
     """Print the status again and again until nothing is queued or running any more, or until Ctrl-C.
 
     On a terminal the same screen is drawn anew; elsewhere what has changed is printed below, as JSON a line each time.

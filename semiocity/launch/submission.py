@@ -30,6 +30,7 @@ from semiocity.launch import (
     sizing,
     slurm,
     squeue,
+    wandb_check,
 )
 from semiocity.launch.compact import compact
 from semiocity.launch.follow import describe, failure, follow_slurm, last_task_done, progress, run_local, short
@@ -49,18 +50,16 @@ def submit(
     dry_run: bool = False,
     replace: bool = False,
     code: Path | None = None,
+    after: tuple[str, ...] = (),
 ) -> bool:
     """Bring `work` to the cluster. Returns True when it is known to be complete.
 
     Only what is missing and not already queued is submitted. With the local executor, or `wait`, the call follows
     the tasks to their end and raises UserError naming the first failure. `replace` lets the run's name stand for other
-    arguments from now on; `code` is a snapshot of this package to run instead of this package.
+    arguments from now on; `code` is a snapshot of this package to run instead of this package; `after` are SLURM jobs
+    to wait for in the queue, however they end.
     """
-    image = image_of(work.image, cluster)
-    if cluster.executor == "local" and work.resources.nodes > 1:
-        raise UserError(
-            f"resources.nodes is {work.resources.nodes}: several nodes need SLURM (executor in jobs/cluster.toml)"
-        )
+    image = check(work, cluster)
     if dry_run:
         print(_dry_run(work, cluster, image), end="")
         return False
@@ -71,7 +70,7 @@ def submit(
         if cluster.shared_group:
             sharing.share(cluster.shared_group, work.run, work.dataset, *(work.dataset / "plans").glob("**/"))
         with lock.submission(work.run):
-            submitted = _submit(work, cluster, image, replace, code)
+            submitted = _submit(work, cluster, image, replace, code, after)
         if isinstance(submitted, UnderWay):
             if not (wait and submitted.queued):
                 return False
@@ -98,8 +97,32 @@ def submit(
     raise UserError(failure(attempt, work))
 
 
+def check(work: Work, cluster: Cluster) -> Path | None:
+    """What can be said of work without looking at the queue; returns its image. Raises UserError."""
+    image = image_of(work.image, cluster)
+    if cluster.executor == "local" and work.resources.nodes > 1:
+        raise UserError(
+            f"resources.nodes is {work.resources.nodes}: several nodes need SLURM (executor in jobs/cluster.toml)"
+        )
+    if work.kind == "train":
+        wandb_check.check(work.job.get("wandb"), image, cluster)
+    return image
+
+
+def refuse_request(work: Work, cluster: Cluster, image: Path | None, code: Path | None = None) -> None:
+    """UserError in sbatch's own words when the cluster would not take the job."""
+    draft = _launch(work, cluster, image, code or work.run / "code" / "SNAPSHOT")
+    if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
+        raise UserError(f"{describe(work)}: the cluster would not take this job, so nothing was queued: {reason}")
+
+
 def _submit(
-    work: Work, cluster: Cluster, image: Path | None, replace: bool, code: Path | None
+    work: Work,
+    cluster: Cluster,
+    image: Path | None,
+    replace: bool,
+    code: Path | None,
+    after: tuple[str, ...],
 ) -> tuple[Attempt, slurm.Launch, int] | UnderWay:
     """Plan, freeze and queue one attempt, with the run's submission lock held. Returns the attempt and how many planned
     tasks found no room in the queue; or what is under way, when that is everything that is missing."""
@@ -127,9 +150,7 @@ def _submit(
         print(f"{describe(work)}: everything that is missing is already queued or running; see `semiocity status`")
         return busy
     if cluster.executor == "slurm":
-        draft = _launch(work, cluster, image, code or work.run / "code" / "SNAPSHOT")
-        if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
-            raise UserError(f"{describe(work)}: the cluster would not take this job, so nothing was queued: {reason}")
+        refuse_request(work, cluster, image, code)
     late = limits.warning(work) if cluster.executor == "slurm" else None
     for warning in [*doctor.check_submission(work, cluster), *([late] if late else [])]:
         print(f"warning: {warning}", file=sys.stderr)
@@ -161,7 +182,7 @@ def _submit(
     write_json(attempt.folder / "environment.json", facts.environment(image))
     attempt.write(data)
     if cluster.executor == "slurm":
-        _queue(launch, attempt, data)
+        _queue(launch, attempt, data, after)
     left = planned - len(data["tasks"])
     count = len(data["tasks"])
     print(f"{describe(work)}: {count} task{'s' * (count != 1)} -> {short(attempt.folder)}")
@@ -197,7 +218,7 @@ def _dry_run(work: Work, cluster: Cluster, image: Path | None) -> str:
     return "\n\n".join([*texts, summary]) + "\n"
 
 
-def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any]) -> None:
+def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], after: tuple[str, ...]) -> None:
     """Queue an attempt's tasks and the merge behind them. What is queued is noted, also when the rest is refused; at
     the site's limit the attempt is cut to what was taken."""
     jobs: list[str] = data["jobs"]
@@ -209,7 +230,7 @@ def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any]) -> None
 
     try:
         try:
-            note(slurm.submit(launch, attempt, range(len(data["tasks"]))))
+            note(slurm.submit(launch, attempt, range(len(data["tasks"])), after))
         except scheduler.Full:
             if not jobs:
                 raise

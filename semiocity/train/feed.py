@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semiocity.data.aspects import bucketed
+from semiocity.data.aspects import bucketed, first_of_bucket
 from semiocity.data.columns import Dataset, View
 from semiocity.data.loader import Collate, Rows, Slice, slices
 from semiocity.data.order import Batch, Order
@@ -49,9 +49,12 @@ class Feed:
         data, fields = self.job.data, self.job.fields_by_role()
         self._collate: Collate = task.collate
         self.rows = Rows(ByRole(self.view, fields), task.decode, data.cache_mb // max(data.workers, 1))
-        sampled = self._pick(self.job.sample_split) if self.job.sample_split else self.view
-        self.samples = Rows(ByRole(sampled, fields), task.decode)
+        self._sampled = self._pick(self.job.sample_split) if self.job.sample_split else self.view
+        self.samples = Rows(ByRole(self._sampled, fields), task.decode)
         """Rows that image grids show."""
+        if self.job.validate_every:
+            self.held_out = self._pick(self.job.validate_split)
+            self.validated = Rows(ByRole(self.held_out, fields), task.decode)
 
     def _pick(self, split: str) -> View:
         fields = sorted(set(self.job.fields_by_role().values()))
@@ -100,6 +103,14 @@ class Feed:
         if self._stager:
             self._stager.close()
         self._ledger = self._stager = None
+
+    def grid_rows(self, wanted: int) -> list[int]:
+        """The first `wanted` rows that image grids can show: where `data.size` is a bucket, rows of that bucket, since
+        latents that were cached at another size do not fit it."""
+        rows, sizes, size = len(self._sampled), self.job.data.bucket_sizes, self.job.data.height_width[::-1]
+        if size not in sizes:
+            return list(range(min(wanted, rows)))
+        return first_of_bucket(self._sampled, sizes.index(size), sizes, wanted)
 
     def sampled(self, task: Task, wanted: list[int]) -> Tensors:
         """Tensors of some rows of `samples` outside of training, at `data.size`."""

@@ -12,7 +12,6 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,15 @@ from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.checkpoint import Checkpoints, Keep
 from semiocity.train.ema import Ema
 from semiocity.train.feed import Feed
+from semiocity.train.looks import Looks, averaged
 from semiocity.train.metrics import Metrics
 from semiocity.train.noise import torch_seed
+from semiocity.train.norms import Norms
 from semiocity.train.options import OptimizerOptions, TrainJob, check_batch, identity, is_done, load
 from semiocity.train.tasks import TASKS
 from semiocity.train.tasks.base import DatasetFacts, Task, Tensors
+from semiocity.train.throughput import Meter, peak_tflops
+from semiocity.train.wandb_writer import open_wandb
 from semiocity.train.watchdog import Watchdog
 from semiocity.train.zero import Engine, World
 
@@ -77,6 +80,21 @@ def learning_rate(options: OptimizerOptions, step: int, steps: int) -> float:
     return options.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
+class _Outcome(NamedTuple):
+    """What a step came to."""
+
+    values: dict[str, float]
+    """To be shown."""
+    applied: bool
+    """Whether every phase moved its weights."""
+    stopping: bool
+    """Whether any rank wants to stop."""
+    written: bool
+    """Whether all ranks have done their part of the checkpoint that is under way."""
+    speed: dict[str, float] | None
+    """What to show of the speed where a point is due."""
+
+
 class Trainer:
     """A training on one rank. Collective throughout: all ranks construct it and call its methods together."""
 
@@ -106,9 +124,12 @@ class Trainer:
         )
         self.task: Task = load(TASKS[job.task].task)(job, self.facts)
         self.feed.read_by(self.task)
-        self.sampled = min(job.sample_images, len(self.feed.samples.view))
 
         self._build_engines()
+        self.flops = [self.task.flops(height, width) for height, width in self.feed.sizes]
+        """Of a sample in each bucket."""
+        self.meter = Meter(world.size, job.global_batch, self._peak())
+        self.looks = Looks(job, self.feed, self.task, self.modules, self.engines, self.averages, world, device)
         self.state = {
             "settings": settings,
             "order": self.order.facts,
@@ -150,6 +171,12 @@ class Trainer:
         self.statistics = BatchStatistics(self.modules)
         self.averages = {e.phase.name: Ema(e, self.job.ema) for e in self.engines if e.phase.ema}
 
+    def _peak(self) -> float | None:
+        """TFLOP/s of this rank's GPU at best, where all phases compute in bf16."""
+        if self.device.type != "cuda" or any(e.phase.zero.precision != "bf16" for e in self.engines):
+            return None
+        return peak_tflops(torch.cuda.get_device_name(self.device))
+
     # -- the run ------------------------------------------------------------------------------------------------------
 
     def train(self, stop: Callable[[], bool]) -> bool:
@@ -157,6 +184,8 @@ class Trainer:
         self.done = self.checkpoints.load_newest(self.state, self.engines, self.averages) or 0
         self.saved_at = self.done or None
         self._introduce()
+        self.meter.begin()
+        self._look()
         while self.done < self.job.steps:
             if not self._train_on(stop):
                 self._save(wait=True)
@@ -174,37 +203,37 @@ class Trainer:
         for part in self.feed.slices(self.done, pin_memory=self.device.type == "cuda"):
             waited_s = time.monotonic() - waiting
             self._rehearse()
-            values, applied, stopping, written = self._step(part, stop())
+            self.meter.step(waited_s, self.flops[part.bucket])
+            values, applied, stopping, written, speed = self._step(part, stop())
             self.done += 1
             if written:
                 self.checkpoints.advance()
             self.watchdog.beat()
             self.feed.done(part)
             if self.metrics:
-                self.metrics.step(self.done, values, waited_s)
+                self.metrics.step(self.done, values, speed)
             if not applied and self._handle_bad(part):
                 return True
             if applied:
                 self.bad.clear()
             if stopping and self.done < self.job.steps:
                 return False
-            if self.job.sample_every and (self.done % self.job.sample_every == 0 or self.done == self.job.steps):
-                with self.watchdog.paused("sampling"):
-                    self._sample()
+            self._look()
             # Not while bad steps pile up: the last good checkpoint must stay one. The end's own comes after this loop.
             if self.done % self.job.checkpoint_every == 0 and not self.bad and self.done < self.job.steps:
                 self._save()
             waiting = time.monotonic()
         return True
 
-    def _step(self, part: Slice, stopping: bool) -> tuple[dict[str, float], bool, bool, bool]:
-        """One step through all phases that are due. Returns the values to show, whether every phase moved its weights,
-        whether any rank wants to stop, and whether all have done their part of the checkpoint that is under way."""
+    def _step(self, part: Slice, stopping: bool) -> _Outcome:
+        """One step through all phases that are due."""
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in part.tensors.items()}
         size = len(part) // self.job.accumulation
         shown: dict[str, tuple[Tensor, Tensor]] = {}
         local: dict[str, float] = {}
         applied = True
+        due = (part.step + 1) % self.job.log_every == 0 or part.step + 1 == self.job.steps
+        squares: dict[str, float] = {}
         self.statistics.remember()
         for engine in (e for e in self.engines if part.step % e.phase.every == 0):
             prefix = f"{engine.phase.name}/" if len(self.engines) > 1 else ""
@@ -218,7 +247,11 @@ class Trainer:
                         before = shown.get(prefix + name)
                         shown[prefix + name] = (before[0] + total, before[1] + count) if before else (total, count)
                 self.checkpoints.wait_copied()
+                norms = Norms(engine) if due else None
                 stepped = engine.step_with(rate)
+            if norms:
+                of = norms.squares(self.world.size)
+                squares |= {f"{prefix}parameter_norm": of.parameters, f"{prefix}update_norm": of.update}
             if stepped.applied and (average := self.averages.get(engine.phase.name)):
                 average.update()
             applied &= stepped.applied
@@ -226,11 +259,24 @@ class Trainer:
         self.statistics.settle(applied)
 
         # One small message a step carries all that the ranks must agree on.
-        flags = torch.tensor([float(stopping), self.checkpoints.ready()], dtype=torch.float64, device=self.device)
-        wanted, ready, *sums = zero.add_up(torch.stack([*flags, *(x for pair in shown.values() for x in pair)]))
+        numbers = [float(stopping), self.checkpoints.ready(), *squares.values()]
+        own_from = len(numbers)
+        numbers += self._place(*self.meter.own()) if due else []
+        plain = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        added = zero.add_up(torch.cat([plain, *(x.reshape(1) for pair in shown.values() for x in pair)]))
+        sums = added[len(numbers) :]
         values = {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(shown) if sums[2 * i + 1] != 0}
         values.setdefault("loss", values.get(f"{self.engines[0].phase.name}/loss", math.nan))
-        return {**values, **local}, applied, wanted > 0, ready == self.world.size
+        local |= {name: math.sqrt(added[2 + i]) for i, name in enumerate(squares)}
+        others = added[own_from : len(numbers)]
+        speed = self.meter.look(list(zip(others[::2], others[1::2]))) if due else None
+        return _Outcome({**values, **local}, applied, added[0] > 0, added[1] == self.world.size, speed)
+
+    def _place(self, *own: float) -> list[float]:
+        """This rank's numbers among those of all ranks, whose places hold zero."""
+        numbers = [0.0] * (len(own) * self.world.size)
+        numbers[len(own) * self.world.rank : len(own) * (self.world.rank + 1)] = own
+        return numbers
 
     def _rehearse(self) -> None:
         time.sleep(self.job.rehearse.slow_step_s)
@@ -248,7 +294,8 @@ class Trainer:
             return False
         if self.rollbacks < ROLLBACKS and self.saved_at is not None:
             self.rollbacks += 1
-            at = self.checkpoints.load_newest(self.state, self.engines, self.averages)
+            with self.meter.paused():
+                at = self.checkpoints.load_newest(self.state, self.engines, self.averages)
             assert at is not None, "a checkpoint was saved or loaded before"
             self.done = self.saved_at = at
             self.bad.clear()
@@ -306,6 +353,7 @@ class Trainer:
             steps=self.job.steps,
             log_every=self.job.log_every,
             global_batch=self.job.global_batch,
+            boards=open_wandb(self.job, self.run, self.done),
         )
 
     def _save(self, wait: bool = False) -> None:
@@ -316,7 +364,7 @@ class Trainer:
             return
         # Another attempt may have gone on from the last checkpoint already; it must not find a newer one of ours.
         ranks.refuse_superseded(self.world)
-        with self.watchdog.paused("saving"):
+        with self.watchdog.paused("saving"), self.meter.paused():
             if self.metrics:
                 self.metrics.flush()  # a checkpoint never knows more steps than the metrics and the ledger do
             self.feed.flush()
@@ -328,35 +376,27 @@ class Trainer:
             self.metrics.progress(self.done, None, state)
             print(f"{state} after step {self.done} of {self.job.steps}", flush=True)
 
-    def _with_averages(self) -> ExitStack:
-        """A context in which every averaged phase has its averaged weights, and all modules are in eval mode."""
-        stack = ExitStack()
-        self.checkpoints.wait_copied()
-        for engine in self.engines:
-            engine.train(False)
-            stack.callback(engine.train, True)
-        for average in self.averages.values():
-            stack.enter_context(average.applied())
-        return stack
-
-    @torch.no_grad()
-    def _sample(self) -> None:
-        """An image grid from the averaged weights; every rank makes its part of the rows."""
-        each = math.ceil(self.sampled / self.world.size)
-        mine = [(self.world.rank * each + i) % self.sampled for i in range(each)]
-        # Step 0 for every grid: the same noise each time, so that grids differ by the weights alone.
-        batch = self.feed.sampled(self.task, mine)
-        with self._with_averages():
-            pictures = self.task.sample(self.modules, {k: v.to(self.device) for k, v in batch.items()})
-        parts = zero.gather(pictures.cpu().numpy())
-        if self.metrics:
-            rows = torch.cat([torch.from_numpy(part) for part in parts])[: self.sampled]
-            self.metrics.images(self.done, rows.reshape(-1, *rows.shape[2:]))
+    def _look(self) -> None:
+        """The validation and the image grid that are due now."""
+        validate, sample = self.looks.due(self.done, self.metrics)
+        if validate or sample:
+            self.checkpoints.wait_copied()  # averaged weights take the place of those that are being copied
+        if validate:
+            with self.watchdog.paused("validating"), self.meter.paused():
+                values = self.looks.validation()
+            if self.metrics:
+                self.metrics.validation(self.done, values)
+        if sample:
+            with self.watchdog.paused("sampling"), self.meter.paused():
+                grid = self.looks.grid()
+            if self.metrics:
+                self.metrics.images(self.done, grid)
 
     def _export(self) -> None:
         """Export the averaged weights, then mark the run as done. The folder is there whole or not at all."""
         weights: dict[str, Tensors] = {}
-        with self._with_averages():
+        self.checkpoints.wait_copied()
+        with averaged(self.engines, self.averages):
             for engine in self.engines:
                 weights.update(engine.full_weights(keep=self.first))
         if self.first:

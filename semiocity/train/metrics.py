@@ -1,107 +1,121 @@
-"""What a training shows of itself, from rank 0: TensorBoard, metrics.jsonl, progress.json and lines in the log.
+"""What a training shows of itself, from rank 0: curves, files with a line a step, progress.json and lines in the log.
 
-metrics.jsonl has a line a step with every number at full precision (C99 hexadecimal). A run that resumes cuts it back
-to the step it resumes from, and TensorBoard's curves with it, so nothing is told twice.
+Curves go to every *board*: TensorBoard, and Weights & Biases where the job asks for it. A run that resumes cuts files
+and curves back to the step it resumes from, so nothing is told twice.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from semiocity.files import write_atomic, write_json
+from semiocity.files import write_json
+from semiocity.train.lines import Lines, read_metrics
+
+__all__ = ["Board", "Metrics", "TensorBoard", "read_metrics", "spell"]
 
 PROGRESS_EVERY_S = 2.0
 
 
-def read_metrics(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl with numbers as floats; a torn last line is left out."""
-    if not file.exists():
-        return
-    for line in file.read_text(encoding="ascii").splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            return
-        yield {key: float.fromhex(value) if isinstance(value, str) else value for key, value in values.items()}
+class Board(Protocol):
+    """Something that shows curves and pictures."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def picture(self, step: int, name: str, grid: Tensor) -> None:
+        """An image grid, uint8 [height, width, 3]."""
+
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Events in RUN/tb."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Events of steps that are done again are hidden: purge_step names the first of them.
+        self._writer = SummaryWriter(str(run / "tb"), purge_step=step + 1, flush_secs=10)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, grid: Tensor) -> None:
+        self._writer.add_image(name, grid, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class Metrics:
     """Writes the metrics of a run that goes on after `step` steps."""
 
-    def __init__(self, run: Path, *, step: int, steps: int, log_every: int, global_batch: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(
+        self, run: Path, *, step: int, steps: int, log_every: int, global_batch: int, boards: Sequence[Board] = ()
+    ) -> None:
+        """`boards`: those beside TensorBoard."""
         self.run, self.steps, self.log_every, self.global_batch = run, steps, log_every, global_batch
-        self._cut_back(step)
-        self._lines = (run / "metrics.jsonl").open("a", encoding="ascii")
-        # Events of steps that are done again are hidden: purge_step names the first of them.
-        self._board = SummaryWriter(str(run / "tb"), purge_step=step + 1, flush_secs=10)
+        self._steps = Lines(run / "metrics.jsonl", step)
+        self._validations = Lines(run / "validation.jsonl", step)
+        self._speeds = Lines(run / "speed.jsonl", step)
+        self._boards: list[Board] = [TensorBoard(run, step), *boards]
+        self._drop_grids_after(step)
         self._progress_at = self._logged_at = time.monotonic()
         self._logged_step = step
-        self._waited_s = 0.0
         self._sums: dict[str, list[float]] = {}
-        self.samples_per_s: float | None = None
+        self._speed: dict[str, float] = {}
+        self.left_s: float | None = None
 
-    def _cut_back(self, step: int) -> None:
-        """Drop the lines of later steps, which will be done again."""
-        file = self.run / "metrics.jsonl"
-        if not file.exists():
-            return
-        kept = []
-        for line in file.read_text(encoding="ascii").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                break  # torn by a crash
-        write_atomic(file, "".join(kept).encode())
+    def is_due(self, step: int) -> bool:
+        """Whether curves and log get a point at this step."""
+        return step % self.log_every == 0 or step == self.steps
 
-    def step(self, step: int, values: Mapping[str, float], waited_s: float) -> None:
-        """Take in the values of a finished step; `waited_s` is how long it waited for data."""
-        record = {"step": step, **{name: value.hex() for name, value in values.items()}}
-        self._lines.write(json.dumps(record) + "\n")
-        self._waited_s += waited_s
+    def step(self, step: int, values: Mapping[str, float], speed: Mapping[str, float] | None = None) -> None:
+        """Take in the values of a finished step, and those of the speed when a point is due."""
+        self._steps.write(step, values)
         for name, value in values.items():
             self._sums.setdefault(name, []).append(value)
+        if speed is not None:
+            self._log(step, speed)
         now = time.monotonic()
-        if step % self.log_every == 0 or step == self.steps:
-            self._log(step, now)
         if now - self._progress_at >= PROGRESS_EVERY_S:
             self._progress_at = now
-            self._lines.flush()
+            self._steps.flush()
             self.progress(step, values["loss"])
 
-    def _log(self, step: int, now: float) -> None:
-        seconds = max(now - self._logged_at, 1e-9)
-        self.samples_per_s = (step - self._logged_step) * self.global_batch / seconds
+    def _log(self, step: int, speed: Mapping[str, float]) -> None:
+        now = time.monotonic()
         means = {name: sum(values) / len(values) for name, values in self._sums.items()}
-        for name, mean in means.items():
-            self._board.add_scalar(name, mean, step)
-        self._board.add_scalar("speed/samples_per_s", self.samples_per_s, step)
-        self._board.add_scalar("speed/data_wait_share", self._waited_s / seconds, step)
-        self._board.add_scalar("memory/gb", memory_gb(), step)
-        left = (self.steps - step) * self.global_batch / self.samples_per_s
+        self._show(step, {**means, **speed})
+        self._speeds.write(step, {"time": time.time(), **speed}, exact=False)
+        self._speeds.flush()
+        # All that the run does counts for the time that is left.
+        self.left_s = (self.steps - step) * (now - self._logged_at) / max(step - self._logged_step, 1)
+        self._logged_at, self._logged_step = now, step
+        self._speed = dict(speed)
+        self._sums.clear()
+        share = f"MFU {speed['speed/mfu']:.0%}  " if "speed/mfu" in speed else ""
         print(
-            f"step {step}/{self.steps}  loss {means['loss']:.4f}  {self.samples_per_s:.1f} samples/s  "
-            f"{self._waited_s / seconds:.0%} waiting for data  {spell(left)} left",
+            f"step {step}/{self.steps}  loss {means['loss']:.4f}  {speed['speed/samples_per_s']:.1f} samples/s  {share}"
+            f"{speed['speed/data_wait_share']:.0%} waiting for data  {spell(self.left_s)} left",
             flush=True,
         )
-        self._logged_at, self._logged_step, self._waited_s = now, step, 0.0
-        self._sums.clear()
+
+    def _show(self, step: int, values: Mapping[str, float]) -> None:
+        for board in self._boards:
+            board.scalars(step, values)
 
     def progress(self, step: int, loss: float | None, state: str = "training") -> None:
         """Write progress.json, which `semiocity status` reads."""
-        speed = self.samples_per_s
-        left = (self.steps - step) * self.global_batch / speed if speed else None
+        speed = self._speed.get("speed/samples_per_s")
         write_json(
             self.run / "progress.json",
             {
@@ -110,40 +124,60 @@ class Metrics:
                 "steps": self.steps,
                 "loss": loss,
                 "samples_per_s": round(speed, 2) if speed else None,
-                "eta_s": round(left) if left is not None else None,
+                "mfu": round(self._speed["speed/mfu"], 4) if "speed/mfu" in self._speed else None,
+                "eta_s": round(self.left_s) if self.left_s is not None else None,
                 "updated": round(time.time(), 1),
             },
         )
+
+    def validated(self, step: int) -> bool:
+        """Whether the validation after this step was done."""
+        return step in self._validations.steps
+
+    def validation(self, step: int, values: Mapping[str, float]) -> None:
+        """Take in a validation: `loss` and what else the task shows."""
+        self._validations.write(step, values)
+        self._validations.flush()
+        self._show(step, {f"validation/{name}": value for name, value in values.items()})
+        print(f"step {step}/{self.steps}  validation loss {values['loss']:.4f}", flush=True)
+
+    def has_grid(self, step: int) -> bool:
+        """Whether the image grid after this step was made."""
+        return self._grid(step).exists()
+
+    def _drop_grids_after(self, step: int) -> None:
+        for file in (self.run / "grids").glob("step-*.png"):
+            if file.name > self._grid(step).name:
+                file.unlink()
+
+    def _grid(self, step: int) -> Path:
+        return self.run / "grids" / f"step-{step:08d}.png"
 
     def images(self, step: int, grid: Tensor) -> None:
         """Show an image grid, uint8 [height, width, 3], and keep it as grids/step-N.png."""
         from PIL import Image
 
-        self._board.add_image("layout, real, sample", grid, step, dataformats="HWC")
-        folder = self.run / "grids"
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(grid.numpy()).save(folder / f"step-{step:08d}.png")
-        # Sampling is no training: leave it out of the speed.
-        self._logged_at, self._logged_step = time.monotonic(), step
+        for board in self._boards:
+            board.picture(step, "layout, real, sample", grid)
+        file = self._grid(step)
+        file.parent.mkdir(exist_ok=True)
+        temporary = file.with_name(f".{file.name}.tmp")
+        Image.fromarray(grid.numpy()).save(temporary, "PNG")
+        temporary.rename(file)
 
     def flush(self) -> None:
         """Make what was written so far readable and durable; belongs before a checkpoint is published."""
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
-        self._board.flush()
+        for lines in (self._steps, self._validations, self._speeds):
+            lines.sync()
+        for board in self._boards:
+            board.flush()
 
     def close(self) -> None:
         """Flush and close everything."""
-        self.flush()
-        self._lines.close()
-        self._board.close()
-
-
-def memory_gb() -> float:
-    """Most memory that rank 0 held: of the GPU if there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        for lines in (self._steps, self._validations, self._speeds):
+            lines.close()
+        for board in self._boards:
+            board.close()
 
 
 def spell(seconds: float) -> str:

@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-STREAMS = {"train": 0, "sample": 1, "step": 2}
-Stream = Literal["train", "sample", "step"]
+STREAMS = {"train": 0, "sample": 1, "step": 2, "validate": 3}
+Stream = Literal["train", "sample", "step", "validate"]
 
 
 def generator(seed: int, step: int, row: int, stream: Stream = "train") -> np.random.Generator:
@@ -32,6 +32,19 @@ def normal(seed: int, step: int, rows: Sequence[int], shape: tuple[int, ...], st
     noise = np.empty((len(rows), *shape), np.float32)
     for out, row in zip(noise, rows, strict=True):
         generator(seed, step, row, stream).standard_normal(out=out, dtype=np.float32)
+    return noise
+
+
+def fixed_normal(
+    places: Sequence[int] | NDArray[np.int64],
+    rows: Sequence[int] | NDArray[np.int64],
+    shape: tuple[int, ...],
+) -> NDArray[np.float32]:
+    """Standard normal noise [len(rows), *shape] in fp32 that is the same in every training: of the row at each place
+    among the samples of a validation."""
+    noise = np.empty((len(rows), *shape), np.float32)
+    for out, place, row in zip(noise, places, rows, strict=True):
+        generator(0, int(place), int(row), "validate").standard_normal(out=out, dtype=np.float32)
     return noise
 
 

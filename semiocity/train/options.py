@@ -156,6 +156,20 @@ class HangOptions(Strict):
     """How often a training asks to come back after a hang; on a cluster `retries.hung` has a say, too."""
 
 
+class WandbOptions(Strict):
+    """Curves and pictures for Weights & Biases, too. Its key comes from the environment alone (WANDB_API_KEY)."""
+
+    project: str = Field("semiocity", min_length=1)
+    entity: str | None = None
+    """Team or user; by default the key's own."""
+    mode: Literal["offline", "online"] = "offline"
+    """`offline` writes into the run folder, for `wandb sync` on a login node; `online` needs the internet on compute
+    nodes."""
+    tags: tuple[str, ...] = ()
+    pictures: bool = True
+    """Whether image grids are sent, too."""
+
+
 class TrainJob(Job):
     """A training."""
 
@@ -187,8 +201,19 @@ class TrainJob(Job):
     """Rows of a grid."""
     sample_split: str | None = None
     """Split that grids take their rows from; the training's by default."""
+    validate_every: int = Field(0, ge=0)
+    """Steps between validation losses, one before the first step included; 0 makes none."""
+    validate_split: str = "val"
+    """Split whose rows the validation takes; it must not be trained on."""
+    validate_samples: int = Field(64, ge=1)
+    """Samples of a validation: rows spread over the split, with times spread evenly. Where the split has fewer rows,
+    they come again with other noise."""
+    validate_batch: int = Field(4, ge=1)
+    """Samples that a rank computes at a time. The loss does not depend on the ranks, but on this by rounding."""
     log_every: int = Field(50, ge=1)
     """Steps between lines in the log and points in TensorBoard."""
+    wandb: WandbOptions | None = None
+    """Weights & Biases beside TensorBoard."""
     bad_steps: int = Field(5, ge=1)
     """Steps in a row without a finite loss and gradient after which the run goes back to the last good checkpoint,
     once; the second time it fails."""
@@ -231,6 +256,19 @@ class TrainJob(Job):
             raise ValueError(
                 f"keep_every is {self.keep_every}, no multiple of checkpoint_every = {self.checkpoint_every}, so there "
                 f"would be no checkpoint to keep; {near} would do"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _validation_is_held_out(self) -> TrainJob:
+        if self.validate_every and self.validate_split == self.data.split:
+            raise ValueError(
+                f"validate_split: {self.validate_split!r} is the split that is trained on (data.split); name another"
+            )
+        if self.validate_every and not self.data.split:
+            raise ValueError(
+                "validate_every: data.split is empty, so every row is trained on and none is held out; name a split to "
+                "train on, or set validate_every = 0"
             )
         return self
 
@@ -311,6 +349,11 @@ FREE = {
     "sample_every",
     "sample_images",
     "sample_split",
+    "validate_batch",
+    "validate_every",
+    "validate_samples",
+    "validate_split",
+    "wandb",
     "zero.stage",
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from make_images import dice, jpeg, pack_folder, write_files
 
-from semiocity.data.aspects import AspectBuckets, bucket_ids
+from semiocity.data.aspects import AspectBuckets, bucket_ids, buckets_of_rows, first_of_bucket
 from semiocity.data.buckets import BucketOptions
 from semiocity.data.columns import Dataset
 
@@ -56,6 +56,15 @@ def test_buckets_of_a_packed_view(tmp_path: Path) -> None:
             meta = next(row["meta"] for row in rows.values() if row["key"] == key)
             assert (meta["width"] > meta["height"]) == (sizes[bucket][0] > sizes[bucket][1])
         start += size
+
+    # Of single rows, wherever they are, and the first ones of a bucket.
+    every = [i for shard in range(len(view.shard_sizes)) for i in made.buckets_of(shard).tolist()]
+    some = [19, 0, 7, 7, 12]
+    assert buckets_of_rows(view, some, sizes) == [every[row] for row in some]
+    for bucket, rows_there in enumerate([7, 6, 7]):
+        first = first_of_bucket(view, bucket, sizes, 4)
+        assert first == [row for row, i in enumerate(every) if i == bucket][:4]
+        assert len(first_of_bucket(view, bucket, sizes, 100)) == rows_there
 
     # Counted once: the second time nothing but the file is read, and a damaged file counts for nothing.
     (file,) = (tmp_path / "out" / "buckets").iterdir()

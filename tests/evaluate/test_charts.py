@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from semiocity.evaluate.charts import POINTS, Mark, class_bars, line_chart, scale
+from semiocity.evaluate.charts import POINTS, Mark, Series, class_bars, line_chart, lines_chart, scale
 
 
 def _points(chart: str) -> list[list[tuple[float, float]]]:
@@ -41,6 +41,28 @@ def test_awkward_ranges_are_drawn(values: list[float]) -> None:
         chart = line_chart(range(len(values)), values, title="t", log=log)
         assert "nan" not in chart
         assert all(0 <= y <= 200 for line in _points(chart) for _, y in line)
+
+
+def test_curves_of_several_runs_share_their_axes() -> None:
+    short, long = Series("s0", [0, 10], [1.0, 1.0]), Series("s1 dashed", [0, 100], [2.0, 4.0])
+    chart = lines_chart([short, Series("s2", [], []), long], title="t")
+    assert re.findall(r'class="curve ([^"]*)"', chart) == ["s0", "s2", "s1 dashed"]
+    (ended, _), (_, _), (whole, _) = (points[-1] if points else (0, 0) for points in _all_points(chart))
+    assert ended < 100 and whole == 550
+    assert lines_chart([Series("s0", [], [])], title="t") == ""
+    assert "<circle" in lines_chart([Series("s0", [3], [1.0])], title="t"), "a single point is seen"
+
+
+def test_labels_can_be_told_apart() -> None:
+    chart = lines_chart([Series("s0", [2, 6], [27.41, 27.52])], title="t", from_zero=False)
+    labels = re.findall(r'class="tick end">([^<]*)<', chart)
+    assert len(set(labels)) == len(labels) and "27.45" in chart
+    assert re.findall(r'class="tick middle">([^<]*)<', chart) == ["2", "3", "4", "5"], "steps are whole"
+
+
+def _all_points(chart: str) -> list[list[tuple[float, float]]]:
+    lines = re.findall(r'points="([^"]*)"', chart)
+    return [[(float(p.split(",")[0]), float(p.split(",")[1])) for p in line.split()] for line in lines]
 
 
 def test_names_are_escaped() -> None:

@@ -120,6 +120,8 @@ def told(packed: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory)
     lines[500]["loss"] = "nan"
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run / "metrics.jsonl").write_text(text + '{"step": 2001, "lo')
+    held_out = [{"step": i, "loss": (2 / i).hex()} for i in (500, 1000)]
+    (run / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in held_out))
     (run / "progress.json").write_text(json.dumps({"state": "done", "step": 2000, "steps": 2000}))
     for number, kind in enumerate(ATTEMPTS, start=1):
         folder = run / "attempts" / f"{number:04d}"
@@ -145,11 +147,11 @@ def test_page_shows_everything(told: tuple[Path, Path]) -> None:
     scores = json.loads((run / "scores.json").read_text())
     assert f"{scores['miou']['value']:.1%}" in page.text
     assert f"{scores['frechet']['value']:.3g}" in page.text
-    for name in ("sky", "road", "person", "Loss", "Learning rate", "caption", "mask"):
+    for name in ("sky", "road", "person", "Loss", "Validation loss", "Learning rate", "caption", "mask"):
         assert name in page.text
     for digest in (scores["samples"], scores["dataset"]["digest"], "revision 0123456789"):
         assert digest in page.text
-    assert len([tag for tag, attributes in page.tags if tag == "polyline"]) == 3, "loss, its running mean, rate"
+    assert len([tag for tag, attributes in page.tags if tag == "polyline"]) == 4, "loss, its mean, validation, rate"
 
 
 def test_pictures_of_the_page_are_those_of_the_run(told: tuple[Path, Path]) -> None:

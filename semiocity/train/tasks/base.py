@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from semiocity.data.loader import Arrays, Room
@@ -110,11 +112,29 @@ class Task(ABC):
         device. `semiocity fit` runs `loss` on them, where nothing has contents."""
         raise UserError(f"task {self.job.task} does not say the shapes of its batches (Task.example): fit cannot work")
 
+    def collate_fixed(self, batch: Batch, decoded: Sequence[Arrays], shares: NDArray[np.float64]) -> Tensors:
+        """As `collate`, for the validation loss: nothing is mirrored or dropped, times are at the quantiles `shares`
+        [b] of their distribution, and noise is keyed by place and row alone. Without, it is `collate` at step 0, whose
+        times are drawn and whose noise depends on the job's seed."""
+        return self.collate(batch, decoded)
+
     # -- training -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def loss(self, phase: str, modules: Modules, batch: Tensors, step: int) -> Loss:
         """The loss of a phase. `modules` holds those of all phases and `frozen`; only the phase's own are trained."""
+
+    def validate(self, phase: str, modules: Modules, batch: Tensors) -> Mapping[str, tuple[Tensor, Tensor | float]]:
+        """What the validation shows of a phase, as `Loss.shown`; nothing for phases whose loss says nothing. Called
+        under no_grad, in eval mode, with the averaged weights, on what `collate_fixed` makes. A task whose loss takes
+        gradients of its own (a penalty) gives something else here."""
+        return self.loss(phase, modules, batch, 0).shown
+
+    def flops(self, height: int, width: int) -> float | None:
+        """FLOPs of a step for one sample of this size: forward and backward passes of what is trained, the mean over
+        steps where phases do not run at each. Neither what is computed again to save memory nor frozen encoders count.
+        None where nobody has worked it out; then no TFLOP/s and no MFU are shown."""
+        return None
 
     # -- results ------------------------------------------------------------------------------------------------------
 

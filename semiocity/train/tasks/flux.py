@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from semiocity.data.decode import decode_cropped
@@ -21,6 +22,7 @@ from semiocity.data.loader import Arrays, Room, empty, stack, to_bytes, to_unit
 from semiocity.data.order import Batch
 from semiocity.errors import UserError
 from semiocity.models import flux, flux_cost
+from semiocity.models.flux_step_cost import step_flops
 from semiocity.stages import flux_parts, weights
 from semiocity.stages.base import BadRow
 from semiocity.stages.latent_vae import load_vae, posterior, read_payload
@@ -35,7 +37,7 @@ from semiocity.stages.text_encoders import (
     load_encoder,
     read_stored,
 )
-from semiocity.train.noise import generator
+from semiocity.train.noise import fixed_normal, generator
 from semiocity.train.options import TrainJob
 from semiocity.train.tasks.base import DatasetFacts, Loss, Modules, Task, Tensors
 from semiocity.train.tasks.flux_options import FluxOptions
@@ -181,10 +183,7 @@ class FluxTask(Task):
     def collate(self, batch: Batch, decoded: Sequence[Arrays]) -> Tensors:
         """What `decode` gave, stacked, with `weight` [b], `share` [b] (quantile of the time), `drop` [b], `row` [b],
         `noise` [b, c, h, w], and for drawn latents `draw` of the same shape. Latents are picked and scaled here."""
-        first = next(decoded[0][name] for name in ("image", "moments", "mean") if name in decoded[0])
-        sides = first.shape[:2] if self.fly_latents else first.shape[-2:]
-        height, width = (side // self.factor for side in sides) if self.fly_latents else sides
-        shape = (len(batch.rows), self.channels, height, width)
+        shape = (len(batch.rows), *self._latent_shape(decoded[0]))
         draws = np.empty((len(batch.rows), 3))
         noise = empty(decoded, shape, np.float32)
         drawn = np.empty(shape, np.float32) if "mean" not in decoded[0] else None
@@ -218,6 +217,30 @@ class FluxTask(Task):
             "noise": torch.from_numpy(noise),
         }
 
+    def collate_fixed(self, batch: Batch, decoded: Sequence[Arrays], shares: NDArray[np.float64]) -> Tensors:
+        """As `collate`, with every prompt."""
+        shape, count = self._latent_shape(decoded[0]), len(batch.rows)
+        tensors = {name: stack(decoded, name) for name in decoded[0]}
+        if not self.fly_latents:
+            tensors |= self._pick(tensors, torch.zeros(count, dtype=torch.bool))
+        noise = fixed_normal(batch.places, batch.rows, (2, *shape))
+        if "mean" not in decoded[0]:
+            tensors["draw"] = torch.from_numpy(noise[:, 1].copy())
+        return tensors | {
+            "weight": torch.from_numpy(batch.weights),
+            "share": torch.from_numpy(shares),
+            "drop": torch.zeros(count, dtype=torch.bool),
+            "row": torch.from_numpy(np.asarray(batch.rows, np.int64)),
+            "noise": torch.from_numpy(noise[:, 0].copy()),
+        }
+
+    def _latent_shape(self, arrays: Arrays) -> tuple[int, int, int]:
+        """Channels, height and width of a row's latent."""
+        first = next(arrays[name] for name in ("image", "moments", "mean") if name in arrays)
+        if self.fly_latents:
+            return self.channels, first.shape[0] // self.factor, first.shape[1] // self.factor
+        return self.channels, first.shape[-2], first.shape[-1]
+
     def _pick(self, tensors: Tensors, mirrored: Tensor) -> Tensors:
         """The variant of each row's latent, [b, c or 2c, h, w]."""
         name = "mean" if "mean" in tensors else "moments"
@@ -247,6 +270,15 @@ class FluxTask(Task):
             inside = quarter == i
             shown[f"loss_by_t/quarter_{i + 1}"] = ((terms.detach() * inside).sum(), inside.sum())
         return Loss(terms.mean(), shown)
+
+    def flops(self, height: int, width: int) -> float:
+        """Of the transformer."""
+        tokens = (height // (flux.PATCH * self.factor)) * (width // (flux.PATCH * self.factor))
+        return step_flops(self.config, tokens, self.options.text_tokens, **self._trained())
+
+    @abstractmethod
+    def _trained(self) -> dict[str, Any]:
+        """What of the transformer takes gradients, as `step_flops` wants it said."""
 
     def _mu(self, latent: Tensor) -> float:
         if self.options.shift is not None:

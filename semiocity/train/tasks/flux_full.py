@@ -44,6 +44,9 @@ class FluxFullTask(FluxTask):
         name = parameter.removeprefix(f"{TRANSFORMER}.")
         return flux_names.block_of(name), self.options.factor(name)
 
+    def _trained(self) -> dict[str, Any]:
+        return {"trained": self.options.trained()}
+
     def notes(self, rows: int) -> list[str]:
         trained, total = flux_names.count(self.config, self.options.trained()), flux_names.count(self.config)
         return [f"trains {trained:,} of {total:,} parameters of the transformer", *super().notes(rows)]

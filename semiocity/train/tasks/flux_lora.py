@@ -65,6 +65,9 @@ class FluxLoraTask(FluxTask):
             parameter.requires_grad_(".lora_" in name)
         return model
 
+    def _trained(self) -> dict[str, Any]:
+        return {"adapters": self.options.layers(), "rank": self.options.rank}
+
     def notes(self, rows: int) -> list[str]:
         shapes, layers = flux_names.linear_layers(self.config), self.options.layers()
         trained = sum(sum(shapes[name]) * self.options.rank for name in layers)

@@ -19,9 +19,10 @@ from semiocity.data.loader import Arrays, Room, empty, stack, to_bytes, to_unit
 from semiocity.data.order import Batch
 from semiocity.errors import UserError
 from semiocity.files import read_json, write_json
+from semiocity.models import sdm_cost
 from semiocity.models.diffusion import Diffusion, DiffusionConfig, sample_ddim
 from semiocity.models.sdm import SDM, SDMConfig
-from semiocity.train.noise import generator, normal
+from semiocity.train.noise import fixed_normal, generator, normal
 from semiocity.train.options import TrainJob
 from semiocity.train.tasks.base import DatasetFacts, Loss, Modules, Phase, Task, Tensors
 from semiocity.train.tasks.sdm_options import SDMOptions
@@ -92,6 +93,20 @@ class SDMTask(Task):
         tensors["drop"] = torch.from_numpy(draws[:, 1] < self.options.label_dropout)
         tensors["noise"] = torch.from_numpy(noise)
         return tensors
+
+    def collate_fixed(self, batch: Batch, decoded: Sequence[Arrays], shares: NDArray[np.float64]) -> Tensors:
+        """As `collate`, with layouts for all."""
+        shape = (3, *decoded[0]["image"].shape[:2])
+        return {
+            **{name: stack(decoded, name) for name in decoded[0]},
+            "weight": torch.from_numpy(batch.weights),
+            "t": torch.from_numpy((shares * self.options.timesteps).astype(np.int64)),
+            "drop": torch.zeros(len(shares), dtype=torch.bool),
+            "noise": torch.from_numpy(fixed_normal(batch.places, batch.rows, shape)),
+        }
+
+    def flops(self, height: int, width: int) -> float:
+        return sdm_cost.training_flops(self.config, height, width)
 
     def example(self, samples: int, height: int, width: int) -> Tensors:
         """As `collate`."""

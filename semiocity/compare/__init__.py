@@ -1,0 +1,1 @@
+"""Comparing trainings: `semiocity compare`. See docs/compare.md."""
