@@ -21,6 +21,7 @@ from semiocity.errors import UserError
 from semiocity.files import read_json
 from semiocity.launch import container
 from semiocity.launch.jobs import Work, image_of
+from semiocity.train.optimizer_options import KINDS
 
 if TYPE_CHECKING:
     from semiocity.train.options import TrainJob
@@ -49,7 +50,8 @@ def states(phase: Mapping[str, Any], ranks: int, accumulation: int) -> dict[str,
     n, width = phase["parameters"], 2 if phase["precision"] == "bf16" else 4
     stage, share = phase["stage"], n / (ranks if phase["stage"] else 1)
     bucket = min(BUCKET, n) * width
-    held = {"weights": n * width, "moments": 8.0 * share, "average": 4.0 * share if phase["ema"] else 0.0}
+    moments = KINDS[phase.get("optimizer", "adamw")].state_bytes * share
+    held = {"weights": n * width, "moments": moments, "average": 4.0 * share if phase["ema"] else 0.0}
     match stage, phase["precision"]:
         case 0, _:
             pass  # gradients are part of the pass
@@ -65,7 +67,24 @@ def states(phase: Mapping[str, Any], ranks: int, accumulation: int) -> dict[str,
             gathered = min(n - phase["small"], LIVE_PARAMETERS) * width
             held |= {"master": 4 * share, "gradients": 2 * bucket + 4 * share, "gathered": gathered}
     held["other"] = phase["untrained"]
+    if phase.get("optimizer") == "adamw_bf16":  # the weights are the master weights
+        held["master"] = 0
+    if phase.get("offload", "none") != "none":
+        # What is left of the gradients is the bucket, and one parameter's on its way to the host.
+        held |= {"master": 0, "moments": 0, "average": 0, "gradients": 2 * bucket + phase["largest"] * width}
+        if phase["offload"] == "parameters":
+            held["weights"] = phase["small"] * width
     return held
+
+
+def offloaded(phase: Mapping[str, Any], ranks: int) -> float:
+    """Bytes that a phase keeps in a rank's part of the host's memory: fp32 master weights, moments, gradients and
+    average, a copy of the new weights on their way back, and with "parameters" the weights themselves."""
+    if phase.get("offload", "none") == "none":
+        return 0.0
+    width = 2 if phase["precision"] == "bf16" else 4
+    each = 4 + 8 + 4 + width + (4 if phase["ema"] else 0) + (width if phase["offload"] == "parameters" else 0)
+    return float(each * phase["parameters"] / ranks)
 
 
 def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: str) -> dict[str, float]:
@@ -76,6 +95,8 @@ def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: 
         for name, value in states(phase, ranks, accumulation).items():
             parts[name] = parts.get(name, 0) + value
         share = 4 * phase["parameters"] / (ranks if phase["stage"] else 1)
+        if phase.get("offload", "none") != "none":
+            share = 0.0  # the host's
         passing = max(passing, phase["peak"])
         # Stage 0: gradients, and their copies while they are summed over the ranks (as measured). Else the gradient of
         # the share, and on CPUs what AdamW computes in between (fused on GPUs).
@@ -144,7 +165,7 @@ def fit(work: Work, cluster: Cluster, gpu_gb: float | None = None, gpu: str | No
         variants["checkpoint"] = {"samples": samples, "model": {"checkpoint": True}}
     found = measure(work, cluster, variants)
     parts = rank_bytes(found["job"], ranks, job.accumulation, device)
-    room = _room(job, cluster, gpu_gb, device)
+    room = room_gb(job, cluster, gpu_gb, device)
     needed = parts["total"] + (GPU_OVERHEAD if device == "cuda" else RANK_OVERHEAD)
     facts: dict[str, Any] = {
         "device": device,
@@ -155,7 +176,7 @@ def fit(work: Work, cluster: Cluster, gpu_gb: float | None = None, gpu: str | No
         "needed_gb": round(needed / 1e9, 2),
         "room_gb": room,
         "fits": None if room is None else needed <= room * 1e9 * (GPU_SHARE if device == "cuda" else 1),
-        "host_gb": round(_host_bytes(found["job"], asked.ranks_per_node) / 1e9, 2),
+        "host_gb": round(host_bytes(found["job"], asked.ranks_per_node, ranks) / 1e9, 2),
         "host_room_gb": asked.mem_gb,
         "host_fits": None,
         "checkpoint_gb": round(checkpoint_bytes(found["job"]) / 1e9, 2),
@@ -168,17 +189,19 @@ def fit(work: Work, cluster: Cluster, gpu_gb: float | None = None, gpu: str | No
     return facts
 
 
-def _room(job: TrainJob, cluster: Cluster, gpu_gb: float | None, device: str) -> float | None:
+def room_gb(job: TrainJob, cluster: Cluster, gpu_gb: float | None, device: str) -> float | None:
     """Memory of a rank in GB; None when nobody said."""
     if device == "cuda":
         return gpu_gb or cluster.gpu_gb
     return job.resources.mem_gb / job.resources.ranks_per_node if job.resources.mem_gb else None
 
 
-def _host_bytes(found: Mapping[str, Any], ranks_per_node: int) -> float:
-    """Main memory of a node when a GPU training starts: every rank makes the model in fp32 before it moves."""
+def host_bytes(found: Mapping[str, Any], ranks_per_node: int, ranks: int) -> float:
+    """Main memory of a node: when a GPU training starts, every rank makes the model in fp32 before it moves; later it
+    keeps what is offloaded."""
     weights = sum(4 * phase["parameters"] for phase in found["phases"])
-    return float(ranks_per_node * (weights + found["frozen"] + RANK_OVERHEAD))
+    kept = sum(offloaded(phase, ranks) for phase in found["phases"])
+    return float(ranks_per_node * (max(weights + found["frozen"], kept) + RANK_OVERHEAD))
 
 
 def checkpoint_bytes(found: Mapping[str, Any]) -> float:
@@ -246,7 +269,7 @@ NAMES = {
     "weights": "weights",
     "gathered": "weights gathered from other ranks",
     "master": "master weights, fp32",
-    "moments": "AdamW's moments, fp32",
+    "moments": "optimizer state",
     "average": "moving average, fp32",
     "gradients": "gradients and their buffer",
     "pass": "activations at their highest",

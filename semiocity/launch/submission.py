@@ -23,6 +23,7 @@ from semiocity.launch import (
     facts,
     identity,
     lock,
+    memory,
     notices,
     scheduler,
     sharing,
@@ -55,6 +56,9 @@ def submit(
     the tasks to their end and raises UserError naming the first failure. `replace` lets the run's name stand for other
     arguments from now on; `code` is a snapshot of this package to run instead of this package.
     """
+    work, chosen = memory.settle(work, cluster)
+    for line in chosen:
+        print(line, file=sys.stderr if dry_run else sys.stdout)
     image = image_of(work.image, cluster)
     if cluster.executor == "local" and work.resources.nodes > 1:
         raise UserError(

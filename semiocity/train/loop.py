@@ -23,14 +23,14 @@ from semiocity import ranks
 from semiocity.data.loader import Slice
 from semiocity.errors import UserError
 from semiocity.files import digest, fsync_folder, make_durable, write_json
-from semiocity.train import zero
+from semiocity.train import compiling, schedule, zero
 from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.checkpoint import Checkpoints
 from semiocity.train.ema import Ema
 from semiocity.train.feed import Feed
 from semiocity.train.metrics import Metrics
 from semiocity.train.noise import torch_seed
-from semiocity.train.options import OptimizerOptions, TrainJob, check_batch, identity, is_done, load
+from semiocity.train.options import TrainJob, check_batch, identity, is_done, load
 from semiocity.train.tasks import TASKS
 from semiocity.train.tasks.base import DatasetFacts, Task, Tensors
 from semiocity.train.watchdog import Watchdog
@@ -51,6 +51,8 @@ def run(job: TrainJob, run: Path, dataset: Path, world: World, stop: Callable[[]
     except ValueError as error:
         raise UserError(str(error)) from None
     settings = identity(job)
+    if job.compile == "blocks":
+        compiling.refuse_without_compiler()
     with zero.session(world, job.resources.cpus_per_rank) as device, Watchdog(world, job.hang) as watchdog:
         if zero.from_first(is_done(run, job)):
             return True
@@ -65,16 +67,6 @@ def run(job: TrainJob, run: Path, dataset: Path, world: World, stop: Callable[[]
             raise
         finally:
             trainer.close()
-
-
-def learning_rate(options: OptimizerOptions, step: int, steps: int) -> float:
-    """Rate of the step that makes `step` done (from 1): linear warm-up, then constant or half a cosine to 0."""
-    if step <= options.warmup_steps:
-        return options.lr * step / options.warmup_steps
-    if options.schedule == "constant":
-        return options.lr
-    share = (step - options.warmup_steps) / max(steps - options.warmup_steps, 1)
-    return options.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 class Trainer:
@@ -112,6 +104,8 @@ class Trainer:
         self.state = {
             "settings": settings,
             "order": self.order.facts,
+            "stage": job.zero.stage,
+            "schedule": schedule.end_of(job.optimizer, job.steps),
             # Large files may be hashed for this: once for all ranks.
             "frozen": zero.from_first(dict(self.task.frozen_digests()) if self.first else None),
         }
@@ -129,6 +123,9 @@ class Trainer:
         self.modules: dict[str, nn.Module] = {name: m for phase in phases for name, m in phase.modules.items()}
         for name, module in self.task.frozen().items():
             self.modules[name] = module.to(self.device).eval().requires_grad_(False)
+        if self.job.compile == "blocks":
+            for phase in phases:
+                compiling.compile_blocks(phase.modules.values())
         self.engines = [
             Engine(
                 phase,
@@ -200,7 +197,7 @@ class Trainer:
         for engine in (e for e in self.engines if part.step % e.phase.every == 0):
             prefix = f"{engine.phase.name}/" if len(self.engines) > 1 else ""
             torch.manual_seed(torch_seed(self.job.seed, part.step, self.world.rank))
-            rate = learning_rate(engine.phase.optimizer, part.step + 1, self.job.steps)
+            rate = schedule.learning_rate(engine.phase.optimizer, part.step + 1, self.job.steps)
             with engine.thawed():
                 for micro in range(self.job.accumulation):
                     piece = {name: tensor[micro * size : (micro + 1) * size] for name, tensor in batch.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 
@@ -17,8 +18,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace) -> int:
-    from semiocity.launch import fit, jobs
+    from semiocity.launch import fit, jobs, memory
 
-    facts = fit.fit(jobs.train(a.job, a.set), jobs.load_cluster(a.cluster), a.gpu_gb, a.gpu)
+    cluster = jobs.load_cluster(a.cluster)
+    if a.gpu_gb:
+        cluster = cluster.model_copy(update={"gpu_gb": a.gpu_gb})
+    work, chosen = memory.settle(jobs.train(a.job, a.set), cluster)
+    for line in chosen:
+        print(line, file=sys.stderr)
+    facts = fit.fit(work, cluster, a.gpu_gb, a.gpu)
     print(json.dumps(facts, indent=1) if a.json else fit.render(facts))
     return 1 if False in (facts["fits"], facts["host_fits"]) else 0
