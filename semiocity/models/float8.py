@@ -2,7 +2,8 @@
 
 A weight w of output o is stored as float8_e4m3fn (Micikevicius et al. 2022, arXiv 2209.05433) of w/s_o, where s_o is
 the power of two that brings the largest |w| of the row to between 224 and 448, float8's largest number. Its error is at
-most 2⁻⁴ of itself, except below 2⁻¹⁵ of the row's largest. Without s_o most weights of a large model would be subnormal.
+most 2⁻⁴ of itself, except below 2⁻¹⁵ of the row's largest. Without s_o most weights of a large model would be
+subnormal.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from semiocity.errors import UserError
 from semiocity.files import adopt, fsync_folder, read_json, write_atomic, write_json
 from semiocity.train import shards, zero
 from semiocity.train.ema import Ema
-from semiocity.train.options import LATER
+from semiocity.train.options import FREE, LATER
 from semiocity.train.schedule import refuse_decayed
 from semiocity.train.zero import Engine, World
 
@@ -141,7 +141,7 @@ class Checkpoints:
 def refuse_other(folder: Path, saved: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """UserError that names the first setting in which the checkpoint differs from this run."""
     then, now = saved["settings"], state["settings"]
-    for key in sorted(then.keys() | now.keys()):
+    for key in sorted((then.keys() | now.keys()) - FREE):
         was, is_now = (settings.get(key, LATER.get(key)) for settings in (then, now))
         if was != is_now:
             raise UserError(

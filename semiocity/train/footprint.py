@@ -93,8 +93,8 @@ def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any
     """The phases of `job` with `samples` at a time on a rank, in the largest of the job's sizes.
 
     Returns {"phases": [{"name", "stage", "precision", "offload", "optimizer", "ema", "every", "parameters", "small"
-    (parameters of tensors with at most 100,000 elements), "largest" (elements of the largest tensor), "untrained" (bytes
-    of what else the modules hold), "peak" (bytes beyond the weights in a pass), "flops" (of one sample, recomputed ones
+    (parameters of tensors with at most 100,000 elements), "largest" (elements of the largest tensor), "untrained"
+    (bytes of what else the modules hold), "peak" (bytes beyond the weights in a pass), "flops" (of one sample, recomputed ones
     too)}], "frozen" (bytes of modules that are never trained), "batch" (bytes of the input)}.
     """
     # Torch notes at the first such context which functions make tensors. accelerate replaces them for a while when it

@@ -295,6 +295,7 @@ FREE = {
     "image",
     "keep_last",
     "log_every",
+    "model.checkpoint",
     # Where weights lie; what they are is in the checkpoint, by digest.
     "model.pretrained",
     "model.export_frozen",

@@ -66,9 +66,10 @@ def facts(peak: float) -> dict[str, Any]:
     [
         (141, (2, "none", False)),
         (96, (2, "none", True)),
-        (80, (3, "none", True)),
+        (60, (3, "none", True)),
         (40, (2, "optimizer", True)),
-        (24, (3, "parameters", True)),
+        (24, (3, "optimizer", True)),
+        (14, (3, "parameters", True)),
     ],
 )
 @pytest.mark.usefixtures("large")
@@ -84,7 +85,7 @@ def test_the_fastest_that_fits_is_chosen(gpu_gb: float, expected: tuple[Any, ...
 
 @pytest.mark.usefixtures("large")
 def test_only_what_says_auto_is_chosen() -> None:
-    settled, said = memory.settle(work(zero={"stage": "auto"}), Cluster(gpu_gb=80))
+    settled, said = memory.settle(work(zero={"stage": "auto"}), Cluster(gpu_gb=60))
     assert TrainJob.model_validate(settled.job).zero.stage == 3
     assert "zero.offload" not in " ".join(said)
     with pytest.raises(
