@@ -37,17 +37,15 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of a measurement: as many parameters as Flux, with activations of 50 GB, or 8 when recomputed."""
 
     def measure(work: Work, cluster: Cluster, variants: dict[str, Any]) -> dict[str, Any]:
-        return {name: facts(50e9 if name in ("False", "0") else 8e9) for name in variants}
+        return {name: facts(50e9 if name in ("False", "0") else 8e9, work.job["zero"]) for name in variants}
 
     monkeypatch.setattr(fit, "measure", measure)
 
 
-def facts(peak: float) -> dict[str, Any]:
+def facts(peak: float, zero: dict[str, Any]) -> dict[str, Any]:
     phase = {
+        **zero,
         "name": "x",
-        "stage": 2,
-        "precision": "bf16",
-        "offload": "none",
         "optimizer": "adamw",
         "ema": True,
         "every": 1,
@@ -136,7 +134,7 @@ def test_flux_is_measured_without_its_weights(tmp_path: Path) -> None:
     no_facts = DatasetFacts("x", "", (), (), None)
     trained = {}
     for task, own in (("flux-full", {}), ("flux-lora", {"rank": 4, "latents": "fly", "texts": "fly"})):
-        base = {"dataset": "data/x", "task": task, "steps": 10, "global_batch": 2, "data": {"size": 32}}
+        base = {"dataset": "data/x", "task": task, "steps": 10, "global_batch": 2, "data": {"size": 256}}
         for recompute in (0, "all"):
             options = {"pretrained": str(model), "text_tokens": 16, "recompute": recompute, **own}
             job = check({**base, "model": options}, TrainJob, "job.toml")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, CLIPTextModel, T5EncoderModel
 
 from semiocity.stages import flux_parts
@@ -27,19 +27,19 @@ def wanted() -> bool:
 def transformer(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """The transformer that `config` describes."""
     maker: Any = FluxTransformer2DModel
-    return maker.from_config(dict(config)).to(dtype)
+    return nn.Module.to(maker.from_config(dict(config)), dtype)
 
 
 def vae(folder: Path, dtype: torch.dtype) -> Any:
     """The VAE of a pipeline."""
     maker: Any = AutoencoderKL
-    return maker.from_config(flux_parts.config(folder, "vae", "model.pretrained")).to(dtype)
+    return nn.Module.to(maker.from_config(flux_parts.config(folder, "vae", "model.pretrained")), dtype)
 
 
 def encoder(folder: Path, part: str, dtype: torch.dtype) -> Any:
     """A text encoder of a pipeline."""
     maker: Any = CLIPTextModel if part == CLIP else T5EncoderModel
-    return maker(AutoConfig.from_pretrained(folder / part, local_files_only=True)).to(dtype)
+    return nn.Module.to(maker(AutoConfig.from_pretrained(folder / part, local_files_only=True)), dtype)
 
 
 def example(task: FluxTask, samples: int, height: int, width: int) -> dict[str, Tensor]:
