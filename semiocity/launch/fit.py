@@ -239,13 +239,24 @@ def _suggestions(job: TrainJob, found: Mapping[str, Any], ranks: int, device: st
     overhead = GPU_OVERHEAD if device == "cuda" else RANK_OVERHEAD
     before = rank_bytes(found["job"], ranks, job.accumulation, device)["total"]
     tried: list[tuple[str, dict[str, Any], int, str]] = []
-    for stage in range(job.zero.stage + 1, 4):
-        with_stage = {**found["job"], "phases": [{**p, "stage": stage} for p in found["job"]["phases"]]}
+    kind = KINDS[job.optimizer.kind]
+    for stage in (s for s in kind.stages if s > job.zero.stage):
+        with_stage = _with(found["job"], stage=stage)
         price = "same speed, nearly" if stage < 3 else "weights are gathered for each layer"
         if ranks > 1 and not (stage < 3 and job.zero.stage == 0 and ranks == 1):
             tried.append((f"zero.stage={stage}", with_stage, job.accumulation, price))
     if job.zero.precision == "fp32" and job.zero.stage and device == "cuda":
         tried.append(('zero.precision="bf16"', _as_bf16(found["job"]), job.accumulation, "faster on GPUs"))
+    if job.optimizer.kind == "adamw":
+        less = {"adamw_8bit": "moments rounded to 8 bits", "adamw_bf16": "weights and moments rounded to bf16"}
+        for name, price in less.items():
+            if job.zero.stage in KINDS[name].stages and (name == "adamw_8bit" or job.zero.precision == "bf16"):
+                setting = f'optimizer.kind="{name}"'
+                tried.append((setting, _with(found["job"], optimizer=name), job.accumulation, price))
+        sums = job.zero.stage == 2 and job.zero.precision == "bf16" and job.accumulation > 1
+        if job.zero.stage >= 2 and job.zero.offload == "none" and device == "cuda" and not sums:
+            there = _with(found["job"], offload="optimizer")
+            tried.append(('zero.offload="optimizer"', there, job.accumulation, "the host moves the weights"))
     if "half" in found:
         tried.append(
             (f"accumulation={job.accumulation * 2}", found["half"], job.accumulation * 2, "same samples a step")
@@ -258,6 +269,10 @@ def _suggestions(job: TrainJob, found: Mapping[str, Any], ranks: int, device: st
         if total < before * 0.98:
             made.append({"set": setting, "needed_gb": round((total + overhead) / 1e9, 2), "price": price})
     return made
+
+
+def _with(found: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**found, "phases": [{**phase, **changes} for phase in found["phases"]]}
 
 
 def _as_bf16(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,27 +3,28 @@ holds the list against diffusers'."""
 
 from __future__ import annotations
 
-PACKAGES = {
+MODULES = {
     "native": "",
     "_native_cudnn": "",
     "_native_efficient": "",
     "_native_flash": "",
     "_native_math": "",
     "flex": "",
-    "flash": "flash-attn",
-    "flash_varlen": "flash-attn",
-    "_flash_3": "flash-attn-3",
-    "_flash_varlen_3": "flash-attn-3",
+    "flash": "flash_attn",
+    "flash_varlen": "flash_attn",
+    "_flash_3": "flash_attn_interface",
+    "_flash_varlen_3": "flash_attn_interface",
     "xformers": "xformers",
 }
-"""Backend -> the package it needs beside torch."""
+"""Backend -> the module it needs beside torch."""
+ON_CPU = ("native", "_native_math", "_native_flash", "flex")
 
 
 def check(name: str) -> None:
     """ValueError for a backend that is unknown or cannot train."""
-    if name in PACKAGES:
+    if name in MODULES:
         return
-    known = ", ".join(PACKAGES)
+    known = ", ".join(MODULES)
     if "sage" in name:
         raise ValueError(f"{name!r} has no backward pass, so it cannot train; there are: {known}")
     if name.endswith("_hub"):

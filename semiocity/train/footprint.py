@@ -94,8 +94,8 @@ def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any
 
     Returns {"phases": [{"name", "stage", "precision", "offload", "optimizer", "ema", "every", "parameters", "small"
     (parameters of tensors with at most 100,000 elements), "largest" (elements of the largest tensor), "untrained"
-    (bytes of what else the modules hold), "peak" (bytes beyond the weights in a pass), "flops" (of one sample, recomputed ones
-    too)}], "frozen" (bytes of modules that are never trained), "batch" (bytes of the input)}.
+    (bytes of what else the modules hold), "peak" (bytes beyond the weights in a pass), "flops" (of one sample,
+    recomputed ones too)}], "frozen" (bytes of modules that are never trained), "batch" (bytes of the input)}.
     """
     # Torch notes at the first such context which functions make tensors. accelerate replaces them for a while when it
     # loads a model; if the first context fell into that while, the real ones would be left out for good.

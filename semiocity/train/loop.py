@@ -23,7 +23,7 @@ from semiocity import ranks
 from semiocity.data.loader import Slice
 from semiocity.errors import UserError
 from semiocity.files import digest, fsync_folder, make_durable, write_json
-from semiocity.train import compiling, schedule, zero
+from semiocity.train import compiling, optimizers, schedule, zero
 from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.checkpoint import Checkpoints
 from semiocity.train.ema import Ema
@@ -53,6 +53,8 @@ def run(job: TrainJob, run: Path, dataset: Path, world: World, stop: Callable[[]
     settings = identity(job)
     if job.compile == "blocks":
         compiling.refuse_without_compiler()
+    if job.optimizer.kind == "adamw_8bit":
+        optimizers.eight_bit()
     with zero.session(world, job.resources.cpus_per_rank) as device, Watchdog(world, job.hang) as watchdog:
         if zero.from_first(is_done(run, job)):
             return True

@@ -30,7 +30,7 @@ def make(
             fused = device.type == "cuda" or zero.offload != "none" or None
             return torch.optim.AdamW(groups, **shared, **betas, fused=fused)
         case "adamw_8bit":
-            return _eight_bit()(groups, **shared, **betas)
+            return eight_bit()(groups, **shared, **betas)
         case "adamw_bf16":
             return AdamWBf16(groups, **shared, **betas)
         case "adafactor":
@@ -39,7 +39,8 @@ def make(
             return Muon(groups, **shared, **betas, momentum=options.momentum)
 
 
-def _eight_bit() -> Any:
+def eight_bit() -> Any:
+    """bitsandbytes' optimizer. Raises UserError when the package is not there."""
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

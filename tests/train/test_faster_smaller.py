@@ -99,8 +99,8 @@ def test_the_frozen_base_halves_and_lora_learns_as_before(
 
 def test_backends_are_diffusers_own() -> None:
     known = {backend.value for backend in AttentionBackendName}
-    assert set(attention_names.PACKAGES) <= known
-    for name in known - set(attention_names.PACKAGES):
+    assert set(attention_names.MODULES) <= known
+    for name in known - set(attention_names.MODULES):
         if name.startswith(("_native", "aiter")) and not name.endswith("_hub"):
             continue  # of other makers' devices
         with pytest.raises(ValueError, match=r"there are: native, _native_cudnn"):
@@ -114,7 +114,7 @@ def test_unknown_and_missing_backends_are_refused(model: Path) -> None:
 
             job_of(Path("data/x"), **flux("flux-lora", model, {"stage": 2}, {"attention": name}))
     with pytest.raises(UserError, match=r'model.attention = "flash" needs a GPU'):
-        attention.choose(nn.Linear(1, 1), "flash")
+        attention.require("flash")
 
 
 def test_another_backend_computes_the_same(ranks: Ranks, model: Path, town: Path, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class FluxTask(Task):
         options = job.options
         assert isinstance(options, FluxOptions)
         self.options = options
+        if not flux_shapes.wanted():
+            attention.require(options.attention)
         self.folder = weights.resolve(options.pretrained)
         self.fly_latents, self.fly_texts = options.latents == "fly", options.texts == "fly"
         self.dtype = torch.bfloat16 if job.zero.precision == "bf16" else torch.float32
