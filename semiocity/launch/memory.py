@@ -89,7 +89,7 @@ def _choose(
     raise UserError(
         f'nothing that "auto" may choose ({", ".join(job.choose)}) fits a {_place(device)} of {room:g} GB; the '
         f"least that a rank would need is {least or 0:.1f} GB. More GPUs, a larger accumulation, "
-        'optimizer.kind = "adamw_bf16", zero.offload with enough resources.mem_gb, or fewer trained parameters would help'
+        'optimizer.kind = "adamw_bf16", zero.offload with enough resources.mem_gb, or training less would help'
     )
 
 

@@ -6,39 +6,67 @@ from typing import Any
 
 import pytest
 import torch
+from engine_ranks import STEPS, come_back
 from safetensors.torch import load_file
-from tiny import STEPS, checkpoint, differing, history, sdm
+from tiny import STEPS as TRAINING_STEPS
+from tiny import checkpoint, differing, gan, history, sdm
 from train_ranks import Ranks, job_of, train
 
 from semiocity.errors import UserError
-from semiocity.train.metrics import read_metrics
 from semiocity.train.muon import Muon, is_for_muon, orthogonal, size_of
 from semiocity.train.optimizer_options import KINDS
 from semiocity.train.optimizers import AdamWBf16, round_stochastically
 
-PAIRS = [
-    (kind, stage, precision)
+CASES = [
+    (kind, stage, precision, "none")
     for kind, facts in KINDS.items()
     for stage in facts.stages
     for precision in ("fp32", "bf16")
     if not (stage == 0 and precision == "bf16") and not (kind == "adamw_bf16" and precision == "fp32")
 ]
-OFFLOADED = [
-    (stage, precision, place) for stage in (2, 3) for precision in ("fp32", "bf16") for place in ("optimizer",)
-]
-OFFLOADED += [(3, "bf16", "parameters")]
+OFFLOADED = [("adamw", stage, precision, "optimizer") for stage in (2, 3) for precision in ("fp32", "bf16")]
+OFFLOADED += [("adamw", 3, precision, "parameters") for precision in ("fp32", "bf16")]
+Case = tuple[str, int, str, str]
 
 
-def settings_for(kind: str, stage: int, precision: str, **more: Any) -> dict[str, Any]:
-    optimizer = {"kind": kind, "lr": 1e-3, "warmup_steps": 2, "schedule": "cosine", "min_lr": 1e-4}
-    return sdm({"stage": stage, "precision": precision}, optimizer=optimizer, **more)
+def comes_back(ranks: Ranks, folder: Path, case: Case, stops: list[int], accumulation: int) -> dict[str, Any]:
+    """Steps of an engine on all ranks, undisturbed and with `stops`; nothing may differ. Returns rank 0's findings."""
+    kind, stage, precision, offload = case
+    print(f"{case}, stopped after {stops}, {accumulation} parts")
+    settings = {"stage": stage, "precision": precision, "offload": offload}
+    results = ranks.call(come_back, {"kind": kind}, settings, accumulation, folder, stops)
+    assert [result["differing"] for result in results] == [[]] * len(results)
+    assert results[0]["losses"][-1] < results[0]["losses"][0]
+    return dict(results[0])
 
 
 # -- going on ---------------------------------------------------------------------------------------------------------
 
 
-def check_goes_on(ranks: Ranks, city: Path, folder: Path, settings: dict[str, Any], stops: list[int]) -> dict[str, Any]:
-    """Train undisturbed, and with stops; nothing may differ. Returns the last checkpoint."""
+def test_every_optimizer_comes_back_bit_by_bit(ranks: Ranks, tmp_path: Path, chance: random.Random) -> None:
+    for kind, facts in KINDS.items():
+        case = chance.choice([case for case in CASES if case[0] == kind])
+        stop = chance.randrange(1, STEPS)
+        found = comes_back(ranks, tmp_path / kind, case, [stop], chance.choice([1, 2]))
+        assert set(found["average"]) == {"torch.float32"}, "an average in bf16 would stand still"
+        if kind in ("adamw", "adamw_bf16"):
+            assert found["bytes"]["master"] == (2 if kind == "adamw_bf16" else 4)
+            assert found["bytes"]["state"] == pytest.approx(facts.state_bytes, rel=0.05)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("case", CASES + OFFLOADED, ids=str)
+def test_every_stage_comes_back_after_three_interruptions(
+    ranks: Ranks, tmp_path: Path, case: Case, chance: random.Random
+) -> None:
+    _, stage, precision, offload = case
+    for accumulation in (1,) if (stage, precision, offload) == (2, "bf16", "optimizer") else (1, 2):
+        stops = sorted(chance.sample(range(1, STEPS), 3))
+        comes_back(ranks, tmp_path / str(accumulation), case, stops, accumulation)
+
+
+def check_goes_on(ranks: Ranks, city: Path, folder: Path, settings: dict[str, Any], stops: list[int]) -> None:
+    """A whole training, undisturbed and with stops; nothing may differ."""
     whole, parts = folder / "whole", folder / "parts"
     assert ranks.call(train, settings, whole, city, 0, 0) == [True, True]
     done = 0
@@ -47,63 +75,43 @@ def check_goes_on(ranks: Ranks, city: Path, folder: Path, settings: dict[str, An
         done = stop
     assert ranks.call(train, settings, parts, city, 0, 0) == [True, True]
     assert [attempt["first_step"] for attempt in history(parts)] == [0, *stops]
-    states = checkpoint(whole)
-    assert differing(states, checkpoint(parts)) == []
+    assert differing(checkpoint(whole), checkpoint(parts)) == []
     assert (whole / "metrics.jsonl").read_text() == (parts / "metrics.jsonl").read_text()
     exports = [load_file(run / "export" / "model.safetensors") for run in (whole, parts)]
     assert differing(*exports) == []
-    return states
 
 
-def test_sampled_pairs_go_on_bit_by_bit(ranks: Ranks, city: Path, tmp_path: Path, chance: random.Random) -> None:
-    pairs = [next(p for p in chance.sample(PAIRS, len(PAIRS)) if p[0] == kind) for kind in KINDS if kind != "adamw"]
-    for i, pair in enumerate(chance.sample(pairs, 2)):
-        stop = chance.randrange(1, STEPS)
-        print(f"{pair}: stopped in step {stop}")
-        check_goes_on(ranks, city, tmp_path / str(i), settings_for(*pair, sample_every=0), [stop])
+def settings_for(kind: str, stage: int, precision: str, offload: str = "none", **more: Any) -> dict[str, Any]:
+    optimizer = {"kind": kind, "lr": 1e-3, "warmup_steps": 2, "schedule": "cosine", "min_lr": 1e-4}
+    zero = {"stage": stage, "precision": precision, "offload": offload}
+    resources = {"ranks_per_node": 2, "mem_gb": 8}
+    return sdm(zero, optimizer=optimizer, resources=resources, accumulation=1, **more)
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
-def test_every_pair_goes_on_after_three_interruptions(
-    ranks: Ranks, city: Path, tmp_path: Path, pair: tuple[str, int, str], chance: random.Random
-) -> None:
-    for i in range(3):
-        stops = sorted(chance.sample(range(1, STEPS), 3))
-        print(f"stopped in steps {stops}")
-        check_goes_on(ranks, city, tmp_path / str(i), settings_for(*pair), stops)
+def test_a_whole_training_goes_on_bit_by_bit(ranks: Ranks, city: Path, tmp_path: Path, chance: random.Random) -> None:
+    case = chance.choice([case for case in CASES + OFFLOADED if case[0] != "adamw" or case in OFFLOADED])
+    stop = chance.randrange(1, TRAINING_STEPS)
+    print(f"{case}: stopped in step {stop}")
+    check_goes_on(ranks, city, tmp_path, settings_for(*case), [stop])
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("case", OFFLOADED, ids=str)
-def test_every_offload_goes_on_after_three_interruptions(
-    ranks: Ranks, city: Path, tmp_path: Path, case: tuple[int, str, str], chance: random.Random
+@pytest.mark.parametrize("case", CASES + OFFLOADED, ids=str)
+def test_every_training_goes_on_after_three_interruptions(
+    ranks: Ranks, city: Path, tmp_path: Path, case: Case, chance: random.Random
 ) -> None:
-    stops = sorted(chance.sample(range(1, STEPS), 3))
+    stops = sorted(chance.sample(range(1, TRAINING_STEPS), 3))
     print(f"stopped in steps {stops}")
-    check_goes_on(ranks, city, tmp_path, offloaded(*case), stops)
+    check_goes_on(ranks, city, tmp_path, settings_for(*case), stops)
 
 
-# -- the host's memory ------------------------------------------------------------------------------------------------
-
-
-def offloaded(stage: int, precision: str, place: str, **more: Any) -> dict[str, Any]:
-    zero = {"stage": stage, "precision": precision, "offload": place}
-    return sdm(zero, accumulation=1, resources={"ranks_per_node": 2, "mem_gb": 8}, **more)
-
-
-def test_offload_moves_the_same_weights(ranks: Ranks, city: Path, tmp_path: Path, chance: random.Random) -> None:
+def test_offload_moves_the_same_weights(ranks: Ranks, tmp_path: Path, chance: random.Random) -> None:
     """Only the kernel of AdamW is another one (torch's fused one for CPUs)."""
-    stage, precision, _place = case = chance.choice([c for c in OFFLOADED if c[1] == "fp32"])
-    print(case)
-    there = check_goes_on(ranks, city, tmp_path, offloaded(*case, sample_every=0), [chance.randrange(1, STEPS)])
-    plain = sdm({"stage": stage, "precision": precision}, accumulation=1, sample_every=0)
-    assert ranks.call(train, plain, tmp_path / "plain", city, 0, 0) == [True, True]
-    here = checkpoint(tmp_path / "plain")
-    assert here.keys() == there.keys()
-    for file, tensors in here.items():
-        assert tensors.keys() == there[file].keys()
-        torch.testing.assert_close(there[file]["0/ema"], tensors["0/ema"], rtol=1e-3, atol=1e-4)
+    case = chance.choice([case for case in OFFLOADED if case[2] == "fp32"])
+    there = comes_back(ranks, tmp_path / "there", case, [2], 1)["weights"]
+    here = comes_back(ranks, tmp_path / "here", (*case[:3], "none"), [2], 1)["weights"]
+    for name, tensor in here.items():
+        torch.testing.assert_close(there[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 # -- the mathematics --------------------------------------------------------------------------------------------------
@@ -161,51 +169,15 @@ def test_muon_is_torchs_and_its_steps_are_orthogonal() -> None:
     assert not is_for_muon("blocks.3.norm.weight", (24,))
 
 
-def test_muon_divided_among_ranks_is_muon_on_whole_matrices(ranks: Ranks, city: Path, tmp_path: Path) -> None:
-    losses = {}
-    for stage in (0, 1, 2, 3):
-        settings = settings_for("muon", stage, "fp32", sample_every=0, steps=4, model={**TINY, "dropout": 0.0})
-        assert ranks.call(train, settings, tmp_path / str(stage), city, 0, 0) == [True, True]
-        losses[stage] = [line["loss"] for line in read_metrics(tmp_path / str(stage) / "metrics.jsonl")]
-    exports = [load_file(tmp_path / str(stage) / "export" / "model.safetensors") for stage in (0, 1, 2, 3)]
+def test_muon_divided_among_ranks_is_muon_on_whole_matrices(ranks: Ranks, tmp_path: Path) -> None:
+    found = {
+        stage: comes_back(ranks, tmp_path / str(stage), ("muon", stage, "fp32", "none"), [], 1)
+        for stage in (0, 1, 2, 3)
+    }
     for stage in (1, 2, 3):
-        assert losses[stage] == pytest.approx(losses[0], rel=1e-3)
-        for name, tensor in exports[0].items():
-            torch.testing.assert_close(exports[stage][name], tensor, rtol=0, atol=3e-3)
-
-
-TINY = settings_for("adamw", 2, "fp32")["model"]
-
-
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "adamw"])
-def test_optimizers_learn(ranks: Ranks, city: Path, tmp_path: Path, kind: str) -> None:
-    stage, precision = (0, "fp32") if kind == "adafactor" else (2, "bf16")
-    settings = settings_for(kind, stage, precision, steps=30, sample_every=0, checkpoint_every=30, accumulation=1)
-    settings["optimizer"] |= {"lr": 5e-2 if kind == "adafactor" else 1e-2, "schedule": "constant", "min_lr": 0.0}
-    assert ranks.call(train, settings, tmp_path, city, 0, 0) == [True, True]
-    losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-
-
-# -- what is kept -----------------------------------------------------------------------------------------------------
-
-
-def test_state_takes_the_bytes_that_the_table_says(ranks: Ranks, city: Path, tmp_path: Path) -> None:
-    """What a checkpoint holds, a parameter, is what the optimizer held."""
-    for kind, stage, precision in (("adamw", 2, "bf16"), ("adamw_bf16", 2, "bf16"), ("adafactor", 0, "fp32")):
-        settings = settings_for(kind, stage, precision, sample_every=0, steps=1, ema={"decay": 0.9})
-        ranks.call(train, settings, tmp_path / kind, city, 0, 0)
-        tensors = checkpoint(tmp_path / kind, 1)["sdm-00000.safetensors"]
-        parameters = sum(t.numel() for name, t in tensors.items() if name.endswith("/master"))
-        masters = sum(t.nbytes for name, t in tensors.items() if name.endswith("/master"))
-        state = sum(t.nbytes for n, t in tensors.items() if n.rpartition("/")[2] not in ("master", "ema"))
-        assert masters == parameters * (2 if kind == "adamw_bf16" else 4)
-        if kind == "adafactor":
-            assert state < parameters * 4, "a row and a column for each matrix; this model's filters are small"
-        else:
-            assert state == pytest.approx(parameters * KINDS[kind].state_bytes, rel=0.01)
-        averages = [t.dtype for name, t in tensors.items() if name.endswith("/ema")]
-        assert set(averages) == {torch.float32}, "an average in bf16 would stand still"
+        assert found[stage]["losses"] == pytest.approx(found[0]["losses"], rel=1e-3)
+        for name, tensor in found[0]["weights"].items():
+            torch.testing.assert_close(found[stage]["weights"][name], tensor, rtol=0, atol=1e-3)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -274,8 +246,6 @@ def test_eight_bits_on_other_ranks_are_refused(ranks: Ranks, lone_rank: Ranks, c
 
 
 def test_muon_without_matrices_is_refused(ranks: Ranks, city: Path, tmp_path: Path) -> None:
-    from tiny import gan
-
     model = {"discriminator": {"kind": "muon", "lr": 1e-3}}
     settings = gan({"stage": 2, "precision": "fp32"}, model)
     # The judge's only matrix is 1 × 72, a vector in truth.
