@@ -16,7 +16,7 @@ from semiocity.train.options import EmaOptions, OptimizerOptions, ZeroOptions
 from semiocity.train.tasks.base import Loss, Phase
 from semiocity.train.zero import Engine
 
-WIDTH, ROWS, STEPS = 24, 8, 5
+WIDTH, INNER, ROWS, STEPS = 96, 101, 8, 5
 
 
 class Layers(nn.Module):
@@ -26,7 +26,7 @@ class Layers(nn.Module):
         super().__init__()
         self.into = nn.Linear(5, WIDTH)
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(WIDTH, 31), nn.SiLU(), nn.Linear(31, WIDTH)) for _ in range(2)
+            nn.Sequential(nn.Linear(WIDTH, INNER), nn.SiLU(), nn.Linear(INNER, WIDTH)) for _ in range(2)
         )
         self.norm = nn.LayerNorm(WIDTH)
         self.out = nn.Linear(WIDTH, 3)
@@ -81,7 +81,7 @@ def walk(world: World, engine: Engine, average: Ema, steps: Sequence[int], accum
             for i, (a, b) in enumerate(parts):
                 values = engine.backward({"x": a, "y": b}, step, i == accumulation - 1)
                 shown.append(float(values["loss"][0]))
-            assert engine.step_with(1e-2 * (step + 1)).applied
+            assert engine.step_with(1e-3 * (step + 1)).applied
         average.update()
         losses.append(zero.add_up(torch.tensor([sum(shown) / len(shown)]))[0] / world.size)
     return losses
@@ -91,8 +91,14 @@ def contents(engine: Engine, average: Ema) -> dict[str, Any]:
     """Copies of everything that must come back: masters, averages, states, and the whole weights."""
     found: dict[str, Any] = {}
     for i, master in enumerate(engine.masters()):
-        found[f"{i}/master"], found[f"{i}/ema"] = master.detach().clone(), average.shards[i].clone()
-        for name, value in engine.optimizer.state[master].items():
+        used = torch.zeros(master.numel(), dtype=torch.bool)  # DeepSpeed leaves padding as it finds it
+        for fragment in engine.fragments():
+            if fragment.part == i:
+                used[fragment.offset : fragment.offset + fragment.length] = True
+        kept = {"master": master.detach(), "ema": average.shards[i], **engine.optimizer.state[master]}
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == master.shape:
+                value = torch.where(used.view(value.shape), value, 0)
             found[f"{i}/{name}"] = value.clone() if isinstance(value, Tensor) else value
     for name, tensor in engine.full_weights(keep=True)["m"].items():
         found[f"weights/{name}"] = tensor

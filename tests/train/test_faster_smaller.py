@@ -108,7 +108,7 @@ def test_backends_are_diffusers_own() -> None:
 
 
 def test_unknown_and_missing_backends_are_refused(model: Path) -> None:
-    for name, said in (("flsh", "no attention backend 'flsh'; there are: native"), ("sage", "has no backward pass")):
+    for name, said in (("flsh", "no attention backend 'flsh'; there are: native"), ("sage", "'sage' has no backward")):
         with pytest.raises(UserError, match=f"attention: {said}"):
             from train_ranks import job_of
 
