@@ -94,7 +94,8 @@ def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: 
     for phase in found["phases"]:
         for name, value in states(phase, ranks, accumulation).items():
             parts[name] = parts.get(name, 0) + value
-        share = 4 * phase["parameters"] / (ranks if phase["stage"] else 1)
+        width = 2 if phase.get("optimizer") == "adamw_bf16" else 4
+        share = width * phase["parameters"] / (ranks if phase["stage"] else 1)
         if phase.get("offload", "none") != "none":
             share = 0.0  # the host's
         passing = max(passing, phase["peak"])

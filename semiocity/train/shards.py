@@ -55,7 +55,12 @@ def save(folder: Path, rank: int, engine: Engine, average: Ema | None) -> list[P
         "ema_updates": average.updates if average else None,
     }
     file = file_of(folder, engine.phase.name, rank)
-    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, file, {"about": json.dumps(about)})
+    # Copies of what is shared (the tables of 8-bit states), which the format does not take.
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.cpu().contiguous().clone() if tensor.data_ptr() in seen else tensor.cpu().contiguous()
+        seen.add(tensor.data_ptr())
+    save_file(tensors, file, {"about": json.dumps(about)})
     files = [file]
     if rank == 0 and (buffers := engine.buffers()):
         files.append(buffers_of(folder, engine.phase.name))

@@ -146,3 +146,17 @@ def test_flux_is_measured_without_its_weights(tmp_path: Path) -> None:
     assert lora["untrained"] >= 2 * full["parameters"] - 1000
     assert trained["flux-full", "all"]["peak"] < full["peak"]
     assert trained["flux-full", "all"]["flops"] > 1.2 * full["flops"]
+
+
+def test_states_of_the_optimizers_are_those_of_the_table() -> None:
+    """Flux on one GPU: 16 bytes a parameter, 10 with moments in 8 bits, 6 in bf16 alone, and gradients."""
+    zero = {"stage": 2, "precision": "bf16", "offload": "none"}
+    phase = {**facts(0, zero)["phases"][0], "ema": False}
+    for kind, each in (("adamw", 2 + 4 + 8), ("adamw_8bit", 2 + 4 + 2.03), ("adamw_bf16", 2 + 4)):
+        held = fit.states({**phase, "optimizer": kind}, 1, 1)
+        assert held["weights"] + held["master"] + held["moments"] == pytest.approx(each * FLUX)
+    found = {"phases": [{**phase, "optimizer": "adamw_bf16"}], "frozen": 0, "batch": 0}
+    assert fit.rank_bytes(found, 1, 1, "cuda")["total"] == pytest.approx(8 * FLUX, rel=0.01)
+    there = {**phase, "offload": "optimizer"}
+    assert fit.offloaded(there, 4) == pytest.approx(18 * FLUX / 4)
+    assert fit.states(there, 4, 1)["moments"] == 0
