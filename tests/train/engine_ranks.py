@@ -81,7 +81,7 @@ def walk(world: World, engine: Engine, average: Ema, steps: Sequence[int], accum
             for i, (a, b) in enumerate(parts):
                 values = engine.backward({"x": a, "y": b}, step, i == accumulation - 1)
                 shown.append(float(values["loss"][0]))
-            assert engine.step_with(1e-3 * (step + 1)).applied
+            assert engine.step_with(engine.phase.optimizer.lr * (step + 1)).applied
         average.update()
         losses.append(zero.add_up(torch.tensor([sum(shown) / len(shown)]))[0] / world.size)
     return losses

@@ -34,7 +34,8 @@ def comes_back(ranks: Ranks, folder: Path, case: Case, stops: list[int], accumul
     kind, stage, precision, offload = case
     print(f"{case}, stopped after {stops}, {accumulation} parts")
     settings = {"stage": stage, "precision": precision, "offload": offload}
-    results = ranks.call(come_back, {"kind": kind}, settings, accumulation, folder, stops)
+    optimizer = {"kind": kind, "lr": 0.1 if kind == "adafactor" else 1e-3}
+    results = ranks.call(come_back, optimizer, settings, accumulation, folder, stops)
     assert [result["differing"] for result in results] == [[]] * len(results)
     assert results[0]["losses"][-1] < results[0]["losses"][0]
     return dict(results[0])
