@@ -91,7 +91,7 @@ class Muon(Optimizer):
             ]
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step; collective for groups of matrices in flat shares."""
         for group in self.param_groups:
             for p in group["params"]:

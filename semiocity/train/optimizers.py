@@ -22,8 +22,8 @@ def make(
     options: OptimizerOptions, zero: ZeroOptions, groups: list[dict[str, Any]], device: torch.device
 ) -> torch.optim.Optimizer:
     """The optimizer of some parameter groups. Raises UserError when its package is not there."""
-    betas = {"betas": options.betas, "eps": options.eps}
-    shared = {"lr": options.lr, "weight_decay": options.weight_decay}
+    betas: dict[str, Any] = {"betas": options.betas, "eps": options.eps}
+    shared: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
     match options.kind:
         case "adamw":
             # On the host torch's fused kernel takes the place of DeepSpeed's, which would have to be compiled.
@@ -63,7 +63,7 @@ class AdamWBf16(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step. The random bits are keyed by the number of the step alone, so a run that comes back draws the same;
         that different tensors share them does no harm."""
         for group in self.param_groups:
@@ -78,8 +78,8 @@ class AdamWBf16(Optimizer):
                 random = torch.Generator(p.device)
                 random.manual_seed(int(state["step"]))
                 flat = [t.view(-1) for t in (p, p.grad, state["exp_avg"], state["exp_avg_sq"])]
-                for pieces in zip(*(t.split(CHUNK) for t in flat)):
-                    self._move(*pieces, group, float(state["step"]), random)
+                for weights, gradient, first, second in zip(*(t.split(CHUNK) for t in flat)):
+                    self._move(weights, gradient, first, second, group, float(state["step"]), random)
 
     @staticmethod
     def _move(
