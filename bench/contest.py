@@ -92,6 +92,7 @@ class Contender:
             print("go", file=self._process.stdin, flush=True)
             return float(self._process.stdout.readline())
         except (OSError, ValueError):
+            self._process.kill()  # it may be alive, having said something else
             self._process.wait()
             self._errors.seek(0)
             raise SystemExit(f"{self.name} failed:\n{self._errors.read().decode()[-3000:]}") from None
@@ -104,11 +105,12 @@ class Contender:
         self._errors.close()
 
 
-def serve(measure: Callable[[], float]) -> None:
+def serve(prepare: Callable[[], object], measure: Callable[[], float]) -> None:
     """A contender's side: whenever asked to, say what `measure` measured, in seconds. Libraries' own words go to
     stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    prepare()
     for _ in sys.stdin:
         print(measure(), file=answers, flush=True)
 

@@ -159,14 +159,20 @@ def timed(name: str, source: Path, out: Path) -> float:
     return seconds
 
 
+def prepare(name: str, folder: Path) -> None:
+    """Importing and reading the pictures from disk do not count."""
+    few = folder / f"few-{name.replace(' ', '-')}"
+    few.mkdir()
+    for path in sorted((folder / "in").iterdir())[:8]:
+        shutil.copy(path, few)
+    timed(name, few, folder / name.replace(" ", "-"))
+    for path in (folder / "in").iterdir():
+        path.read_bytes()
+
+
 if __name__ == "__main__":
     name, folder = sys.argv[1], Path(sys.argv[2])
-    few = folder / "few"
-    if not few.exists():
-        few.mkdir()
-        for path in sorted((folder / "in").iterdir())[:8]:
-            shutil.copy(path, few)
-    timed(name, few, folder / name.replace(" ", "-"))  # importing does not count
-    for path in (folder / "in").iterdir():
-        path.read_bytes()  # all files in memory, for everybody
-    serve(lambda: timed(name, folder / "in", folder / name.replace(" ", "-")))
+    serve(
+        lambda: prepare(name, folder),
+        lambda: timed(name, folder / "in", folder / name.replace(" ", "-")),
+    )

@@ -174,14 +174,15 @@ def prepare(name: str, folder: Path) -> None:
     PREPARE[name](folder / "in", target)
 
 
-def main(name: str, folder: Path) -> None:
+def warm_up(name: str, folder: Path) -> None:
+    """Importing, and opening for the first time, do not count."""
     for _ in zip(range(50), (RAW | DECODED)[name](folder)):
-        pass  # importing, and opening for the first time, do not count
-    serve(lambda: measure(name, folder))
+        pass
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "prepare":
         prepare(sys.argv[2], Path(sys.argv[3]))
     else:
-        main(sys.argv[1], Path(sys.argv[2]))
+        name, folder = sys.argv[1], Path(sys.argv[2])
+        serve(lambda: warm_up(name, folder), lambda: measure(name, folder))

@@ -47,7 +47,7 @@ def guard(attempt: Attempt, code: Path, index: str, nodes: int) -> list[str]:
     Ranks on several nodes do not end at the same moment, so that this node's may be gone for a while.
     """
     script = code / "semiocity" / "launch" / "guard.sh"
-    grace_s = GUARD_S if nodes == 1 else 5 * GUARD_S
+    grace_s = GUARD_S if nodes == 1 else 2 * GUARD_S
     words = [str(script), str(attempt.folder)]
     task = [str(attempt.run), str(attempt.number)]
     return [f"bash {shlex.join(words)} $$ {grace_s} {shlex.join(task)} {index} &", "guard=$!"]

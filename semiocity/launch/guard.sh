@@ -11,7 +11,6 @@ set -u
 attempt=$1 batch=$2 grace=$3
 shift 3
 task="semiocity.launch.entry $*"
-every=$((grace / 4 > 0 ? grace / 4 : 1))
 exec {never}<> <(:) # nothing is ever written here: to wait without a child that would outlive this process
 
 srun= # its process id
@@ -32,11 +31,11 @@ look() { # is there a process of this task? Finds srun, too
   done
 }
 
-seen=no missing=0
+seen=no missing=0 every=1 # often at first: a task may be over soon
 while kill -0 "$batch" 2>/dev/null; do
   read -rt "$every" -u "$never"
   look
-  [ "$alive" = yes ] && seen=yes missing=0 && continue
+  [ "$alive" = yes ] && seen=yes missing=0 every=$((grace / 6 > 0 ? grace / 6 : 1)) && continue
   [ "$seen" = yes ] && [ -n "$srun" ] || continue
   missing=$((missing + every))
   [ "$missing" -ge "$grace" ] || continue

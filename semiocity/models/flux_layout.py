@@ -73,27 +73,28 @@ def layers(double: int, single: int) -> Iterator[Layer]:
             yield Layer(f"single_blocks.{i}.{name}", tuple(f"single_transformer_blocks.{i}.{part}" for part in parts))
 
 
+def norms(double: int, single: int) -> Iterator[tuple[str, str]]:
+    """All weights of normalisations: name in the original layout, and diffusers'."""
+    for i in range(double):
+        for name, part in DOUBLE_NORMS.items():
+            yield f"double_blocks.{i}.{name}", f"transformer_blocks.{i}.{part}"
+    for i in range(single):
+        for name, part in SINGLE_NORMS.items():
+            yield f"single_blocks.{i}.{name}", f"single_transformer_blocks.{i}.{part}"
+
+
 def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A transformer's state dict in the original layout. Every tensor must be known: KeyError otherwise."""
-    double, single = blocks(state)
-    left = set(state)
+    left = dict(state)
     made: dict[str, Tensor] = {}
-
-    def take(name: str) -> Tensor:
-        left.discard(name)
-        return state[name]
-
-    for name, parts in layers(double, single):
+    for name, parts in layers(*blocks(state)):
         if parts[0].startswith("time_text_embed.guidance") and f"{parts[0]}.weight" not in state:
             continue  # not a guidance-distilled model
         for kind in ("weight", "bias"):
-            tensors = [take(f"{part}.{kind}") for part in parts]
+            tensors = [left.pop(f"{part}.{kind}") for part in parts]
             whole = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
             made[f"{name}.{kind}"] = swap_halves(whole) if name == SWAPPED else whole
-    for i in range(double):
-        made |= {f"double_blocks.{i}.{n}": take(f"transformer_blocks.{i}.{p}") for n, p in DOUBLE_NORMS.items()}
-    for i in range(single):
-        made |= {f"single_blocks.{i}.{n}": take(f"single_transformer_blocks.{i}.{p}") for n, p in SINGLE_NORMS.items()}
+    made |= {original: left.pop(name) for original, name in norms(*blocks(state))}
     if left:
         raise KeyError(f"{min(left)} has no place in Flux's original layout")
     return made
@@ -102,26 +103,16 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_original(state: Mapping[str, Tensor], outputs: Mapping[str, int]) -> dict[str, Tensor]:
     """Inverse of `to_original`; `outputs`: diffusers' layer -> its number of outputs. Names may begin with
     "model.diffusion_model.", as in ComfyUI's own files. KeyError for a tensor that is not there or not known."""
-    state = {name.removeprefix("model.diffusion_model."): tensor for name, tensor in state.items()}
-    double, single = blocks(outputs)
-    left = set(state)
+    left = {name.removeprefix("model.diffusion_model."): tensor for name, tensor in state.items()}
     made: dict[str, Tensor] = {}
-
-    def take(name: str) -> Tensor:
-        left.discard(name)
-        return state[name]
-
-    for name, parts in layers(double, single):
+    for name, parts in layers(*blocks(outputs)):
         if parts[0] not in outputs:
             continue
         for kind in ("weight", "bias"):
-            whole = take(f"{name}.{kind}")
+            whole = left.pop(f"{name}.{kind}")
             pieces = (swap_halves(whole) if name == SWAPPED else whole).split([outputs[part] for part in parts])
             made |= {f"{part}.{kind}": piece for part, piece in zip(parts, pieces)}
-    for i in range(double):
-        made |= {f"transformer_blocks.{i}.{p}": take(f"double_blocks.{i}.{n}") for n, p in DOUBLE_NORMS.items()}
-    for i in range(single):
-        made |= {f"single_transformer_blocks.{i}.{p}": take(f"single_blocks.{i}.{n}") for n, p in SINGLE_NORMS.items()}
+    made |= {name: left.pop(original) for original, name in norms(*blocks(outputs))}
     if left:
         raise KeyError(f"{min(left)} is no part of this Flux model")
     return made

@@ -12,20 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 from make_images import dice
 
-from semiocity.data.sources import pages
+from semiocity.data.sources import cells, pages, thrift
 from semiocity.data.sources.pages import Column, Unsupported, read_column, read_value
 
 
 def columns_of(path: Path, descriptor: int) -> list[list[Column]]:
     """Row group → column → its pages."""
-    file = pq.ParquetFile(path)
-    groups = range(file.num_row_groups)
+    leaves = pq.ParquetFile(path).schema
     return [
         [
-            read_column(descriptor, file.metadata.row_group(group).column(i), file.schema.column(i))
-            for i in range(file.metadata.num_columns)
+            read_column(descriptor, chunk, leaves.column(i).max_repetition_level, leaves.column(i).max_definition_level)
+            for i, chunk in enumerate(group)
         ]
-        for group in groups
+        for group in pages.row_groups(descriptor)
     ]
 
 
@@ -111,12 +110,11 @@ def test_damage_never_gives_more_than_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [random.randbytes(300) for _ in range(20)]}), sink, compression="none")
     whole = sink.getvalue()
     path = tmp_path / "x.parquet"
-    # Not in the footer, which is pyarrow's to read: for an unknown codec in it, it ends the process.
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    for _ in range(200):
+    for number in range(400):
         data = bytearray(whole)
         for _ in range(random.randrange(1, 5)):
-            data[random.randrange(4, footer)] = random.randrange(256)
+            data[random.randrange(*((4, footer) if number % 2 else (footer, len(whole))))] = random.randrange(256)
         path.write_bytes(data)
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -136,4 +134,21 @@ def test_a_damaged_index_ends_at_once() -> None:
     with pytest.raises(ValueError, match="indices are damaged"):
         pages._hybrid(b"\xff" * 40, 255, 3)
     with pytest.raises(IndexError):
-        pages._item(b"\xf7" + b"\xff" * 8 + b"\x7f", 0, 9)
+        thrift._item(b"\xf7" + b"\xff" * 8 + b"\x7f", 0, 9)
+
+
+def test_a_codec_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    """pyarrow's own metadata would end the process."""
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"x": [b"a" * 100, b"b"]}), path, compression="zstd")
+    whole = bytearray(path.read_bytes())
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    whole[whole.index(b"x\x15\x0c", footer) + 2] = 0x7E  # after the column's path: codec 6, zstd
+    path.write_bytes(whole)
+    with path.open("rb") as file:
+        ((chunk,),) = pages.row_groups(file.fileno())
+        assert chunk.codec == 63
+        with pytest.raises(Unsupported):
+            read_column(file.fileno(), chunk, 0, 1)
+        with pytest.raises((OSError, pa.ArrowException)):
+            next(cells._parquet(file.fileno(), file, "x", [0]))

@@ -138,12 +138,13 @@ def _arrow(file: Any, column: str, rows: list[int]) -> Iterator[tuple[int, Any]]
 
 def _parquet(descriptor: int, file: Any, column: str, rows: list[int]) -> Iterator[tuple[int, Any]]:
     parquet = pq.ParquetFile(file)
+    groups = _chunks(descriptor, parquet)
     first = 0
     for group in range(parquet.num_row_groups):
         many = parquet.metadata.row_group(group).num_rows
         inside = [row - first for row in rows if first <= row < first + many]
         if inside:
-            found = _by_pages(descriptor, parquet, group, column, inside)
+            found = _by_pages(descriptor, parquet, groups[group], column, inside) if groups else None
             if found is None:
                 values = parquet.read_row_group(group, columns=[column]).column(0)
                 found = ((row, values[row].as_py()) for row in inside)
@@ -152,18 +153,29 @@ def _parquet(descriptor: int, file: Any, column: str, rows: list[int]) -> Iterat
     _all_there(rows, first)
 
 
+def _chunks(descriptor: int, parquet: Any) -> list[list[pages.Chunk]] | None:
+    """The chunks of every row group; None where only pyarrow can read the file."""
+    try:
+        groups = pages.row_groups(descriptor)
+    except pages.Unsupported:
+        return None
+    if [len(group) for group in groups] != [parquet.metadata.num_columns] * parquet.num_row_groups:
+        raise ValueError("the footer is damaged")
+    return groups
+
+
 def _by_pages(
-    descriptor: int, parquet: Any, group: int, column: str, rows: list[int]
+    descriptor: int, parquet: Any, chunks: list[pages.Chunk], column: str, rows: list[int]
 ) -> Iterable[tuple[int, Any]] | None:
     """The values, page by page; None where reading the whole row group costs less, or is the only way."""
-    metadata = parquet.metadata.row_group(group)
-    leaves = {metadata.column(i).path_in_schema: i for i in range(metadata.num_columns)}
+    leaves = {chunk.path: i for i, chunk in enumerate(chunks)}
     data, path = (column, None) if column in leaves else (f"{column}.bytes", f"{column}.path")
     if data not in leaves or (path and path not in leaves):
         return None
+    chunk, leaf = chunks[leaves[data]], parquet.schema.column(leaves[data])
     try:
-        found = pages.read_column(descriptor, metadata.column(leaves[data]), parquet.schema.column(leaves[data]))
-        if found.bytes_read(rows) >= metadata.column(leaves[data]).total_uncompressed_size:
+        found = pages.read_column(descriptor, chunk, leaf.max_repetition_level, leaf.max_definition_level)
+        if found.bytes_read(rows) >= chunk.unpacked:
             return None
         values = {row: pages.read_value(descriptor, found, row) for row in rows}
     except pages.Unsupported:

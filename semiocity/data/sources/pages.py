@@ -4,7 +4,10 @@ Packing asks for rows in the order of their keys, which is as good as random; a 
 megabytes, a page about one. Only columns of bytes that are not repeated are read so, in the encodings that writers use
 for them; for others `read_value` raises Unsupported, and the caller reads the row group.
 
-Source: the Parquet format specification 2.11 (parquet.thrift, Encodings.md), and Thrift's compact protocol.
+Pages and chunks are read from their own headers and the footer: pyarrow's metadata of a chunk ends the whole process
+where the footer is damaged (a codec that does not exist), with no exception that could be caught.
+
+Source: the Parquet format specification 2.11 (parquet.thrift, Encodings.md).
 """
 
 from __future__ import annotations
@@ -15,9 +18,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from semiocity.data.sources import thrift
+
 DICTIONARY_PAGE, DATA_PAGE, DATA_PAGE_V2 = 2, 0, 3
 PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY = 0, 2, 8
-CODECS = {"UNCOMPRESSED": None, "SNAPPY": "snappy", "GZIP": "gzip", "BROTLI": "brotli", "ZSTD": "zstd"}
+BYTE_ARRAY = 6
+CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd"}
 HEADER_BYTES = 1 << 12
 LARGEST_HEADER = 1 << 24
 """Bytes; a header holds the least and the greatest value of its page, which may be pictures."""
@@ -68,31 +74,73 @@ class Column:
         return total
 
 
-def read_column(descriptor: int, chunk: Any, schema: Any) -> Column:
-    """The pages of a column chunk, from their headers alone. `chunk` and `schema` are pyarrow's.
+@dataclass(frozen=True)
+class Chunk:
+    """What the footer says of a column chunk."""
+
+    path: str
+    """Names from the root to the leaf, joined by dots."""
+    kind: int
+    codec: int
+    values: int
+    unpacked: int
+    packed: int
+    offset: int
+    """Of its first page in the file."""
+
+
+def row_groups(descriptor: int) -> list[list[Chunk]]:
+    """Row group → leaf → its chunk, from the footer. Raises ValueError for what is damaged, Unsupported for a file
+    that is encrypted."""
+    size = os.fstat(descriptor).st_size
+    tail = os.pread(descriptor, 8, max(0, size - 8))
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1":
+        raise Unsupported("no plain footer")
+    if length > size - 8:
+        raise ValueError("the footer is cut")
+    try:
+        footer, _ = thrift.struct(os.pread(descriptor, length, size - 8 - length), 0)
+        return [[_chunk(column[3]) for column in group[1]] for group in footer[4]]
+    except (IndexError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError("the footer is damaged") from None
+
+
+def _chunk(meta: dict[int, Any]) -> Chunk:
+    first = meta[9]
+    if 0 < meta.get(11, 0) < first:
+        first = meta[11]  # the dictionary lies before the data
+    numbers = [meta[1], meta[4], meta[5], meta[6], meta[7], first]
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError("the footer is damaged")
+    return Chunk(".".join(name.decode() for name in meta[3]), *numbers)
+
+
+def read_column(descriptor: int, chunk: Chunk, repeated: int, deepest: int) -> Column:
+    """The pages of a column chunk, from their headers alone. `repeated` and `deepest`: the leaf's highest levels of
+    repetition and definition.
 
     Raises Unsupported, and ValueError for what is damaged.
     """
-    if chunk.physical_type != "BYTE_ARRAY" or schema.max_repetition_level or chunk.compression not in CODECS:
-        raise Unsupported(chunk.path_in_schema)
-    at = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < at:
-        at = chunk.dictionary_page_offset
-    end = at + chunk.total_compressed_size
+    if chunk.kind != BYTE_ARRAY or repeated or chunk.codec not in CODECS:
+        raise Unsupported(chunk.path)
+    at, end = chunk.offset, chunk.offset + chunk.packed
     dictionary: Page | None = None
     pages: list[Page] = []
-    while at < end and sum(page.rows for page in pages) < chunk.num_values:
-        page = _page(descriptor, at, end, chunk.total_uncompressed_size)
+    rows = 0
+    while at < end and rows < chunk.values:
+        page = _page(descriptor, at, end, chunk.unpacked)
         if page.kind == DICTIONARY_PAGE:
             dictionary = page
         elif page.kind in (DATA_PAGE, DATA_PAGE_V2):
             if page.encoding not in (PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY):
                 raise Unsupported(f"encoding {page.encoding}")
             pages.append(page)
+            rows += page.rows
         at = page.offset + page.packed
-    if sum(page.rows for page in pages) != chunk.num_values:
-        raise ValueError(f"column {chunk.path_in_schema}: pages are missing")
-    return Column(CODECS[chunk.compression], schema.max_definition_level, dictionary, pages)
+    if rows != chunk.values:
+        raise ValueError(f"column {chunk.path}: pages are missing")
+    return Column(CODECS[chunk.codec], deepest, dictionary, pages)
 
 
 def read_value(descriptor: int, column: Column, row: int) -> bytes | None:
@@ -158,7 +206,7 @@ def _hybrid(data: bytes, bits: int, count: int) -> list[int]:
     while len(found) < count:
         if at >= len(data) and bits:
             raise ValueError("levels or indices are cut")
-        head, at = _varint(data, at)
+        head, at = thrift.varint(data, at)
         if head & 1:
             size = (head >> 1) * bits
             packed = int.from_bytes(data[at : at + size], "little")
@@ -180,7 +228,7 @@ def _page(descriptor: int, at: int, end: int, largest: int) -> Page:
     while True:
         data = os.pread(descriptor, min(size, end - at), at)
         try:
-            header, length = _struct(data, 0)
+            header, length = thrift.struct(data, 0)
             break
         except RecursionError:
             raise ValueError("the header of a page is damaged") from None
@@ -214,67 +262,3 @@ def _number(header: dict[int, Any], field: int, absent: int = -1) -> int:
     if not isinstance(value, int):
         raise ValueError("the header of a page is damaged")
     return value
-
-
-def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
-    """A struct in Thrift's compact protocol: field → value, and where it ends. IndexError when it goes on."""
-    found: dict[int, Any] = {}
-    field = 0
-    while True:
-        head = data[at]
-        at += 1
-        if head == 0:
-            return found, at
-        kind = head & 15
-        if head >> 4:
-            field += head >> 4
-        else:
-            raw, at = _varint(data, at)
-            field = _zigzag(raw)
-        if kind in (1, 2):
-            found[field] = kind == 1
-        else:
-            found[field], at = _item(data, at, kind)
-
-
-def _item(data: bytes, at: int, kind: int) -> tuple[Any, int]:
-    match kind:
-        case 1 | 2 | 3:  # a bool in a list, a byte
-            return data[at], at + 1
-        case 4 | 5 | 6:
-            raw, at = _varint(data, at)
-            return _zigzag(raw), at
-        case 7:
-            data[at + 7]  # a list may claim any number of them
-            return None, at + 8
-        case 8:
-            length, at = _varint(data, at)
-            data[at + length]  # a struct goes on after it
-            return None, at + length
-        case 9 | 10:
-            head = data[at]
-            many, at = (head >> 4, at + 1) if head >> 4 < 15 else _varint(data, at + 1)
-            for _ in range(many):
-                _, at = _item(data, at, head & 15)
-            return None, at
-        case 12:
-            return _struct(data, at)
-        case _:
-            raise ValueError(f"the header of a page is damaged: type {kind}")
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number is too long")
-
-
-def _zigzag(value: int) -> int:
-    return value >> 1 ^ -(value & 1)
