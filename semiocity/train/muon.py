@@ -96,14 +96,14 @@ class Muon(Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    (self._turn if group["matrices"] else self._adamw)(p, group)
+                    (self._turn if group["matrices"] else self._adamw)(p, p.grad, group)
 
-    def _turn(self, p: Tensor, group: dict[str, Any]) -> None:
+    def _turn(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)
-        buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-        ahead = p.grad.lerp(buffer, group["momentum"])
+        buffer = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(buffer, group["momentum"])
         moved = orthogonal(ahead) * size_of(ahead.shape) if p.ndim == 2 else self._turn_shares(p, ahead)
         p.mul_(1 - group["lr"] * group["weight_decay"]).add_(moved, alpha=-group["lr"])
 
@@ -123,7 +123,7 @@ class Muon(Optimizer):
                     moved[piece.offset : piece.offset + piece.length] = turned[piece.start : piece.start + piece.length]
         return moved
 
-    def _adamw(self, p: Tensor, group: dict[str, Any]) -> None:
+    def _adamw(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -131,7 +131,7 @@ class Muon(Optimizer):
         beta1, beta2 = group["betas"]
         adamw(
             [p],
-            [p.grad],
+            [gradient],
             [state["exp_avg"]],
             [state["exp_avg_sq"]],
             [],
