@@ -21,7 +21,7 @@ from semiocity.errors import UserError
 from semiocity.files import read_json
 from semiocity.launch import container
 from semiocity.launch.jobs import Work, image_of
-from semiocity.train.optimizer_options import KINDS
+from semiocity.train.optimizer_options import KINDS, OptimizerKind
 
 if TYPE_CHECKING:
     from semiocity.train.options import TrainJob
@@ -249,7 +249,10 @@ def _suggestions(job: TrainJob, found: Mapping[str, Any], ranks: int, device: st
     if job.zero.precision == "fp32" and job.zero.stage and device == "cuda":
         tried.append(('zero.precision="bf16"', _as_bf16(found["job"]), job.accumulation, "faster on GPUs"))
     if job.optimizer.kind == "adamw":
-        less = {"adamw_8bit": "moments rounded to 8 bits", "adamw_bf16": "weights and moments rounded to bf16"}
+        less: dict[OptimizerKind, str] = {
+            "adamw_8bit": "moments rounded to 8 bits",
+            "adamw_bf16": "weights and moments rounded to bf16",
+        }
         for name, price in less.items():
             if job.zero.stage in KINDS[name].stages and (name == "adamw_8bit" or job.zero.precision == "bf16"):
                 setting = f'optimizer.kind="{name}"'
