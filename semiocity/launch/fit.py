@@ -21,6 +21,7 @@ from semiocity.errors import UserError
 from semiocity.files import read_json
 from semiocity.launch import container
 from semiocity.launch.jobs import Work, image_of
+from semiocity.train.optimizer_options import KINDS, OptimizerKind
 
 if TYPE_CHECKING:
     from semiocity.train.options import TrainJob
@@ -49,7 +50,8 @@ def states(phase: Mapping[str, Any], ranks: int, accumulation: int) -> dict[str,
     n, width = phase["parameters"], 2 if phase["precision"] == "bf16" else 4
     stage, share = phase["stage"], n / (ranks if phase["stage"] else 1)
     bucket = min(BUCKET, n) * width
-    held = {"weights": n * width, "moments": 8.0 * share, "average": 4.0 * share if phase["ema"] else 0.0}
+    moments = KINDS[phase.get("optimizer", "adamw")].state_bytes * share
+    held = {"weights": n * width, "moments": moments, "average": 4.0 * share if phase["ema"] else 0.0}
     match stage, phase["precision"]:
         case 0, _:
             pass  # gradients are part of the pass
@@ -63,7 +65,24 @@ def states(phase: Mapping[str, Any], ranks: int, accumulation: int) -> dict[str,
             gathered = min(n - phase["small"], LIVE_PARAMETERS) * width
             held |= {"master": 4 * share, "gradients": bucket + 4 * share, "gathered": gathered}
     held["other"] = phase["untrained"]
+    if phase.get("optimizer") == "adamw_bf16":  # the weights are the master weights
+        held["master"] = 0
+    if phase.get("offload", "none") != "none":
+        # What is left of the gradients is the bucket, and one parameter's on its way to the host.
+        held |= {"master": 0, "moments": 0, "average": 0, "gradients": 2 * bucket + phase["largest"] * width}
+        if phase["offload"] == "parameters":
+            held["weights"] = phase["small"] * width
     return held
+
+
+def offloaded(phase: Mapping[str, Any], ranks: int) -> float:
+    """Bytes that a phase keeps in a rank's part of the host's memory: fp32 master weights, moments, gradients and
+    average, a copy of the new weights on their way back, and with "parameters" the weights themselves."""
+    if phase.get("offload", "none") == "none":
+        return 0.0
+    width = 2 if phase["precision"] == "bf16" else 4
+    each = 4 + 8 + 4 + width + (4 if phase["ema"] else 0) + (width if phase["offload"] == "parameters" else 0)
+    return float(each * phase["parameters"] / ranks)
 
 
 def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: str) -> dict[str, float]:
@@ -73,7 +92,10 @@ def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: 
     for phase in found["phases"]:
         for name, value in states(phase, ranks, accumulation).items():
             parts[name] = parts.get(name, 0) + value
-        share = 4 * phase["parameters"] / (ranks if phase["stage"] else 1)
+        width = 2 if phase.get("optimizer") == "adamw_bf16" else 4
+        share = width * phase["parameters"] / (ranks if phase["stage"] else 1)
+        if phase.get("offload", "none") != "none":
+            share = 0.0  # the host's
         # With stage 3 the gradients' buffer is there twice during the pass, as measured.
         again = min(BUCKET, phase["parameters"]) * (2 if phase["precision"] == "bf16" else 4)
         passing = max(passing, phase["peak"] + (again if phase["stage"] == 3 else 0))
@@ -152,7 +174,7 @@ def fit(work: Work, cluster: Cluster, gpu_gb: float | None = None, gpu: str | No
         variants["checkpoint"] = {"samples": samples, "model": {"checkpoint": True}}
     found = measure(work, cluster, variants)
     parts = rank_bytes(found["job"], ranks, job.accumulation, device)
-    room = _room(job, cluster, gpu_gb, device)
+    room = room_gb(job, cluster, gpu_gb, device)
     needed = parts["total"] + (GPU_OVERHEAD if device == "cuda" else RANK_OVERHEAD)
     facts: dict[str, Any] = {
         "device": device,
@@ -163,7 +185,7 @@ def fit(work: Work, cluster: Cluster, gpu_gb: float | None = None, gpu: str | No
         "needed_gb": round(needed / 1e9, 2),
         "room_gb": room,
         "fits": None if room is None else needed <= room * 1e9 * (GPU_SHARE if device == "cuda" else 1),
-        "host_gb": round(_host_bytes(found["job"], asked.ranks_per_node) / 1e9, 2),
+        "host_gb": round(host_bytes(found["job"], asked.ranks_per_node, ranks) / 1e9, 2),
         "host_room_gb": asked.mem_gb,
         "host_fits": None,
         "checkpoint_gb": round(checkpoint_bytes(found["job"]) / 1e9, 2),
@@ -176,17 +198,19 @@ def fit(work: Work, cluster: Cluster, gpu_gb: float | None = None, gpu: str | No
     return facts
 
 
-def _room(job: TrainJob, cluster: Cluster, gpu_gb: float | None, device: str) -> float | None:
+def room_gb(job: TrainJob, cluster: Cluster, gpu_gb: float | None, device: str) -> float | None:
     """Memory of a rank in GB; None when nobody said."""
     if device == "cuda":
         return gpu_gb or cluster.gpu_gb
     return job.resources.mem_gb / job.resources.ranks_per_node if job.resources.mem_gb else None
 
 
-def _host_bytes(found: Mapping[str, Any], ranks_per_node: int) -> float:
-    """Main memory of a node when a GPU training starts: every rank makes the model in fp32 before it moves."""
+def host_bytes(found: Mapping[str, Any], ranks_per_node: int, ranks: int) -> float:
+    """Main memory of a node: when a GPU training starts, every rank makes the model in fp32 before it moves; later it
+    keeps what is offloaded."""
     weights = sum(4 * phase["parameters"] for phase in found["phases"])
-    return float(ranks_per_node * (weights + found["frozen"] + RANK_OVERHEAD))
+    kept = sum(offloaded(phase, ranks) for phase in found["phases"])
+    return float(ranks_per_node * (max(weights + found["frozen"], kept) + RANK_OVERHEAD))
 
 
 def checkpoint_bytes(found: Mapping[str, Any]) -> float:
@@ -224,13 +248,27 @@ def _suggestions(job: TrainJob, found: Mapping[str, Any], ranks: int, device: st
     overhead = GPU_OVERHEAD if device == "cuda" else RANK_OVERHEAD
     before = rank_bytes(found["job"], ranks, job.accumulation, device)["total"]
     tried: list[tuple[str, dict[str, Any], int, str]] = []
-    for stage in range(job.zero.stage + 1, 4):
-        with_stage = {**found["job"], "phases": [{**p, "stage": stage} for p in found["job"]["phases"]]}
+    kind = KINDS[job.optimizer.kind]
+    for stage in (s for s in kind.stages if s > job.zero.stage):
+        with_stage = _with(found["job"], stage=stage)
         price = "same speed, nearly" if stage < 3 else "weights are gathered for each layer"
         if ranks > 1 and not (stage < 3 and job.zero.stage == 0 and ranks == 1):
             tried.append((f"zero.stage={stage}", with_stage, job.accumulation, price))
     if job.zero.precision == "fp32" and job.zero.stage and device == "cuda":
         tried.append(('zero.precision="bf16"', _as_bf16(found["job"]), job.accumulation, "faster on GPUs"))
+    if job.optimizer.kind == "adamw":
+        less: dict[OptimizerKind, str] = {
+            "adamw_8bit": "moments rounded to 8 bits",
+            "adamw_bf16": "weights and moments rounded to bf16",
+        }
+        for name, price in less.items():
+            if job.zero.stage in KINDS[name].stages and (name == "adamw_8bit" or job.zero.precision == "bf16"):
+                setting = f'optimizer.kind="{name}"'
+                tried.append((setting, _with(found["job"], optimizer=name), job.accumulation, price))
+        sums = job.zero.stage == 2 and job.zero.precision == "bf16" and job.accumulation > 1
+        if job.zero.stage >= 2 and job.zero.offload == "none" and device == "cuda" and not sums:
+            there = _with(found["job"], offload="optimizer")
+            tried.append(('zero.offload="optimizer"', there, job.accumulation, "the host moves the weights"))
     if "half" in found:
         tried.append(
             (f"accumulation={job.accumulation * 2}", found["half"], job.accumulation * 2, "same samples a step")
@@ -245,6 +283,10 @@ def _suggestions(job: TrainJob, found: Mapping[str, Any], ranks: int, device: st
     return made
 
 
+def _with(found: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**found, "phases": [{**phase, **changes} for phase in found["phases"]]}
+
+
 def _as_bf16(found: Mapping[str, Any]) -> dict[str, Any]:
     phases = [{**p, "precision": "bf16", "peak": p["peak"] / 2} for p in found["phases"]]
     return {**found, "phases": phases}
@@ -254,7 +296,7 @@ NAMES = {
     "weights": "weights",
     "gathered": "weights gathered from other ranks",
     "master": "master weights, fp32",
-    "moments": "AdamW's moments, fp32",
+    "moments": "optimizer state",
     "average": "moving average, fp32",
     "gradients": "gradients and their buffer",
     "pass": "activations at their highest",

@@ -243,9 +243,11 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
         )
     except UserError as error:
         raise UserError(f"{job_file}: {error}") from None
+    run = run_folder(job.run, job.task, dataset.name)
+    _refuse_other_ranks(job, run, job_file)
     return Work(
         kind="train",
-        run=run_folder(job.run, job.task, dataset.name),
+        run=run,
         dataset=dataset,
         job=_with_view(job, view),
         resources=job.resources,
@@ -253,6 +255,24 @@ def train(job_file: Path, sets: Sequence[str]) -> Work:
         columns=columns,
         binds=tuple(Path(path).resolve() for path in options.paths()),
     )
+
+
+def _refuse_other_ranks(job: TrainJob, run: Path, job_file: Path) -> None:
+    """UserError when the newest checkpoint's optimizer state cannot be divided among the ranks that are asked for."""
+    from semiocity.train.optimizer_options import refuse_other_ranks
+
+    try:
+        latest = (run / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
+        saved = read_json(run / "checkpoints" / latest / "state.json")
+    except FileNotFoundError:
+        return
+    kind = saved["settings"].get("optimizer.kind", "adamw")
+    if kind != job.optimizer.kind:
+        return  # refused with its own words
+    stage = saved.get("stage", job.zero.stage)
+    now = (job.resources.nodes * job.resources.ranks_per_node, stage if "zero.stage" in job.choose else job.zero.stage)
+    if why := refuse_other_ranks(kind, (saved["ranks"], stage), now):
+        raise UserError(f"{job_file}: {why}")
 
 
 def generate(job_file: Path, sets: Sequence[str]) -> Work:

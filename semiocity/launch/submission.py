@@ -24,6 +24,7 @@ from semiocity.launch import (
     identity,
     limits,
     lock,
+    memory,
     notices,
     scheduler,
     sharing,
@@ -59,6 +60,9 @@ def submit(
     arguments from now on; `code` is a snapshot of this package to run instead of this package; `after` are SLURM jobs
     to wait for in the queue, however they end.
     """
+    work, chosen = memory.settle(work, cluster)
+    for line in chosen:
+        print(line, file=sys.stderr if dry_run else sys.stdout)
     image = check(work, cluster)
     if dry_run:
         print(_dry_run(work, cluster, image), end="")

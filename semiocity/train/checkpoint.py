@@ -32,6 +32,8 @@ from semiocity.errors import UserError
 from semiocity.files import fsync_folder, read_json, write_atomic, write_json
 from semiocity.train import host_memory, shards, zero
 from semiocity.train.ema import Ema
+from semiocity.train.options import FREE, LATER
+from semiocity.train.schedule import refuse_decayed
 from semiocity.train.shards import Part
 from semiocity.train.staged import Writer
 from semiocity.train.zero import Engine, World
@@ -281,12 +283,15 @@ class Checkpoints:
 def refuse_other(folder: Path, saved: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """UserError that names the first setting in which the checkpoint differs from this run."""
     then, now = saved["settings"], state["settings"]
-    for key in sorted(then.keys() | now.keys()):
-        if then.get(key) != now.get(key):
+    for key in sorted((then.keys() | now.keys()) - FREE):
+        was, is_now = (settings.get(key, LATER.get(key)) for settings in (then, now))
+        if was != is_now:
             raise UserError(
-                f"{folder}: {key} was {then.get(key)!r} when this checkpoint was written and is {now.get(key)!r} now; "
+                f"{folder}: {key} was {was!r} when this checkpoint was written and is {is_now!r} now; "
                 f"set it back, or start another run with --set run=NAME"
             )
+    if why := refuse_decayed(saved.get("schedule", {}), state["schedule"], saved["step"]):
+        raise UserError(f"{folder}: {why}")
     order.refuse_other(saved["order"], state["order"], str(folder))
     if saved["frozen"] != state["frozen"]:
         raise UserError(

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._device import _device_constructors
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,18 +27,47 @@ from semiocity.train.tasks import TASKS
 from semiocity.train.tasks.base import DatasetFacts, Phase, Task, Tensors
 
 
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Within, attention on the meta device is the fused kernel that CPUs and GPUs take, which keeps no matrix of
+    scores. Torch itself would take the plain formula there."""
+    plain = functional.scaled_dot_product_attention
+
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **more: Any,
+    ) -> Tensor:
+        if query.device.type != "meta" or any(more.values()) or attn_mask is not None:
+            return plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+        fused: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        attended: Tensor = fused(query, key, value, dropout_p, is_causal, scale=scale)[0]
+        return attended
+
+    functional.scaled_dot_product_attention = attend  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = plain
+
+
 def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any]:
     """The phases of `job` with `samples` at a time on a rank, in the largest of the job's sizes.
 
-    Returns {"phases": [{"name", "stage", "precision", "ema", "every", "parameters", "small" (parameters of tensors with
-    at most 100,000 elements), "untrained" (bytes of what else the modules hold), "peak" (bytes beyond the weights in a
-    pass), "flops" (of one sample, recomputed ones too)}], "frozen" (bytes of modules that are never trained), "batch"
-    (bytes of the input)}.
+    Returns {"phases": [{"name", "stage", "precision", "offload", "optimizer", "ema", "every", "parameters", "small"
+    (parameters of tensors with at most 100,000 elements), "largest" (elements of the largest tensor), "untrained"
+    (bytes of what else the modules hold), "peak" (bytes beyond the weights in a pass), "flops" (of one sample,
+    recomputed ones too)}], "frozen" (bytes of modules that are never trained), "batch" (bytes of the input)}.
     """
     # Torch notes at the first such context which functions make tensors. accelerate replaces them for a while when it
     # loads a model; if the first context fell into that while, the real ones would be left out for good.
     _device_constructors.cache_clear()
-    with torch.device("meta"):
+    with torch.device("meta"), fused_attention():
         task: Task = load(TASKS[job.task].task)(job, facts)
         phases = task.phases()
         modules: dict[str, nn.Module] = {name: m for phase in phases for name, m in phase.modules.items()}
@@ -91,9 +122,12 @@ def _phase(
         "name": phase.name,
         "stage": phase.zero.stage,
         "precision": phase.zero.precision,
+        "offload": phase.zero.offload,
+        "optimizer": phase.optimizer.kind,
         "ema": phase.ema,
         "every": phase.every,
         "parameters": sum(sizes),
+        "largest": max(sizes),
         "untrained": sum(_bytes(m) for m in phase.modules.values()) - sum(p.nbytes for p in trained[phase.name]),
         "small": sum(size for size in sizes if size <= 100_000),
         "peak": live.peak,

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from semiocity import ranks
 from semiocity.data.loader import Slice
 from semiocity.errors import UserError
 from semiocity.files import digest, fsync_folder, make_durable, write_json
-from semiocity.train import zero
+from semiocity.train import compiling, optimizers, schedule, zero
 from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.checkpoint import Checkpoints, Keep
 from semiocity.train.ema import Ema
@@ -31,7 +31,7 @@ from semiocity.train.looks import Looks, averaged
 from semiocity.train.metrics import Metrics
 from semiocity.train.noise import torch_seed
 from semiocity.train.norms import Norms
-from semiocity.train.options import OptimizerOptions, TrainJob, check_batch, identity, is_done, load
+from semiocity.train.options import TrainJob, check_batch, identity, is_done, load
 from semiocity.train.tasks import TASKS
 from semiocity.train.tasks.base import DatasetFacts, Task, Tensors
 from semiocity.train.throughput import Meter, peak_tflops
@@ -54,6 +54,10 @@ def run(job: TrainJob, run: Path, dataset: Path, world: World, stop: Callable[[]
     except ValueError as error:
         raise UserError(str(error)) from None
     settings = identity(job)
+    if job.compile == "blocks":
+        compiling.refuse_without_compiler()
+    if job.optimizer.kind == "adamw_8bit":
+        optimizers.eight_bit()
     with zero.session(world, job.resources.cpus_per_rank) as device, Watchdog(world, job.hang) as watchdog:
         if zero.from_first(is_done(run, job)):
             return True
@@ -68,16 +72,6 @@ def run(job: TrainJob, run: Path, dataset: Path, world: World, stop: Callable[[]
             raise
         finally:
             trainer.close()
-
-
-def learning_rate(options: OptimizerOptions, step: int, steps: int) -> float:
-    """Rate of the step that makes `step` done (from 1): linear warm-up, then constant or half a cosine to 0."""
-    if step <= options.warmup_steps:
-        return options.lr * step / options.warmup_steps
-    if options.schedule == "constant":
-        return options.lr
-    share = (step - options.warmup_steps) / max(steps - options.warmup_steps, 1)
-    return options.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 class _Outcome(NamedTuple):
@@ -133,6 +127,8 @@ class Trainer:
         self.state = {
             "settings": settings,
             "order": self.order.facts,
+            "stage": job.zero.stage,
+            "schedule": schedule.end_of(job.optimizer, job.steps),
             # Large files may be hashed for this: once for all ranks.
             "frozen": zero.from_first(dict(self.task.frozen_digests()) if self.first else None),
         }
@@ -157,6 +153,9 @@ class Trainer:
         self.modules: dict[str, nn.Module] = {name: m for phase in phases for name, m in phase.modules.items()}
         for name, module in self.task.frozen().items():
             self.modules[name] = module.to(self.device).eval().requires_grad_(False)
+        if self.job.compile == "blocks":
+            for phase in phases:
+                compiling.compile_blocks(phase.modules.values())
         self.engines = [
             Engine(
                 phase,
@@ -238,7 +237,7 @@ class Trainer:
         for engine in (e for e in self.engines if part.step % e.phase.every == 0):
             prefix = f"{engine.phase.name}/" if len(self.engines) > 1 else ""
             torch.manual_seed(torch_seed(self.job.seed, part.step, self.world.rank))
-            rate = learning_rate(engine.phase.optimizer, part.step + 1, self.job.steps)
+            rate = schedule.learning_rate(engine.phase.optimizer, part.step + 1, self.job.steps)
             with engine.thawed():
                 for micro in range(self.job.accumulation):
                     piece = {name: tensor[micro * size : (micro + 1) * size] for name, tensor in batch.items()}

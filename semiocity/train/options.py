@@ -13,6 +13,8 @@ from semiocity.config import Job, Strict, check
 from semiocity.data.buckets import BucketOptions
 from semiocity.errors import UserError
 from semiocity.files import digest, read_json
+from semiocity.train.optimizer_options import OptimizerOptions, ZeroOptions, refuse_pair
+from semiocity.train.schedule import check_steps, end_is_open
 from semiocity.train.tasks import TASKS
 
 
@@ -92,21 +94,6 @@ class DataOptions(Strict):
         return size
 
 
-class OptimizerOptions(Strict):
-    """AdamW and its schedule."""
-
-    lr: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(1.0, gt=0)
-    """Largest norm of the gradient; None does not clip."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps in which the rate rises linearly from 0."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant, or half a cosine down to 0 at the last step."""
-
-
 class EmaOptions(Strict):
     """Exponential moving average of the fp32 master weights; it is what is sampled and exported.
 
@@ -116,21 +103,6 @@ class EmaOptions(Strict):
 
     decay: float = Field(0.9999, ge=0, lt=1)
     warmup: bool = True
-
-
-class ZeroOptions(Strict):
-    """How weights, gradients and optimizer states are kept on the ranks."""
-
-    stage: Literal[0, 1, 2, 3] = 2
-    """0: every rank keeps everything (fp32 only). 1: optimizer states divided; 2: gradients too; 3: weights too."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of weights and computation. Master weights, moments and gradient sums are fp32 always."""
-
-    @model_validator(mode="after")
-    def _stage_0_is_fp32(self) -> ZeroOptions:
-        if self.stage == 0 and self.precision != "fp32":
-            raise ValueError('stage 0 keeps no master weights, so precision must be "fp32"; for bf16 take stage 1 to 3')
-        return self
 
 
 class RehearseOptions(Strict):
@@ -168,6 +140,10 @@ class WandbOptions(Strict):
     tags: tuple[str, ...] = ()
     pictures: bool = True
     """Whether image grids are sent, too."""
+
+
+AUTO = ("zero.stage", "zero.offload", "model.recompute", "model.checkpoint")
+"""Settings that may be left to the submission."""
 
 
 class TrainJob(Job):
@@ -219,10 +195,33 @@ class TrainJob(Job):
     once; the second time it fails."""
     export_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the exported weights."""
+    compile: Literal["none", "blocks"] = "none"
+    """Compile each repeated block of the model (torch.compile): the first step takes minutes, later ones less. Needs
+    Triton and a C compiler where the job runs."""
+    choose: tuple[str, ...] = ()
+    """Settings that said "auto" (docs/optimizers.md): zero.stage, zero.offload, model.recompute, model.checkpoint. They
+    are chosen when the job is submitted."""
     hang: HangOptions = HangOptions()
     rehearse: RehearseOptions = RehearseOptions()
     model: dict[str, Any] = Field({}, validate_default=True)
     """The task's own options, checked against its model of them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_out_auto(cls, data: Any) -> Any:
+        """`zero.stage = "auto"` and the like: the default, until the submission has chosen."""
+        if not isinstance(data, dict):
+            return data
+        entry = TASKS.get(data.get("task", ""))
+        known = {"zero": set(ZeroOptions.model_fields), "model": set(load(entry.options).model_fields) if entry else ()}
+        chosen = []
+        for key in AUTO:
+            table, _, name = key.partition(".")
+            inner = data.get(table)
+            if isinstance(inner, dict) and inner.get(name) == "auto" and name in known[table]:
+                data = {**data, table: {k: v for k, v in inner.items() if k != name}}
+                chosen.append(key)
+        return {**data, "choose": chosen} if chosen else data
 
     @field_validator("task")
     @classmethod
@@ -277,6 +276,20 @@ class TrainJob(Job):
         check_batch(self, self.resources.nodes * self.resources.ranks_per_node)
         return self
 
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> TrainJob:
+        refuse_pair(self.optimizer, self.zero, self.accumulation)
+        check_steps(self.optimizer, self.steps)
+        if self.zero.offload != "none" and self.resources.mem_gb is None:
+            raise ValueError(
+                "resources.mem_gb: missing; zero.offload fills the host's memory, so say how much there is"
+            )
+        if self.compile != "none" and self.zero.stage == 3:
+            raise ValueError(
+                'compile = "blocks" does not go with zero.stage 3, which fetches weights inside the blocks'
+            )
+        return self
+
     @property
     def options(self) -> TaskOptions:
         """The [model] table as the task's own type."""
@@ -322,6 +335,8 @@ FREE = {
     "bad_steps",
     "checkpoint_async",
     "checkpoint_every",
+    "choose",
+    "compile",
     "data.cache_mb",
     "data.ledger",
     "data.prefetch",
@@ -335,9 +350,11 @@ FREE = {
     "keep_every",
     "keep_last",
     "log_every",
+    "model.checkpoint",
     # Where weights lie; what they are is in the checkpoint, by digest.
     "model.pretrained",
     "model.export_frozen",
+    "model.attention",
     "model.export_original",
     "model.recompute",
     "model.sample_guidance",
@@ -354,7 +371,17 @@ FREE = {
     "validate_samples",
     "validate_split",
     "wandb",
+    "zero.offload",
     "zero.stage",
+}
+
+# Settings that came after the first checkpoints, and what those were written with.
+LATER = {
+    "optimizer.decay_steps": 0,
+    "optimizer.kind": "adamw",
+    "optimizer.min_lr": 0.0,
+    "optimizer.momentum": 0.95,
+    "model.base_dtype": "same",
 }
 
 
@@ -363,7 +390,7 @@ def identity(job: TrainJob) -> dict[str, Any]:
 
     `steps` belongs to it only when the schedule of the rate depends on it.
     """
-    free = FREE | ({"steps"} if job.optimizer.schedule == "constant" else set())
+    free = FREE | ({"steps", "optimizer.decay_steps"} if end_is_open(job.optimizer) else set())
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -372,7 +399,7 @@ def identity(job: TrainJob) -> dict[str, Any]:
         if isinstance(value, dict) and value:
             for name, inner in value.items():
                 walk(f"{prefix}.{name}" if prefix else name, inner)
-        else:
+        elif prefix not in LATER or value != LATER[prefix]:
             flat[prefix] = value
 
     walk("", job.model_dump(mode="json"))

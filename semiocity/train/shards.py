@@ -78,8 +78,9 @@ def load(folder: Path, rank: int, ranks_then: int, engine: Engine, average: Ema 
     Collective. Raises UserError when the parts are cut otherwise and the optimizer's states cannot be divided anew.
     """
     phase = engine.phase.name
-    mine = file_of(folder, phase, rank)
-    if mine.exists() and [Fragment(*f) for f in _about(mine)["fragments"]] == engine.fragments():
+    # At stage 0 every rank has the same, so that the first one's file does for ranks that were not there.
+    mine = file_of(folder, phase, rank if rank < ranks_then else 0)
+    if [Fragment(*f) for f in _about(mine)["fragments"]] == engine.fragments():
         _load_as_it_was(mine, engine, average)
     else:
         _load_divided_anew([file_of(folder, phase, i) for i in range(ranks_then)], engine, average)
@@ -116,7 +117,7 @@ def _put(i: int, state: dict[str, Any], master: Tensor, engine: Engine, average:
     if average is not None:
         average.shards[i].copy_(ema)
     if state:
-        engine.optimizer.state[master] = {name: engine.place(value) for name, value in state.items()}
+        engine.optimizer.state[master] = {name: engine.place(value, master) for name, value in state.items()}
     else:
         engine.optimizer.state.pop(master, None)
 

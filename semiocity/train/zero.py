@@ -17,8 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from semiocity.errors import UserError
 from semiocity.ranks import Place
-from semiocity.train import rendezvous
+from semiocity.train import optimizers, rendezvous
+from semiocity.train.muon import Muon, is_for_muon
+from semiocity.train.optimizer_options import refuse_pair
 from semiocity.train.tasks.base import Loss, Modules, Phase, Task, Tensors
 
 TIMEOUT_MIN = 30
@@ -146,6 +149,10 @@ class Engine:
         import deepspeed
 
         self._alone = alone
+        try:
+            refuse_pair(phase.optimizer, phase.zero, accumulation)
+        except ValueError as error:
+            raise UserError(f"phase {phase.name}: {error}") from None
 
         self.phase = phase
         self.stage = phase.zero.stage
@@ -154,15 +161,8 @@ class Engine:
             (name, p) for name, p in bundle.parts.named_parameters() if p.requires_grad
         ]
         self._bundle, self._device = bundle, device
-        options = phase.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self._groups(),
-            lr=options.lr,
-            betas=options.betas,
-            eps=options.eps,
-            weight_decay=options.weight_decay,
-            fused=device.type == "cuda" or None,
-        )
+        self._shapes = {name: tuple(p.shape) for name, p in self.trained}
+        self.optimizer = optimizers.make(phase.optimizer, phase.zero, self._groups(), device)
         plain = nn.functional.linear
         self._engine, *_ = deepspeed.initialize(
             model=bundle,
@@ -173,22 +173,45 @@ class Engine:
         # At stage 3 DeepSpeed has just replaced it for good and for everybody, by one that rounds otherwise.
         self._linear, nn.functional.linear = nn.functional.linear, plain
         self._require_gradients(alone)
+        if phase.optimizer.kind == "adamw_bf16":
+            self._share_masters()
+        if isinstance(self.optimizer, Muon) and self.stage:
+            self.optimizer.lay_out(self.masters(), gather(self.fragments()), self._shapes)
 
     def _groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups, each with the `factor` of its rate."""
-        groups: dict[tuple[str, float], list[Any]] = {}
+        muon = self.phase.optimizer.kind == "muon"
+        groups: dict[tuple[str, float, bool], list[Any]] = {}
         for name, parameter in self.trained:
-            groups.setdefault(self.phase.group(name) if self.phase.group else ("", 1.0), []).append(parameter)
-        return [{"params": members, "factor": factor} for (_, factor), members in groups.items()]
+            label, factor = self.phase.group(name) if self.phase.group else ("", 1.0)
+            matrix = muon and is_for_muon(name, parameter.shape)
+            groups.setdefault((label, factor, matrix), []).append(parameter)
+        if muon and not any(matrix for _, _, matrix in groups):
+            raise UserError(
+                f'optimizer.kind = "muon": phase {self.phase.name} trains no matrix of a repeated layer; take another'
+            )
+        own = {"matrices": True}
+        return [
+            {"params": members, "factor": factor, **(own if matrix else {})}
+            for (_, factor, matrix), members in groups.items()
+        ]
 
     def _config(self, micro_batch: int, accumulation: int) -> dict[str, Any]:
         # No more than the model needs (the buffers are made at once), and even, which DeepSpeed asks for.
         bucket = min(BUCKET_ELEMENTS, (sum(p.numel() for _, p in self.trained) + 1) // 2 * 2)
+        without_master = self.phase.optimizer.kind == "adamw_bf16"
+        # With one part there is nothing to add up, so fp32 would only take memory from those who have none to spare.
+        sums = "bf16" if without_master and accumulation == 1 else "fp32"
         return {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulation,
-            "bf16": {"enabled": self.phase.zero.precision == "bf16", "check_grad_overflow": True},
-            "data_types": {"grad_accum_dtype": "fp32"},
+            "bf16": {
+                "enabled": self.phase.zero.precision == "bf16",
+                "check_grad_overflow": True,
+                "bf16_master_weights_and_grads": without_master,
+                "bf16_optimizer_states": without_master,
+            },
+            "data_types": {"grad_accum_dtype": sums},
             # At stage 0 the norm is needed anyway to refuse a step, so we clip there ourselves.
             "gradient_clipping": (self.phase.optimizer.clip or 0.0) if self.stage else 0.0,
             "zero_optimization": {
@@ -196,10 +219,37 @@ class Engine:
                 "overlap_comm": False,
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,
+                **self._offload(),
             },
+            "zero_force_ds_cpu_optimizer": False,
             "zero_allow_untested_optimizer": True,
             "steps_per_print": None,
         }
+
+    def _offload(self) -> dict[str, Any]:
+        """What is kept in the host's memory; pinned where a GPU reads it."""
+        kept = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
+        match self.phase.zero.offload:
+            case "none":
+                return {}
+            case "optimizer":
+                return {"offload_optimizer": kept}
+            case "parameters":
+                return {"offload_optimizer": kept, "offload_param": kept}
+
+    def _share_masters(self) -> None:
+        """Without fp32 master weights the rank's share of the weights is its master weights: let go of the copy that
+        DeepSpeed's stage 2 makes."""
+        if self.stage != 2:
+            return  # stage 3 makes none
+        optimizer, rank = self._engine.optimizer, dist.get_rank()
+        masters = self.masters()
+        for master, shares in zip(masters, optimizer.parallel_partitioned_bit16_groups):
+            master.data = shares[rank].data
+        for _, parameter in self.trained:
+            if (mapping := parameter._hp_mapping) is not None:
+                there = mapping.hp_fragment_address
+                mapping.hp_fragment = masters[mapping.param_group_index].narrow(0, there.start, there.numel)
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
@@ -253,7 +303,8 @@ class Engine:
     # -- master weights -----------------------------------------------------------------------------------------------
 
     def masters(self) -> list[Tensor]:
-        """This rank's parts of the fp32 master weights: the very tensors that the optimizer moves."""
+        """This rank's parts of the master weights, the very tensors that the optimizer moves: fp32, but with
+        `adamw_bf16`."""
         optimizer = self._engine.optimizer
         match self.stage, self.phase.zero.precision:
             case 0, _:
@@ -282,10 +333,10 @@ class Engine:
                 found.append(Fragment(name, here.start, here.numel, mapping.param_group_index, there.start))
         return found
 
-    def place(self, value: Any) -> Any:
-        """An entry of the optimizer's state where AdamW wants it: counters stay on the CPU unless it is fused."""
-        on_device = isinstance(value, Tensor) and (value.ndim > 0 or self.optimizer.defaults["fused"])
-        return value.to(self._device) if on_device else value
+    def place(self, value: Any, master: Tensor) -> Any:
+        """An entry of the optimizer's state where it wants it: beside the weights, counters on the CPU unless fused."""
+        beside = isinstance(value, Tensor) and (value.ndim > 0 or self.optimizer.defaults.get("fused"))
+        return value.to(master.device) if beside else value
 
     def buffers(self) -> Tensors:
         """The modules' persistent buffers by name, not copies."""

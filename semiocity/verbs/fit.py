@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 
@@ -17,14 +18,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace) -> int:
-    from semiocity.launch import fit, fit_stage, jobs
+    from semiocity.launch import fit, fit_stage, jobs, memory
 
     cluster = jobs.load_cluster(a.cluster)
     if jobs.is_stage(a.job, a.set):
         facts = fit_stage.fit(a.job, a.set, cluster, a.gpu_gb)
         text = fit_stage.render(facts)
     else:
-        facts = fit.fit(jobs.train(a.job, a.set), cluster, a.gpu_gb, a.gpu)
+        if a.gpu_gb:
+            cluster = cluster.model_copy(update={"gpu_gb": a.gpu_gb})
+        work, chosen = memory.settle(jobs.train(a.job, a.set), cluster)
+        for line in chosen:
+            print(line, file=sys.stderr)
+        facts = fit.fit(work, cluster, a.gpu_gb, a.gpu)
         text = fit.render(facts)
     print(json.dumps(facts, indent=1) if a.json else text)
     return 1 if False in (facts["fits"], facts["host_fits"]) else 0

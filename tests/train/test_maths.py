@@ -16,9 +16,9 @@ from semiocity.data.order import Order
 from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.ema import decay_at
 from semiocity.train.feed import ByRole
-from semiocity.train.loop import learning_rate
 from semiocity.train.metrics import read_metrics
 from semiocity.train.options import EmaOptions, OptimizerOptions
+from semiocity.train.schedule import learning_rate
 from semiocity.train.tasks.base import DatasetFacts
 from semiocity.train.tasks.sdm import SDMTask, load_export
 

@@ -21,7 +21,7 @@ from semiocity.data.decode import decode_cropped
 from semiocity.data.loader import Arrays, Room, empty, stack, to_bytes, to_unit
 from semiocity.data.order import Batch
 from semiocity.errors import UserError
-from semiocity.models import flux, flux_cost
+from semiocity.models import attention, flux, flux_cost
 from semiocity.models.flux_step_cost import step_flops
 from semiocity.stages import flux_parts, weights
 from semiocity.stages.base import BadRow
@@ -39,6 +39,7 @@ from semiocity.stages.text_encoders import (
 )
 from semiocity.train.noise import fixed_normal, generator
 from semiocity.train.options import TrainJob
+from semiocity.train.tasks import flux_shapes
 from semiocity.train.tasks.base import DatasetFacts, Loss, Modules, Task, Tensors
 from semiocity.train.tasks.flux_options import FluxOptions
 
@@ -54,6 +55,8 @@ class FluxTask(Task):
         options = job.options
         assert isinstance(options, FluxOptions)
         self.options = options
+        if not flux_shapes.wanted():
+            attention.require(options.attention)
         self.folder = weights.resolve(options.pretrained)
         self.fly_latents, self.fly_texts = options.latents == "fly", options.texts == "fly"
         self.dtype = torch.bfloat16 if job.zero.precision == "bf16" else torch.float32
@@ -72,7 +75,12 @@ class FluxTask(Task):
     def frozen(self) -> Mapping[str, nn.Module]:
         parts: dict[str, nn.Module] = {}
         if self.fly_latents or self.job.sample_every:
-            parts["vae"] = load_vae(self.folder / "vae", self.device, getattr(torch, self.options.vae_dtype))
+            dtype = getattr(torch, self.options.vae_dtype)
+            parts["vae"] = (
+                flux_shapes.vae(self.folder, dtype)
+                if flux_shapes.wanted()
+                else load_vae(self.folder / "vae", self.device, dtype)
+            )
         if self.fly_texts:
             parts |= {part: self._encoder(part) for part in (CLIP, T5) if part not in self.trained_parts}
         else:
@@ -117,21 +125,30 @@ class FluxTask(Task):
         """The pretrained transformer, on the device: every rank would else need its size in host memory. The weights
         are stored in bf16, so that nothing is lost when they are loaded in it."""
         loader: Any = FluxTransformer2DModel
-        model = loader.from_pretrained(
-            self.folder / TRANSFORMER,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=self.dtype,
-            device_map={"": self.device} if self.device.type == "cuda" else None,
-        )
+        if flux_shapes.wanted():
+            model = flux_shapes.transformer(self.config, self.dtype)
+        else:
+            model = loader.from_pretrained(
+                self.folder / TRANSFORMER,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=self.dtype,
+                device_map={"": self.device} if self.device.type == "cuda" else None,
+            )
+            attention.choose(model, self.options.attention)
         flux.recompute_blocks(model, None if self.options.recompute == "all" else self.options.recompute)
         return model.requires_grad_(False)
 
     def _encoder(self, part: str) -> Any:
+        if flux_shapes.wanted():
+            return flux_shapes.encoder(self.folder, part, self.dtype)
         return load_encoder(self.folder, part, self.device, self.dtype)
 
     def _know(self, texts: Sequence[str]) -> None:
         """Embed some prompts; the encoders are let go of again."""
+        if flux_shapes.wanted():
+            self.known = {text: flux_shapes.texts(self, 1) for text in texts}
+            return
         encoders = TextEncoders.load(
             self.folder, self.device, str(self.dtype).removeprefix("torch."), self.options.text_tokens
         )
@@ -246,6 +263,10 @@ class FluxTask(Task):
         name = "mean" if "mean" in tensors else "moments"
         variants = tensors[name]
         return {name: variants[torch.arange(len(variants)), mirrored.long()]}
+
+    def example(self, samples: int, height: int, width: int) -> Tensors:
+        """As `collate`."""
+        return flux_shapes.example(self, samples, height, width)
 
     # -- training -----------------------------------------------------------------------------------------------------
 

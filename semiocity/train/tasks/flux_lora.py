@@ -11,6 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from semiocity.models import flux_names
+from semiocity.models.float8 import store_blocks
 from semiocity.stages.text_encoders import CLIP, T5
 from semiocity.train.options import TrainJob
 from semiocity.train.tasks import flux_export
@@ -41,7 +42,10 @@ class FluxLoraTask(FluxTask):
         return float(self.options.alpha or self.options.rank)
 
     def phases(self) -> list[Phase]:
-        modules: dict[str, nn.Module] = {TRANSFORMER: self._adapted(self._transformer(), self.options.layers())}
+        adapted = self._adapted(self._transformer(), self.options.layers())
+        if self.options.base_dtype == "float8_e4m3":
+            store_blocks(adapted)
+        modules: dict[str, nn.Module] = {TRANSFORMER: adapted}
         for part in self.trained_parts[1:]:
             encoder = self._encoder(part)
             linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from semiocity.errors import UserError
-from semiocity.models import flux_names
+from semiocity.models import attention_names, flux_names
 from semiocity.stages import flux_parts, latent, text, weights
 from semiocity.train.options import TaskOptions
 
@@ -62,6 +62,9 @@ class FluxOptions(TaskOptions):
     recompute: Literal["all"] | int = "all"
     """Blocks, from the first, whose activations are computed again in the backward pass (activation checkpointing);
     0 for none. Without, 9.2 MB a token are kept; each block recomputed costs 1/171 of the step's FLOPs."""
+    attention: str = "native"
+    """How diffusers computes attention: native is torch's choice; flash, _flash_3, xformers and others need their
+    package. See semiocity.models.attention_names."""
     average: bool = True
     """Whether an average of the weights ([ema]) is kept, sampled and exported."""
     vae_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -74,6 +77,12 @@ class FluxOptions(TaskOptions):
 
     export_frozen: Literal["link", "copy"] = "link"
     """Parts that were not trained: links to `pretrained`, or copies (10 GB more) for a folder that can be sent away."""
+
+    @field_validator("attention")
+    @classmethod
+    def _attention_is_known(cls, name: str) -> str:
+        attention_names.check(name)
+        return name
 
     def roles(self) -> dict[str, str]:
         image = {"latent": "latent.moments"} if self.latents == "column" else {"image": "base.image"}
@@ -198,6 +207,9 @@ class FluxLoraOptions(FluxOptions):
     targets: tuple[str, ...] = Field(TRANSFORMER_LAYERS, min_length=1)
     """Linear layers of the transformer: a layer's name or its end ("attn.to_q"), or a pattern
     ("single_transformer_blocks.*.proj_mlp")."""
+    base_dtype: Literal["same", "float8_e4m3"] = "same"
+    """How the frozen linear layers of the transformer's blocks are stored: as zero.precision says, or in 8 bits with a
+    scale for each output, made bf16 again when a layer runs: half the memory (12 GB less for FLUX.1)."""
     text_encoders: tuple[Literal["clip", "t5"], ...] = ()
     """Text encoders that get adapters too, at the projections of their attention. They must then be run while training
     (texts = "fly")."""
