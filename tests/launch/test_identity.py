@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from semiocity.launch import facts, identity
 from semiocity.launch.jobs import Work
 from semiocity.launch.runs import new_attempt
 
-JOB = {"stage": "caption", "args": {"batch": 8, "captioner": "map", "rehearse_slow_batch_s": 0}, "resources": {}}
+JOB: dict[str, Any] = {"stage": "caption", "args": {"batch": 8, "captioner": "map", "rehearse_slow_batch_s": 0}, "resources": {}}
 
 
 def work(tmp_path: Path) -> Work:

@@ -118,7 +118,7 @@ def test_auto_where_there_is_no_such_setting_is_refused() -> None:
 
 def test_choices_change_no_result() -> None:
     chosen = identity(TrainJob.model_validate(work().job))
-    plain = {"attention_resolutions": []}
+    plain: dict[str, list[int]] = {"attention_resolutions": []}
     assert identity(TrainJob.model_validate(work(model=plain, zero={"stage": 3}).job)) == chosen
 
 

@@ -40,7 +40,7 @@ def train_on_a_full_disk(world: World, settings: dict[str, Any], run: Path, data
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(file, *args)
 
-    tensor_file.write = full
+    tensor_file.write = full  # type: ignore[assignment]
     try:
         loop.run(job_of(dataset, **settings), run, dataset, world, lambda: False)
     except checkpoint.UserError as error:

@@ -148,15 +148,16 @@ def test_a_compiler_that_is_not_there_is_missed_before_anything_is_loaded(
 
 def test_a_block_is_compiled_in_place_and_computes_the_same() -> None:
     torch.manual_seed(0)
-    model = nn.ModuleDict({"layers": nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.SiLU()) for _ in range(2))})
-    plain, names = list(model["layers"]), list(model.state_dict())
+    layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.SiLU()) for _ in range(2))
+    model = nn.ModuleDict({"layers": layers})
+    plain, names = list(layers), list(model.state_dict())
     x = torch.randn(4, 8, requires_grad=True)
     expected = plain[1](plain[0](x))
     (slope,) = torch.autograd.grad(expected.square().sum(), x)
     assert compiling.compile_blocks([model]) == 2
     assert list(model.state_dict()) == names
-    assert all(block._compiled_call_impl is not None for block in model["layers"])
-    found = model["layers"][1](model["layers"][0](x))
+    assert all(block._compiled_call_impl is not None for block in layers)
+    found = layers[1](layers[0](x))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found.square().sum(), x)[0], slope)
 

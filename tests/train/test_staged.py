@@ -99,6 +99,10 @@ def test_every_nth_checkpoint_stays_for_good(ranks: Ranks, city: Path, tmp_path:
     assert names(tmp_path) == ["latest", *(f"step-{step:08d}" for step in (2, 4, 5, 6))]
 
 
+def waited_for(go: threading.Event) -> None:
+    go.wait()
+
+
 def test_what_is_trained_on_may_change_once_it_is_copied(tmp_path: Path) -> None:
     """The files hold the values of the moment of saving, though everything has changed before the first byte."""
     weights, statistics = torch.arange(10_000.0), torch.arange(5)
@@ -114,7 +118,7 @@ def test_what_is_trained_on_may_change_once_it_is_copied(tmp_path: Path) -> None
         assert writer.missing_bytes(parts) == (0 if turn else weights.nbytes + statistics.nbytes)
         folder = tmp_path / str(turn)
         folder.mkdir()
-        work = writer.write(parts, folder, copy=True, before=lambda: go.wait() and None)
+        work = writer.write(parts, folder, copy=True, before=lambda: waited_for(go))
         statistics += 1  # as the next forward pass does
         writer.wait_copied()
         weights += 1
@@ -131,7 +135,7 @@ def test_what_nobody_waits_for_is_given_up(tmp_path: Path) -> None:
     """A rank that fails does not go on writing for minutes before it ends."""
     writer, go = Writer(torch.device("cpu")), threading.Event()
     part = Part("a.safetensors", {"w": torch.zeros(10)}, {})
-    work = writer.write([part], tmp_path, copy=True, before=lambda: go.wait() and None)
+    work = writer.write([part], tmp_path, copy=True, before=lambda: waited_for(go))
     threading.Timer(0.2, go.set).start()
     writer.close()
     with pytest.raises(Exception, match=r"a\.safetensors"):
