@@ -231,15 +231,17 @@ def test_eight_bits_on_other_ranks_are_refused(ranks: Ranks, lone_rank: Ranks, c
     settings = settings_for("adamw_8bit", 2, "bf16", sample_every=0)
     assert ranks.call(train, settings, tmp_path, city, 0, 2) == [False, False]
     file = Path("train.toml")
-    _refuse_other_ranks(job_of(city, **settings, resources={"ranks_per_node": 2}), tmp_path, file)
+
+    def submitted(settings: dict[str, Any], ranks_per_node: int) -> None:
+        resources = {"ranks_per_node": ranks_per_node, "mem_gb": 8}
+        _refuse_other_ranks(job_of(city, **settings | {"resources": resources}), tmp_path, file)
+
+    submitted(settings, 2)
     said = r"adamw_8bit\" cannot go on with 4 ranks at zero.stage 2 from 2 ranks at stage 2: .*blocks of 256"
     with pytest.raises(UserError, match=said):
-        _refuse_other_ranks(
-            job_of(city, **settings | {"accumulation": 1}, resources={"ranks_per_node": 4}), tmp_path, file
-        )
+        submitted(settings, 4)
     with pytest.raises(UserError, match=r"cannot go on with 2 ranks at zero.stage 3"):
-        other = settings_for("adamw_8bit", 3, "bf16")
-        _refuse_other_ranks(job_of(city, **other, resources={"ranks_per_node": 2}), tmp_path, file)
+        submitted(settings_for("adamw_8bit", 3, "bf16"), 2)
     with pytest.raises(UserError, match=r"cannot be divided among another number of ranks"):
         lone_rank.call(train, settings, tmp_path, city, 0, 0)
     with pytest.raises(UserError, match=r"optimizer.kind was 'adamw_8bit' .* and is 'adamw' now"):
