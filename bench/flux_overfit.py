@@ -165,7 +165,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="folder of CamVid, in place of the source `city`")
     parser.add_argument("--out", type=Path, help="where to write the picture")
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--vae-steps", type=int, default=400)
     a = parser.parse_args()
     torch.set_num_threads(1)
