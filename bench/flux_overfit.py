@@ -128,7 +128,7 @@ def draw_transformer(folder: Path) -> None:
 
 def train(group: Any, task: str, model: Path, dataset: Path, run: Path, steps: int) -> tuple[Pictures, float, float]:
     """Samples of the trained model [8, 64, 64, 3], and the mean loss of the first and of the last steps."""
-    own = {"prompt_dropout": 0.0, "sample_steps": 28, "sample_guidance": 1.0}
+    own: dict[str, Any] = {"prompt_dropout": 0.0, "sample_steps": 28, "sample_guidance": 1.0}
     own |= {"rank": 32, "targets": ["*"], "average": True} if task == "flux-lora" else {"export_original": False}
     fp32 = {"stage": 2, "precision": "fp32"}
     settings = data.flux(task, model, fp32, own, steps=steps, sample_every=steps, sample_images=ROWS, log_every=200)
@@ -172,7 +172,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="overfit-") as name:
         folder = Path(name)
         if a.root:
-            source = {"kind": "camvid", "root": str(eight_of(a.root, folder / "source"))}
+            source: dict[str, Any] = {"kind": "camvid", "root": str(eight_of(a.root, folder / "source"))}
         else:
             source = {"kind": "city", "train": ROWS, "val": 1, "size": [SIDE, SIDE]}
         dataset = pack(folder / "data", source)

@@ -36,7 +36,7 @@ class Waiting:
     def __init__(self, trainer: Trainer) -> None:
         self._slices = trainer.feed.slices
         self.seconds: list[float] = []
-        trainer.feed.slices = self  # type: ignore[method-assign,assignment]
+        trainer.feed.slices = self  # type: ignore[method-assign]
 
     def __call__(self, first: int, pin_memory: bool) -> Iterator[Any]:
         slices = self._slices(first, pin_memory)

@@ -15,7 +15,11 @@ from semiocity.launch import facts, identity
 from semiocity.launch.jobs import Work
 from semiocity.launch.runs import new_attempt
 
-JOB: dict[str, Any] = {"stage": "caption", "args": {"batch": 8, "captioner": "map", "rehearse_slow_batch_s": 0}, "resources": {}}
+JOB: dict[str, Any] = {
+    "stage": "caption",
+    "args": {"batch": 8, "captioner": "map", "rehearse_slow_batch_s": 0},
+    "resources": {},
+}
 
 
 def work(tmp_path: Path) -> Work:
@@ -33,7 +37,7 @@ def submitted(before: Work, results: bool = True) -> None:
 
 
 def other(before: Work, revision: str = "r2", **args: object) -> Work:
-    return replace(before, revision=revision, job={**JOB, "args": {**JOB["args"], **args}})  # type: ignore[dict-item]
+    return replace(before, revision=revision, job={**JOB, "args": {**JOB["args"], **args}})
 
 
 def test_other_arguments_are_named_with_both_values(tmp_path: Path) -> None:

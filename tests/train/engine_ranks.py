@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from semiocity.launch.world import World
-from semiocity.train import shards, zero
+from semiocity.train import shards, tensor_file, zero
 from semiocity.train.ema import Ema
 from semiocity.train.options import EmaOptions, OptimizerOptions, ZeroOptions
 from semiocity.train.tasks.base import Loss, Phase
@@ -136,7 +136,8 @@ def come_back(
             if world.rank == 0:
                 (folder / str(stop)).mkdir(parents=True)
             zero.barrier()
-            shards.save(folder / str(stop), world.rank, engine, average)
+            for part in shards.parts(world.rank, engine, average):
+                tensor_file.write(folder / str(stop) / part.file, part.tensors, part.metadata)
             zero.barrier()
         else:
             found = contents(engine, average)

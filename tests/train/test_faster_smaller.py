@@ -56,7 +56,7 @@ def test_a_stored_layer_passes_gradients_as_its_rounded_weights_would() -> None:
     x, y = torch.randn(2, 5, 24, requires_grad=True), torch.randn(2, 5, 24)
     y.copy_(x.detach())
     y.requires_grad_()
-    rounded = restore(small.stored, small.scale, torch.float32)
+    rounded = restore(small.get_buffer("stored"), small.get_buffer("scale"), torch.float32)
     one, other = small(x), nn.functional.linear(y, rounded, layer.bias)
     torch.testing.assert_close(one, other)
     one.square().sum().backward()

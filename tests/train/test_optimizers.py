@@ -17,7 +17,7 @@ from semiocity.train.muon import Muon, is_for_muon, orthogonal, size_of
 from semiocity.train.optimizer_options import KINDS
 from semiocity.train.optimizers import AdamWBf16, round_stochastically
 
-CASES = [
+CASES: list[tuple[str, int, str, str]] = [
     (kind, stage, precision, "none")
     for kind, facts in KINDS.items()
     for stage in facts.stages
@@ -78,8 +78,8 @@ def check_goes_on(ranks: Ranks, city: Path, folder: Path, settings: dict[str, An
     assert [attempt["first_step"] for attempt in history(parts)] == [0, *stops]
     assert differing(checkpoint(whole), checkpoint(parts)) == []
     assert (whole / "metrics.jsonl").read_text() == (parts / "metrics.jsonl").read_text()
-    exports = [load_file(run / "export" / "model.safetensors") for run in (whole, parts)]
-    assert differing(*exports) == []
+    first, second = (load_file(run / "export" / "model.safetensors") for run in (whole, parts))
+    assert differing(first, second) == []
 
 
 def settings_for(kind: str, stage: int, precision: str, offload: str = "none", **more: Any) -> dict[str, Any]:
