@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help env login peers demo test soak lint bench lock doctor fetch fit image shards verify caption segment \
-        duplicates view browse train generate evaluate report pipeline status \
+        duplicates view browse train generate evaluate report compare pipeline status \
         watch logs cancel retry tensorboard
 
 help:  ## this list
@@ -134,6 +134,9 @@ evaluate: $(SEMIOCITY)  ## scores of the generated images (JOB=jobs/evaluate.tom
 
 report: $(SEMIOCITY)  ## one self-contained page about RUN
 	$(SEMIOCITY) report $(RUN) $(ARGS)
+
+compare: $(SEMIOCITY)  ## trainings beside each other (RUNS="runs/a runs/b", ARGS="--page compare.html")
+	$(SEMIOCITY) compare $(RUNS) $(ARGS)
 
 pipeline: $(SEMIOCITY)  ## many jobs as a graph, queued at once (PIPELINE=jobs/pipelines/city.toml)
 	$(SEMIOCITY) pipeline $(or $(PIPELINE),jobs/pipelines/city.toml) $(ARGS)
