@@ -33,6 +33,7 @@ from semiocity.data.manifest import merge
 from semiocity.data.pack import pack_shards
 from semiocity.data.plan import make_plan
 from semiocity.data.recipe import Recipe
+from semiocity.stages.text_encoders import Tokenizers
 from semiocity.train.metrics import read_metrics
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -77,6 +78,17 @@ def pictures_of(dataset: Path) -> Pictures:
     view = Dataset.open(dataset).view(["base.image"], "train")
     rows = [view.read(i)["base.image"] or b"" for i in range(len(view))]
     return np.stack([np.asarray(Image.open(io.BytesIO(row)).convert("RGB")) for row in rows])
+
+
+def tokens_apart(dataset: Path, model: Path) -> int:
+    """Tokens of text after which T5 has told all captions from one another."""
+    view = Dataset.open(dataset).view(["caption.text"], "train")
+    texts = [(view.read(i)["caption.text"] or b"").decode() for i in range(len(view))]
+    for tokens in (16, 32, 64, 128, 256, 512):
+        _, ids = Tokenizers(model, tokens).ids(texts)
+        if len(np.unique(ids, axis=0)) == len(texts):
+            return tokens
+    raise SystemExit("two of the captions are the same")
 
 
 def teach_vae(pictures: Pictures, steps: int) -> Any:
@@ -126,9 +138,11 @@ def draw_transformer(folder: Path) -> None:
     model.save_pretrained(folder / "transformer")
 
 
-def train(group: Any, task: str, model: Path, dataset: Path, run: Path, steps: int) -> tuple[Pictures, float, float]:
+def train(
+    group: Any, task: str, model: Path, dataset: Path, run: Path, steps: int, tokens: int
+) -> tuple[Pictures, float, float]:
     """Samples of the trained model [8, 64, 64, 3], and the mean loss of the first and of the last steps."""
-    own: dict[str, Any] = {"prompt_dropout": 0.0, "sample_steps": 28, "sample_guidance": 1.0}
+    own: dict[str, Any] = {"text_tokens": tokens, "prompt_dropout": 0.0, "sample_steps": 28, "sample_guidance": 1.0}
     own |= {"rank": 32, "targets": ["*"], "average": True} if task == "flux-lora" else {"export_original": False}
     fp32 = {"stage": 2, "precision": "fp32"}
     settings = data.flux(task, model, fp32, own, steps=steps, sample_every=steps, sample_images=ROWS, log_every=200)
@@ -180,13 +194,15 @@ def main() -> int:
         model = models.save_flux(folder / "model", blocks=(1, 2), heads=8)
         draw_transformer(model)
         teach_vae(targets, a.vae_steps).save_pretrained(model / "vae")
+        tokens = tokens_apart(dataset, model)
+        print(f"{tokens} tokens of text", flush=True)
         data.add_column(dataset, "latent", encoder="flux", model=str(model), size=SIDE)
-        data.add_column(dataset, "text", encoder="flux", model=str(model), tokens=models.TOKENS)
+        data.add_column(dataset, "text", encoder="flux", model=str(model), tokens=tokens)
         group = ranks.Ranks(2)
         found, rows = {}, [targets]
         try:
             for task in TASKS:
-                samples, first, last = train(group, task, model, dataset, folder / task, a.steps)
+                samples, first, last = train(group, task, model, dataset, folder / task, a.steps, tokens)
                 right, psnr = nearest(samples, targets)
                 found[task] = {"right": right, "psnr_db": round(psnr, 1), "loss": [round(first, 3), round(last, 3)]}
                 print(f"{task}: {found[task]}", flush=True)

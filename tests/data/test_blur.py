@@ -155,9 +155,9 @@ def test_a_shard_that_is_stopped_inside_goes_on_with_the_next_picture(tmp_path: 
     blurrer.find = counted
     answers = iter([False] * (stops - 1) + [True])
     with pytest.raises(Stopped):
-        pack_shard(plan, 0, path, blurrer, stop=lambda: next(answers, False))
+        pack_shard(plan, 0, path, lambda: blurrer, stop=lambda: next(answers, False))
     assert [file.name for file in path.parent.iterdir()] == [path.journal.name]
-    assert pack_shard(plan, 0, path, blurrer) == whole
+    assert pack_shard(plan, 0, path, lambda: blurrer) == whole
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == calm
     assert len(found) == len(set(found)) == 6, "no picture was looked at twice"
 
