@@ -91,13 +91,15 @@ def test_bytes_agree_with_the_allocator(name: str, models: Path) -> None:
     assert expected["pass"] == pytest.approx(measured, rel=0.25), "of the batch alone"
 
 
-def test_twice_the_batch_takes_twice_the_memory_and_half_the_type_half_of_it(models: Path) -> None:
+def test_memory_grows_with_the_batch_and_half_the_type_takes_half_of_it(models: Path) -> None:
     def of(batch: int, dtype: str) -> dict[str, Any]:
         stage = make_stage("text", {"encoder": "flux", "model": models / "flux", "tokens": 64, "dtype": dtype})
         return footprint(stage, batch)
 
-    one, two, half = of(4, "float32"), of(8, "float32"), of(8, "bfloat16")
-    assert two["pass"] == pytest.approx(2 * one["pass"], rel=0.05) and two["weights"] == one["weights"]
+    one, two, four, half = of(4, "float32"), of(8, "float32"), of(16, "float32"), of(8, "bfloat16")
+    # Some of it, such as T5's table of positions, is there once.
+    assert four["pass"] - two["pass"] == pytest.approx(2 * (two["pass"] - one["pass"]), rel=0.01)
+    assert two["pass"] > 1.7 * one["pass"] and two["weights"] == one["weights"]
     assert half["weights"] == pytest.approx(one["weights"] / 2, rel=0.02)
     assert half["pass"] < 0.8 * two["pass"]
 
