@@ -30,7 +30,7 @@ def test_what_is_held_is_named_with_the_command_that_lets_it_go(project: Project
         project.wait(lambda: bool(project.run_status("caption-city")["held"]), "a reason that squeue tells")
         (site,) = project.run_status("caption-city")["held"]
         assert (site["reason"], site["stuck"]) == ("PartitionDown", False)
-        assert len(site["jobs"]) in (3, 4), "the merge waits for the others, or for the partition, whichever SLURM tells"
+        assert len(site["jobs"]) in (3, 4), "the merge waits for the others or for the partition"
         assert project.run("status", "caption-city").returncode == 0, "the site mends that"
         cluster.call("scontrol", "uhold", array)
         said = project.run("status", "caption-city", check=False)
