@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from semiocity import templates
 from semiocity.compare import text
 from semiocity.errors import UserError
 from semiocity.files import write_atomic
@@ -31,19 +32,12 @@ CHARTS: tuple[tuple[str, str, bool, bool], ...] = (
 def write(found: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a comparison (`collect.collect`) to `path` and return it. UserError without jinja2."""
     try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        made = templates.environment(Path(__file__).parent)
     except ImportError:
         raise UserError(
             "a page needs jinja2: pip install 'semiocity[ui]'; without --page the tables are printed"
         ) from None
 
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     made.globals["show"] = text.show
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, made.get_template("compare.html").render(_context(found)).encode())

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from semiocity import templates
 from semiocity.data.columns import Dataset
 from semiocity.data.manifest import read_manifest
 from semiocity.data.sources.reasons import REASONS
@@ -68,15 +69,7 @@ def contact_sheet(run: Path, dataset: Path, out: Path, rows: int = 6, images: in
 
 
 def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    made = templates.environment(Path(__file__).parent)
     made.filters["count"] = lambda number: f"{number:,}".replace(",", "\u202f")
     made.filters["plain"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
     return made
