@@ -12,6 +12,7 @@ from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import canonical, read_json
+from semiocity.launch.identity import flat
 from semiocity.launch.progress import gpu_hours
 from semiocity.launch.runs import attempts
 from semiocity.launch.status import Read
@@ -79,7 +80,11 @@ def training(run: Path) -> dict[str, Any]:
             "returns": sum(state.get("restart", 0) for read in made for state in read.written.values()),
         },
         "validated": (job.get("validate_split"), job.get("validate_samples")) if job.get("validate_every") else None,
-        "settings": {**flat(job), "(columns)": canonical(newest.get("columns") or {}), "(code)": _code(newest)},
+        "settings": {
+            **flat(job, APART.__contains__),
+            "(columns)": canonical(newest.get("columns") or {}),
+            "(code)": _code(newest),
+        },
         "curves": {name: thinned(curve) for name, curve in curves.items()},
     }
 
@@ -144,19 +149,6 @@ def _median(speeds: Sequence[Mapping[str, float]], name: str) -> float | None:
 
 def _code(data: Mapping[str, Any]) -> str:
     return Path(data.get("code") or "").name
-
-
-def flat(job: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of a job's settings, without those that only name or place it."""
-    found: dict[str, Any] = {}
-    for key, value in job.items():
-        if not prefix and key in APART:
-            continue
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def _results(work: Work, earlier: Mapping[str, Any]) -> bool:
 def _differing(work: Work, before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     if work.kind == "train":
         return differences(_identity(before), _identity(work.job))
-    return differences(_flat(before), _flat(work.job))
+    return differences(flat(before, _free), flat(work.job, _free))
 
 
 def _identity(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,16 +83,22 @@ def _identity(job: Mapping[str, Any]) -> dict[str, Any]:
     return identity(TrainJob.model_validate(job))
 
 
-def _flat(job: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(job: Mapping[str, Any], left_out: Callable[[str], bool], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a job's settings, without those whose dotted key is `left_out`."""
+    found: dict[str, Any] = {}
     for key, value in job.items():
-        if (not prefix and key in FREE) or key.startswith("rehearse"):
+        name = f"{prefix}{key}"
+        if left_out(name):
             continue
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, left_out, f"{name}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[name] = value
+    return found
+
+
+def _free(name: str) -> bool:
+    return name in FREE or name.rpartition(".")[2].startswith("rehearse")
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
