@@ -72,8 +72,8 @@ WORKERS ?= 2
 test: env  ## every test, in under 15 minutes on 2 cores
 	$(VENV)/bin/python -m pytest -m "not soak" -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
-soak: env  ## the hours-long versions
-	$(VENV)/bin/python -m pytest -m soak $(ARGS)
+soak: env  ## the hours-long versions; writes docs/soak.md
+	$(VENV)/bin/python -m pytest -m soak --soak-report docs/soak.md $(ARGS)
 
 lint: env  ## ruff and mypy over everything
 	$(VENV)/bin/ruff check .

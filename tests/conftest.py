@@ -1,10 +1,15 @@
-"""How `make test` shares the tests out among its workers (pytest-xdist)."""
+"""How `make test` shares the tests out among its workers (pytest-xdist), and where `make soak` notes what it found."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import soak_report
+
+pytest_plugins = ["pytester"]
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
@@ -39,3 +44,37 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
             return group(nodeid)
 
     return ByGroup(config, log)
+
+
+# ---- make soak
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak-report", type=Path, help="page that notes how many cases of each soak test passed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    page = config.getoption("--soak-report")
+    if page is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SoakReport(page))
+
+
+class SoakReport:
+    """Counts the cases of the soak tests."""
+
+    def __init__(self, page: Path) -> None:
+        self.page = page
+        self.found: defaultdict[str, soak_report.Outcome] = defaultdict(soak_report.Outcome)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if "soak" not in report.keywords:
+            return
+        test = self.found[report.nodeid.partition("[")[0]]
+        test.cases += report.when == "setup"
+        test.failed += report.failed
+        test.skipped += report.skipped
+        test.seconds += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        if self.found:
+            soak_report.write_cases(self.page, self.found)

@@ -157,8 +157,9 @@ class ShardWriter:
         """Make the shard visible, receipt last, and return the receipt. Call once, as the last thing."""
         self._file.add(bytes(2 * BLOCK))
         self._file.add(bytes(-self._file.size % RECORD))
-        sha256 = self._file.finish()
+        finished = self._file.finish()
         parquet_bytes, parquet_sha256 = self._write_parquet()
+        sha256 = finished.result()
         receipt = {
             "format": FORMAT,
             "column": self.head.column,

@@ -118,17 +118,3 @@ def allowed(ground: dict[str, Any], kind: str) -> bool:
 
 def chaos_seed() -> int:
     return int(os.environ.get("SEMIOCITY_CHAOS_SEED") or random.SystemRandom().randrange(10**6))
-
-
-def test_the_report_keeps_other_sections(tmp_path: Path) -> None:
-    path = tmp_path / "soak.md"
-    soak_report.write_section(path, "B", "first")
-    soak_report.write_section(path, "A", "other")
-    strike = {"phase": "save", "kind": "clock", "recovery_s": 2.0}
-    figures = {"work": "train", "strikes": [strike], "repeated": 3, "wanted": 30, "submissions": 2}
-    soak_report.write_section(path, "B", soak_report.chaos_table([figures], 7, list(KINDS)))
-    text = path.read_text()
-    assert text.index("## A\n\nother") < text.index("## B")
-    assert "first" not in text
-    assert "| train | 1 | 1 | 30 | 3 (10.0 %) | 2 |" in text
-    assert "| clock | 1 | 1 | 2.0, 2.0 |" in text

@@ -32,7 +32,7 @@ def written(path: Path, parts: list[bytes]) -> str:
         for part in parts:
             file.add(part)
         assert file.size == sum(map(len, parts))
-        return file.finish()
+        return file.finish().result()
     finally:
         file.close()
 

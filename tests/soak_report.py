@@ -1,15 +1,17 @@
-"""docs/soak.md: what `make soak` found, a section a test; each test replaces its own and leaves the others."""
+"""docs/soak.md: what `make soak` found. Each run replaces the lines of the tests that it ran and leaves the others."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-HEAD = "# Soak\n\nWritten by `make soak`: the hours-long tests and what they measured. Each section is one test's.\n"
+HEAD = "# Soak\n\nWritten by `make soak`: the hours-long versions of the tests, and what they measured.\n"
+CASES = "Cases"
 
 
 def write_section(path: Path, title: str, text: str) -> None:
@@ -20,6 +22,26 @@ def write_section(path: Path, title: str, text: str) -> None:
     kept[title] = f"## {title}\n\n{text.strip()}"
     parts = [head.strip(), *(kept[name] for name in sorted(kept))]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+@dataclass
+class Outcome:
+    """What became of the cases of one test."""
+
+    cases: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+def write_cases(path: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """Lines of tests, `file::test`, in the section of cases; those of other tests stay as they are."""
+    lines = dict(re.findall(r"^\| (\S+::\S+) (\|.*)$", path.read_text(encoding="utf-8") if path.exists() else "", re.M))
+    for test, found in outcomes.items():
+        passed = found.cases - found.failed - found.skipped
+        lines[test] = f"| {found.cases} | {passed} | {found.failed} | {found.skipped} | {found.seconds / 60:.1f} |"
+    table = ["| test | cases | passed | failed | skipped | minutes |", "|---|---|---|---|---|---|"]
+    write_section(path, CASES, "\n".join([*table, *(f"| {test} {lines[test]}" for test in sorted(lines))]))
 
 
 def chaos_table(scenarios: Sequence[dict[str, Any]], seed: int, kinds: Sequence[str]) -> str:
