@@ -32,11 +32,11 @@ def ustar_header(name: str, size: int) -> bytes:
 
 
 class HashedFile:
-    """A new file, hashed while it is written. What is added is not copied: it must not change any more.
+    """A new file, hashed while it is written. Large pieces are not copied: what is added must not change any more.
 
-    Reading what is packed, writing and hashing take about the same time each, so a thread hashes and another writes; a
-    third brings to disk what is written, so that the fsync at the end has little left to wait for. Raises
-    FileExistsError, and OSError from any later call once writing or bringing to disk has failed.
+    Hashing takes as long as all the rest together, so a thread does it; another brings to disk what is written, so that
+    the fsync at the end has little left to wait for. Raises FileExistsError, and OSError from any call once writing or
+    bringing to disk has failed.
     """
 
     CHUNK = 1 << 20
@@ -44,7 +44,7 @@ class HashedFile:
     SMALL = 4096
     """Bytes: neighbours that are smaller are joined, so that a chunk has no more pieces than `writev` takes (1,024)."""
     WAITING = 4
-    """Chunks that may wait to be written or hashed; then the caller waits."""
+    """Chunks that may wait to be hashed; then the writer waits."""
     SYNC = 16 << 20
     """Bytes between two syncs."""
 
@@ -52,9 +52,8 @@ class HashedFile:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._hash = hashlib.sha256()
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="fdatasync")
-        self._pending: deque[tuple[Future[None], Future[None]]] = deque()
+        self._hashing: deque[Future[None]] = deque()
         self._syncing: Future[None] | None = None
         self._parts: list[bytes] = []
         self._held = 0
@@ -63,7 +62,7 @@ class HashedFile:
         """Bytes that were added."""
 
     def add(self, *parts: bytes) -> None:
-        """Append; written only when enough has come together."""
+        """Append; written at once only when enough has come together."""
         self._parts += parts
         size = sum(map(len, parts))
         self._held += size
@@ -72,7 +71,7 @@ class HashedFile:
             self.flush()
 
     def flush(self) -> None:
-        """Have what was added written and hashed, soon."""
+        """Write what was added, and have it hashed."""
         if not self._held:
             return
         parts = [
@@ -80,9 +79,10 @@ class HashedFile:
             for small, group in groupby(self._parts, lambda part: len(part) < self.SMALL)
             for part in ([b"".join(group)] if small else group)
         ]
-        self._settle(self.WAITING - 1)
-        written = self._writer.submit(_write_all, self._descriptor, parts, self._held)
-        self._pending.append((written, self._hasher.submit(self._digest, parts)))
+        while len(self._hashing) >= self.WAITING:
+            self._hashing.popleft().result()
+        self._hashing.append(self._hasher.submit(self._digest, parts))
+        _write_all(self._descriptor, parts, self._held)
         self._unsynced += self._held
         self._parts, self._held = [], 0
         if self._unsynced >= self.SYNC and (self._syncing is None or self._syncing.done()):
@@ -97,24 +97,18 @@ class HashedFile:
 
     def close(self) -> None:
         """Let go of the file, whether it is finished or not."""
-        for threads in (self._hasher, self._writer, self._syncer):
-            threads.shutdown()
+        self._hasher.shutdown()
+        self._syncer.shutdown()
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
     def _finish(self) -> str:
-        self._settle(0)
         self._synced()
         os.fsync(self._descriptor)
+        while self._hashing:
+            self._hashing.popleft().result()
         return self._hash.hexdigest()
-
-    def _settle(self, waiting: int) -> None:
-        """Wait until at most so many chunks are still to be written or hashed."""
-        while len(self._pending) > waiting:
-            for done in self._pending[0]:  # not taken out first: a failure is to be told every time
-                done.result()
-            self._pending.popleft()
 
     def _digest(self, parts: list[bytes]) -> None:
         for part in parts:
