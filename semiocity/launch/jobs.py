@@ -338,8 +338,9 @@ def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
     facts = manifest.read_manifest(dataset)
     manifest.require(facts, ("base.image", "base.label"), dataset)
     run = _existing_run(job, job_file)
-    if not (run / "samples" / "manifest.json").exists():
-        raise UserError(f"{run}/samples: no generated images yet; run `semiocity generate {job_file}` first")
+    samples = job.samples or run / "samples"
+    if not (samples / "manifest.json").exists():
+        raise UserError(f"{samples}: no generated images yet; run `semiocity generate {job_file}` first")
     return Work(
         kind="evaluate",
         run=run,
@@ -348,7 +349,7 @@ def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
         resources=job.resources,
         image=job.image,
         columns=_read(facts, "base"),
-        inputs=seen(dataset, ["base"]) | contents(samples=(job.samples or run / "samples") / "manifest.json"),
+        inputs=seen(dataset, ["base"]) | contents(samples=samples / "manifest.json"),
     )
 
 
