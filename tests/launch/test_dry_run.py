@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ VERBS: dict[str, list[str]] = {
     "demo": ["demo"],
 }
 COMPARED = ("pack", "train", "export", "pipeline", "repeat")
+
+
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """`shared_group` changes that of the whole process."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(scope="module")

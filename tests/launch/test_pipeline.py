@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from semiocity.config import Cluster
 from semiocity.errors import UserError
-from semiocity.launch import pipeline_gate
+from semiocity.launch import facts, jobs, pipeline_check, pipeline_gate, pipeline_steps
 from semiocity.launch.pipeline import choose, load
+from semiocity.launch.runs import new_attempt
 
 ROOT = Path(__file__).parents[2]
 STEPS = """
@@ -169,3 +171,30 @@ def test_on_this_machine_a_step_that_fails_keeps_back_only_what_needs_it(project
         "hash": "ready",
         "duplicates": "waits",
     }
+
+
+def test_a_training_that_waits_and_was_begun_with_other_settings_is_refused_from_its_job_file(project: Path) -> None:
+    file = write(project, STEPS)
+    [step] = [step for step in load(file).steps if step.name == "train"]
+    begun = pipeline_steps.describe(step).draft
+    (begun.run / "checkpoints/step-0000002").mkdir(parents=True)
+    settled = {**begun.job, "data": {**begun.job["data"], "view": None}}
+    new_attempt(begun.run).write({**facts.of_work(begun), "job": settled, "jobs": [], "image": None})
+    pipeline_check.check_cluster(load(file), Cluster(), ["pack", "train"])
+    changed = load(file, ["train.optimizer.lr=0.5"])
+    with pytest.raises(UserError, match=r"steps\.train: .*begun with other settings \(optimizer\.lr .* → 0\.5\)"):
+        pipeline_check.check_cluster(changed, Cluster(), ["pack", "train"])
+    pipeline_check.check_cluster(changed, Cluster(), ["pack"])
+
+
+def test_packing_takes_what_is_asked_of_the_cluster_from_the_command_line(project: Path) -> None:
+    sets = ["source.train=8", "source.val=0", "resources.timeout_min=7"]
+    for job in (Path("jobs/pack.toml"), Path("jobs/none.toml")):
+        work = jobs.pack(Path("shards/city.toml"), sets, job, dry_run=True)
+        assert work.resources.timeout_min == 7 and work.job["source"]["train"] == 8
+    with pytest.raises(UserError, match=r"jobs/pack.toml: resources.timeout_mins: unknown key; did you mean timeout_min"):
+        jobs.pack(Path("shards/city.toml"), ["resources.timeout_mins=7"], Path("jobs/pack.toml"), dry_run=True)
+    assert jobs.sets_of(['image="x.sif"', 'image={ resize = "crop" }', "image.size=[1, 1]"], job=True) == ['image="x.sif"']
+    found = load(write(project, STEPS), ["pack.resources.timeout_min=7"])
+    assert found.facts["pack"].draft.resources.timeout_min == 7
+    assert not (project / "data").exists()
