@@ -16,13 +16,11 @@ from semiocity.launch.pipeline_steps import Step, build, describe
 JOBS = Path("jobs")
 
 
-def run(
-    recipe: Path, root: Path | None, cluster_file: Path | None, sets: Sequence[str], dry_run: bool = False
-) -> int:
+def run(recipe: Path, root: Path | None, cluster_file: Path | None, sets: Sequence[str], dry_run: bool = False) -> int:
     """Pack, caption, segment, train, generate, evaluate, report; what is there already is not made again.
 
-    `sets` override keys of the training job. With `dry_run` the sbatch files are printed, of every step whose inputs are
-    there, and nothing is done. Writes runs/demo (city) or runs/demo-NAME.
+    `sets` override keys of the training job. With `dry_run` the sbatch files are printed of every step whose inputs
+    are there, and nothing is done. Writes runs/demo (city) or runs/demo-NAME.
     """
     import tomllib
 

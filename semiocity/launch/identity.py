@@ -48,11 +48,11 @@ def another(work: Work, live: Collection[str]) -> dict[str, tuple[Any, Any]]:
 
 def _beside(work: Work) -> str:
     """The options that give it a name; the model or the pictures stay those of the run that has them."""
-    sets = [f"run=\"{work.run.name}-2\""]
+    sets = [f'run="{work.run.name}-2"']
     if work.kind == "generate" and work.job.get("model") is None:
-        sets.append(f"model=\"runs/{work.run.name}/export\"")
+        sets.append(f'model="runs/{work.run.name}/export"')
     if work.kind == "evaluate" and work.job.get("samples") is None:
-        sets.append(f"samples=\"runs/{work.run.name}/samples\"")
+        sets.append(f'samples="runs/{work.run.name}/samples"')
     return " ".join(f"--set '{item}'" for item in sets)
 
 

@@ -6,7 +6,7 @@ A step names a job file; which steps it waits for follows from what it reads and
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
@@ -123,9 +123,9 @@ def of_attempt(attempt: Attempt) -> tuple[Pipeline, list[str]]:
     parents = {name: tuple(job["parents"][name]) for name in steps}
     gate = check(job["gate"], Resources, where=f"{attempt.file}: gate")
     name = Path(job["file"]).stem
-    return Pipeline(
-        name, file, tuple(steps.values()), _describe(file, steps), parents, gate, tuple(job["sets"])
-    ), job["asked"]
+    return Pipeline(name, file, tuple(steps.values()), _describe(file, steps), parents, gate, tuple(job["sets"])), job[
+        "asked"
+    ]
 
 
 def choose(pipeline: Pipeline, phases: Sequence[str] = (), start_from: str | None = None) -> list[str]:

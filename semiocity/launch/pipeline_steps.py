@@ -96,7 +96,8 @@ class Facts:
     """What a step reads and makes."""
 
     draft: Work
-    """Its work as far as the job file alone tells: no revision, shards or inputs. Enough to ask whether it could run."""
+    """Its work as far as the job file alone tells, without revision, shards and inputs: enough to ask whether it could
+    run."""
     makes: tuple[Thing, ...]
     reads: Mapping[Thing, tuple[str, ...]] = field(default_factory=dict)
     """What it reads, and of a column which fields."""

@@ -22,7 +22,8 @@ def repeat(folder: Path, cluster_file: Path | None, *, wait: bool, dry_run: bool
 
     Only what is missing is done, with the code, arguments and revisions of the run's newest attempts. A folder from
     elsewhere is repeated under its name in this project's `runs/`, over this project's dataset of the same name where
-    there is one; a pipeline with the copies of its job files. A training's later steps (generate, evaluate) follow when what they need is complete.
+    there is one; a pipeline with the copies of its job files. A training's later steps (generate, evaluate) follow when
+    what they need is complete.
     """
     source = folder if folder.is_dir() else Path("runs") / folder
     if not (source / "attempts").is_dir():

@@ -42,6 +42,7 @@ def golden(name: str, text: str, project: Path) -> None:
     text = text.replace(str(project), "/project").replace(str(ROOT), "/project")
     text = re.sub(r"\S+/python3?(\.\d+)? -u", "PYTHON -u", text)
     text = re.sub(r"(code/)[0-9a-f]{12}", r"\1SNAPSHOT", text)
+    text = re.sub(r"(export-city-webdataset)-[0-9a-f]{6}", r"\1-FOLDER", text)
     path = GOLDEN / f"dry-run-{name}.txt"
     if os.environ.get("SEMIOCITY_GOLDEN") == "write":
         path.write_text(text)

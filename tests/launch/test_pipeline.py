@@ -192,9 +192,11 @@ def test_packing_takes_what_is_asked_of_the_cluster_from_the_command_line(projec
     for job in (Path("jobs/pack.toml"), Path("jobs/none.toml")):
         work = jobs.pack(Path("shards/city.toml"), sets, job, dry_run=True)
         assert work.resources.timeout_min == 7 and work.job["source"]["train"] == 8
-    with pytest.raises(UserError, match=r"jobs/pack.toml: resources.timeout_mins: unknown key; did you mean timeout_min"):
+    with pytest.raises(UserError, match=r"pack.toml: resources.timeout_mins: unknown key; did you mean timeout_min"):
         jobs.pack(Path("shards/city.toml"), ["resources.timeout_mins=7"], Path("jobs/pack.toml"), dry_run=True)
-    assert jobs.sets_of(['image="x.sif"', 'image={ resize = "crop" }', "image.size=[1, 1]"], job=True) == ['image="x.sif"']
+    pictures = ['image={ resize = "crop" }', "image.size=[1, 1]"]
+    assert jobs.sets_of(['image="x.sif"', *pictures], job=True) == ['image="x.sif"']
+    assert jobs.sets_of(['image="x.sif"', *pictures], job=False) == pictures
     found = load(write(project, STEPS), ["pack.resources.timeout_min=7"])
     assert found.facts["pack"].draft.resources.timeout_min == 7
     assert not (project / "data").exists()
