@@ -70,8 +70,9 @@ def refuse_crowd(pipeline: Pipeline, cluster: Cluster, todo: Sequence[Planned]) 
         gates = sum(p.standing.state == "waits" for p in todo)
         raise UserError(
             f"{pipeline.file}: nothing was queued: the pipeline needs {needed} places in the queue at least ({gates} "
-            f"for gates), you have {there} jobs there, and max_submitted in jobs/cluster.toml is {cluster.max_submitted}. "
-            f"Queue fewer steps at a time: --phases {','.join(ready) or todo[0].step.name} --wait, then the next"
+            f"for gates), you have {there} jobs there, and max_submitted in jobs/cluster.toml is "
+            f"{cluster.max_submitted}. Queue fewer steps at a time: --phases "
+            f"{','.join(ready) or todo[0].step.name} --wait, then the next"
         )
 
 

@@ -42,7 +42,7 @@ def run(data: dict[str, Any], index: int, report: Callable[..., None]) -> bool:
     check_inputs(data, step.name)
     standing = look(step, cluster)
     assert standing.work is not None
-    if standing.state == "ready":
+    if standing.state == "ready" and not standing.jobs:
         refuse_standstill(data, step.name, standing.work)
     started = Started(squeue.whole_jobs(standing.jobs), False)
     if standing.state == "ready":
@@ -66,8 +66,8 @@ def run(data: dict[str, Any], index: int, report: Callable[..., None]) -> bool:
                     raise
                 print(error, flush=True)
             else:
-                said = f"queued: {', '.join(started.jobs)}" if started.jobs else "no room yet"
-                report(said="complete" if standing.state == "complete" else said)
+                idle = "no room yet" if started.left else "complete"
+                report(said=f"queued: {', '.join(started.jobs)}" if started.jobs else idle)
                 pass_on(data, step.name)
                 return True
         time.sleep(ASK_S)

@@ -156,8 +156,8 @@ def _queue(
     except scheduler.Full as error:
         raise UserError(
             f"{name}: {error}\nthe site lets you have no more jobs in the queue. With max_submitted in "
-            "jobs/cluster.toml places are kept for gates, and a pipeline that cannot have them is refused as a whole. What was queued "
-            "stays; the same command goes on from there"
+            "jobs/cluster.toml places are kept for gates, and a pipeline that cannot have them is refused as a whole. "
+            "What was queued stays; the same command goes on from there"
         ) from error
     except UserError as error:
         raise UserError(f"{name}: {error}\nwhat was queued stays; the same command goes on from there") from error

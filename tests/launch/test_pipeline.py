@@ -7,14 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from semiocity.config import Cluster
+from semiocity.config import Cluster, Resources
+from semiocity.data.layout import SUFFIXES, column_folder, thousand_folder
 from semiocity.errors import UserError
 from semiocity.launch import facts, jobs, pipeline_check, pipeline_gate, pipeline_steps
+from semiocity.launch.jobs import Work
 from semiocity.launch.pipeline import choose, load
+from semiocity.launch.pipeline_queue import Started, jobs_of, noted
 from semiocity.launch.runs import new_attempt
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +144,32 @@ def test_a_job_that_is_queued_from_a_job_inherits_nothing_of_it() -> None:
     }  # fmt: skip
     pipeline_gate.leave_job(environment, {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "/code"})
     assert environment == {"PATH": "/bin", "SLURM_CONF": "/etc/slurm.conf", "HF_HOME": "/scratch"}
+
+
+def test_a_gate_that_goes_on_with_a_step_ends_when_nothing_was_made_since(project: Path) -> None:
+    """Else a step whose first tasks fail for good would be queued for ever, in the place of what had none."""
+    work = Work("stage", project / "runs/caption-city", project / "city", {}, Resources(), column="caption", shards=3)
+    work = replace(work, revision="r")
+    data = {"run": str(project / "runs/pipeline-p"), "steps": {"caption": noted(work, Started(["5"], True))}}
+    with pytest.raises(UserError, match="caption: job 5 made none of the 3 shards that were missing"):
+        pipeline_gate.refuse_standstill(data, "caption", work)
+    made = thousand_folder(column_folder(work.dataset, "caption", "r"), 0)
+    made.mkdir(parents=True)
+    for suffix in SUFFIXES:
+        (made / f"00000000{suffix}").touch()
+    pipeline_gate.refuse_standstill(data, "caption", work)
+    data["steps"]["caption"] = noted(work, Started([], True))
+    pipeline_gate.refuse_standstill(data, "caption", work)  # had no place at all
+
+
+def test_what_depends_on_a_step_waits_for_its_jobs_and_for_the_gate_of_what_found_no_room() -> None:
+    steps = [{"name": "pack"}, {"name": "caption"}, {"name": "pack"}]
+    known = {"jobs": ["5"], "left": True}
+    data = {"job": {"steps": steps}, "jobs": ["", "6", "7"], "steps": {"pack": known}}
+    assert jobs_of(data, "pack") == ["5", "7"]
+    assert jobs_of(data, "caption") == ["6"]
+    known["left"] = False
+    assert jobs_of(data, "pack") == ["5"]
 
 
 def semiocity(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
