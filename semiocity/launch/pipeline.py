@@ -122,10 +122,9 @@ def of_attempt(attempt: Attempt) -> tuple[Pipeline, list[str]]:
     steps = {item["name"]: moved(item, attempt.folder / "files") for item in job["steps"]}
     parents = {name: tuple(job["parents"][name]) for name in steps}
     gate = check(job["gate"], Resources, where=f"{attempt.file}: gate")
-    name = Path(job["file"]).stem
-    return Pipeline(name, file, tuple(steps.values()), _describe(file, steps), parents, gate, tuple(job["sets"])), job[
-        "asked"
-    ]
+    facts = _describe(file, steps)
+    pipeline = Pipeline(file.stem, file, tuple(steps.values()), facts, parents, gate, tuple(job["sets"]))
+    return pipeline, job["asked"]
 
 
 def choose(pipeline: Pipeline, phases: Sequence[str] = (), start_from: str | None = None) -> list[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,7 +151,10 @@ def test_a_gate_that_goes_on_with_a_step_ends_when_nothing_was_made_since(projec
     """Else a step whose first tasks fail for good would be queued for ever, in the place of what had none."""
     work = Work("stage", project / "runs/caption-city", project / "city", {}, Resources(), column="caption", shards=3)
     work = replace(work, revision="r")
-    data = {"run": str(project / "runs/pipeline-p"), "steps": {"caption": noted(work, Started(["5"], True))}}
+    data: dict[str, Any] = {
+        "run": str(project / "runs/pipeline-p"),
+        "steps": {"caption": noted(work, Started(["5"], True))},
+    }
     with pytest.raises(UserError, match="caption: job 5 made none of the 3 shards that were missing"):
         pipeline_gate.refuse_standstill(data, "caption", work)
     made = thousand_folder(column_folder(work.dataset, "caption", "r"), 0)
@@ -164,8 +168,8 @@ def test_a_gate_that_goes_on_with_a_step_ends_when_nothing_was_made_since(projec
 
 def test_what_depends_on_a_step_waits_for_its_jobs_and_for_the_gate_of_what_found_no_room() -> None:
     steps = [{"name": "pack"}, {"name": "caption"}, {"name": "pack"}]
-    known = {"jobs": ["5"], "left": True}
-    data = {"job": {"steps": steps}, "jobs": ["", "6", "7"], "steps": {"pack": known}}
+    known: dict[str, Any] = {"jobs": ["5"], "left": True}
+    data: dict[str, Any] = {"job": {"steps": steps}, "jobs": ["", "6", "7"], "steps": {"pack": known}}
     assert jobs_of(data, "pack") == ["5", "7"]
     assert jobs_of(data, "caption") == ["6"]
     known["left"] = False
