@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -87,8 +88,14 @@ class PackJob(Strict):
     resources: Resources = Resources()
 
 
-def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Path("data")) -> Work:
-    """Plan a dataset and describe the packing of its shards. Writes the frozen plan, nothing else."""
+def pack(
+    recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Path("data"), anew: bool = False
+) -> Work:
+    """Plan a dataset and describe the packing of its shards. Writes the frozen plan, nothing else.
+
+    `anew`: also when what is packed would be another revision then. Raises UserError otherwise.
+    """
+    from semiocity.data import plan_anew
     from semiocity.data.plan import make_plan
     from semiocity.data.recipe import load_recipe
 
@@ -101,7 +108,9 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
             "ask for one, or take cpu"
         )
     dataset = (data / recipe.name).resolve()
-    plan = make_plan(recipe, dataset)
+    plan = make_plan(recipe, dataset, anew)
+    if note := plan_anew.note(dataset, plan.revision):
+        print(f"note: {note}", file=sys.stderr)
     places = [getattr(recipe.source, "root", None), *getattr(recipe.source, "link_roots", ())]
     if recipe.blur is not None:
         places.append(recipe.blur.detector.path)
