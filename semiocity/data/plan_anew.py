@@ -48,7 +48,7 @@ def refusal(dataset: Path, used: Plan | None, settings: Mapping[str, Any], listi
     what = "; ".join([*rows, *differing[:SHOWN], *more])
     back = "Put the recipe's keys (also those of --set) back to go on with what is packed." if differing else ""
     if rows:
-        back = f"Rows that shall go for good are taken down with `semiocity remove {dataset} KEY …`, which moves no other."
+        back = f"Rows that shall go for good go with `semiocity remove {dataset} KEY …`, which keeps the rest."
     return UserError(
         f"{dataset}: {what}. All rows would be planned and packed anew, as another revision of base"
         f"{_lost(dataset)}. {back} If it is meant, add --anew"

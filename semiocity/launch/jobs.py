@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, apply_set, load_toml
-from semiocity.data import manifest
+from semiocity.data import corrections, manifest
 from semiocity.data.views import check_fresh, check_reading, read_view
 from semiocity.errors import UserError
 from semiocity.files import read_json
@@ -88,9 +88,7 @@ class PackJob(Strict):
     resources: Resources = Resources()
 
 
-def pack(
-    recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Path("data"), anew: bool = False
-) -> Work:
+def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Path("data"), anew: bool = False) -> Work:
     """Plan a dataset and describe the packing of its shards. Writes the frozen plan, nothing else.
 
     `anew`: also when what is packed would be another revision then. Raises UserError otherwise.
@@ -138,6 +136,7 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
     check_needs(made, facts)
     column = job.column or made.column
     parents = {name: facts["columns"][name]["revision"] for name in parents_of(made)}
+    _note_corrections(dataset, column, revision(made, parents))
     return Work(
         kind="stage",
         run=run_folder(job.run, column, dataset.name),
@@ -150,6 +149,13 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
         shards=facts["columns"]["base"]["shards"],
         binds=tuple(Path(path).resolve() for path in made.paths()),
     )
+
+
+def _note_corrections(dataset: Path, column: str, revision: str) -> None:
+    """Say which corrections by hand the revision will not have; those of itself come along (`corrected.follow`)."""
+    if manifest.corrected(dataset, column, revision) is None:
+        for note in corrections.notes(dataset, column, revision):
+            print(f"note: {note}", file=sys.stderr)
 
 
 def is_stage(job_file: Path, sets: Sequence[str] = ()) -> bool:
