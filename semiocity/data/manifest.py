@@ -28,6 +28,7 @@ from semiocity.data.layout import (
 )
 from semiocity.data.receipts import SHARED, ShardEntries, Thousand, compact, digest_line, receipts_file, rejected_file
 from semiocity.data.state import (
+    EDIT,
     TO_CATCH_UP,
     behind,
     corrected,
@@ -44,6 +45,7 @@ from semiocity.files import canonical, read_json, replacing, write_json
 
 __all__ = [
     "BASE",
+    "EDIT",
     "FOLDER_SHARDS",
     "FORMAT",
     "SUFFIXES",

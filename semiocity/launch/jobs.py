@@ -193,7 +193,7 @@ def view(view_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_job(view_file, sets)
     plan = plan_view(job, job.name or view_file.stem, view_file)
-    pinned = {"name": plan.name, "columns": plan.revisions, "dataset": str(plan.dataset)}
+    pinned = {"name": plan.name, "columns": plan.revisions, "shards": plan.shards, "dataset": str(plan.dataset)}
     sizes = {"buckets": {"sizes": job.buckets.resolved()}} if job.buckets else {}
     return Work(
         kind="view",

@@ -17,8 +17,10 @@ from semiocity.data.lease import Owner
 from semiocity.data.manifest import missing
 from semiocity.data.pack import pack_shards
 from semiocity.data.plan import make_plan
+from semiocity.data.recipe import load_recipe
 from semiocity.data.verify import verify
 from semiocity.errors import UserError
+from semiocity.launch import jobs
 
 
 def pictures(*numbers: int) -> dict[str, bytes]:
@@ -133,7 +135,7 @@ def test_corrections_are_named_before_they_stay_behind(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.toml").write_text(f'source = {{ kind = "folder", root = "{root}" }}\n')
     out = tmp_path / "data" / "r"
-    assert main(["pack", "r.toml"]) == 0
+    packed(load_recipe(Path("r.toml"), []), out)
     add_column(out)
     key = Dataset.open(out).reader("word", 0).keys[0]
     assert main(["edit", str(out), "--column", "word", "--key", key, "--text", "mine"]) == 0
@@ -144,9 +146,10 @@ def test_corrections_are_named_before_they_stay_behind(
     told = f"`semiocity edit {out} --column word --from-revision {corrected}` brings them"
     assert told in capsys.readouterr().err
     assert Dataset.open(out).column("word").revision == corrected
-    assert main(["pack", "r.toml", "--anew"]) == 0
-    assert told in capsys.readouterr().err
-    assert len(Dataset.open(out).view(["base.image"])) == 2
+    work = jobs.pack(Path("r.toml"), [], Path("jobs/pack.toml"), anew=True)
+    assert told in capsys.readouterr().err and work.revision != Dataset.open(out).column("base").revision
+    assert jobs.pack(Path("r.toml"), [], Path("jobs/pack.toml")).revision == work.revision, "as a retry has it"
+    assert main(["pack", "r.toml", "--dry-run", "--anew"]) == 0, "the flag is there"
 
 
 def test_a_plan_that_fails_leaves_nothing(tmp_path: Path) -> None:
