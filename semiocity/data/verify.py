@@ -127,7 +127,7 @@ def _counts(dataset: Path, manifest: dict[str, Any]) -> Iterator[Fault]:
     try:
         planned = read_json(plan)["shards"]
     except (FileNotFoundError, UserError) as error:
-        yield Fault(str(plan), f"cannot be read ({error})", "run `semiocity pack` again: it plans anew", column=BASE)
+        yield Fault(str(plan), f"cannot be read ({error})", "run `semiocity pack` again: it plans again", column=BASE)
     else:
         if planned != base["shards"]:
             yield Fault(str(plan), f"plans {planned} shards, the manifest has {base['shards']}", MERGE, column=BASE)
