@@ -121,6 +121,7 @@ def bring(dataset: Path, column: str, revision: str, owner: Owner) -> Brought:
     for _, kept in reversed(history):
         texts |= kept.rows
     opened = Dataset.open(dataset)
+    opened.require([f"{column}.text"])
     found = _rows_now(opened, column, find_keys(opened, texts))
     right = {key: texts[key].text for key, (_, *image) in found.items() if texts[key].fits(*image)}
     carried = [made for made, kept in history] + [made for _, kept in history for made in kept.carried]
