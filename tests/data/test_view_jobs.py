@@ -12,7 +12,8 @@ from make_images import add_column, city_recipe, folder_recipe, jpeg, packed, wr
 from semiocity.cli import main
 from semiocity.config import Cluster, check
 from semiocity.data import views
-from semiocity.data.columns import Dataset, View
+from semiocity.data.columns import Dataset
+from semiocity.data.saved import SavedView
 from semiocity.data.view_build import build, merge
 from semiocity.errors import UserError
 from semiocity.launch import jobs, submission
@@ -123,7 +124,7 @@ def test_a_view_is_built_again_over_the_rows_that_it_had(
     add_column(out, revision="aaaaaaaaaa")
     (project / "views" / "word.toml").write_text('dataset = "data/pictures"\nfields = ["base.image", "word.text"]\n')
 
-    def built(path: str) -> View:
+    def built(path: str) -> SavedView:
         work = jobs.view(Path(path), [])
         plan = views.plan_again(check(work.job, views.ViewJob, "job"), work.revision)
         assert build(plan, range(plan.shards)) and merge(plan)
