@@ -41,9 +41,9 @@ def refusal(dataset: Path, used: Plan | None, settings: Mapping[str, Any], listi
         for _ in listing.rows(used.all_rows()):
             pass
         if listing.changed:
-            rows.append(f"{listing.changed} packed rows differ now (first: {listing.first_changed})")
+            rows.append(f"{listing.changed} rows of the plan differ now (first: {listing.first_changed})")
         if listing.gone:
-            rows.append(f"{listing.gone} are gone from the source (first: {listing.first_gone})")
+            rows.append(f"{listing.gone} of its rows are gone from the source (first: {listing.first_gone})")
     more = [f"and {len(differing) - SHOWN} more"] if len(differing) > SHOWN else []
     what = "; ".join([*rows, *differing[:SHOWN], *more])
     back = "Put the recipe's keys (also those of --set) back to go on with what is packed." if differing else ""

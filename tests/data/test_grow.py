@@ -87,9 +87,9 @@ def test_rows_that_changed_are_planned_anew(tmp_path: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("changed", r"1 packed rows differ now \(first: 2\.jpg\)\. .*`semiocity remove"),
-        ("gone", r"2 are gone from the source \(first: [0-9a-f]{10}-[13]\)\. .*`semiocity remove"),
-        ("both", r"1 packed rows differ now \(first: 2\.jpg\); 1 are gone"),
+        ("changed", r"1 rows of the plan differ now \(first: 2\.jpg\)\. .*`semiocity remove"),
+        ("gone", r"2 of its rows are gone from the source \(first: [0-9a-f]{10}-[13]\)\. .*`semiocity remove"),
+        ("both", r"1 rows of the plan differ now \(first: 2\.jpg\); 1 of its rows are gone"),
         ("setting", r"recipe: shard_rows: 6 -> 2\. .*Put the recipe's keys"),
         ("lost", "the plan of what is packed cannot be read"),
     ],
@@ -124,7 +124,7 @@ def test_what_is_packed_but_not_yet_merged_is_not_planned_anew_either(tmp_path: 
     assert plan.rows_planned == 2, "nothing was packed yet"
     assert pack_shards(plan, range(plan.shards), Owner.here())
     (root / "2.jpg").unlink()
-    with pytest.raises(UserError, match="1 are gone"):
+    with pytest.raises(UserError, match="1 of its rows are gone"):
         make_plan(folder_recipe(root), out)
 
 
