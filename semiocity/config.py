@@ -111,7 +111,8 @@ def _explain(where: str, item: Mapping[str, Any], model: type[BaseModel]) -> str
         case "missing":
             return f"{where}: {dotted}: missing"
         case "value_error":
-            return f"{where}: {dotted}: {item['msg'].removeprefix('Value error, ')}"
+            said = item["msg"].removeprefix("Value error, ")  # names the keys itself where it is about several
+            return f"{where}: {dotted}: {said}" if item["loc"] else f"{where}: {said}"
         case _:
             return f"{where}: {dotted}: {item['msg']} (got {item['input']!r})"
 
