@@ -29,6 +29,8 @@ LABEL = "semiocity.content"
 # The quickest to pack on few cores that still shrinks.
 COMPRESSION = "-comp zstd -Xcompression-level 1"
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+OLDEST_PYTHON = (3, 11)
+"""What this package needs, here and in jobs. The two may differ: with SLURM nothing is pickled."""
 # Packages in ~/.local must not shadow the image's; compute nodes reach no model hub.
 ENVIRONMENT = {"PYTHONNOUSERSITE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 

@@ -171,8 +171,9 @@ def judge(
     if inside.get("image") is not None and image is not None:
         found.append(doctor_host.image_content(inside["image"], image.name, place))
     torch = inside.get("torch", {})
+    pickled = cluster.executor == "local" and image is not None
     found += [
-        *doctor_host.same_versions(doctor_probe.versions(), inside["versions"], place),
+        *doctor_host.versions(doctor_probe.versions(), inside["versions"], pickled, place),
         *doctor_host.folder(inside["folder"], place),
         doctor_host.shared_memory({"shm_kb": inside["shm_kb"]}, max(1, asked.gpus_per_node), place),
         doctor_host.offline(inside["environment"], place),

@@ -200,9 +200,13 @@ def test_a_wrong_clock_is_only_claimed_when_it_is_certain(low: float, high: floa
 
 def test_versions_signals_and_the_hub() -> None:
     mine = doctor_probe.versions()
-    assert level(doctor_host.same_versions(mine, mine, "n1")) == ["ok"]
-    assert level(doctor_host.same_versions(mine, {**mine, "python": "3.9"}, "n1")) == ["fault"]
-    other = doctor_host.same_versions(mine, {**mine, "submitit": "1.4", "cloudpickle": ""}, "n1")
+    assert level(doctor_host.versions(mine, mine, False, "n1")) == ["ok"]
+    newer = doctor_host.versions({**mine, "python": "3.13"}, {**mine, "submitit": ""}, False, "n1")[0]
+    assert newer.level == "ok" and "Python 3.13 here" in newer.found, "with SLURM nothing is pickled"
+    assert level(doctor_host.versions({**mine, "python": "3.13"}, mine, True, "n1")) == ["fault"]
+    old = doctor_host.versions(mine, {**mine, "python": "3.9"}, False, "n1")
+    assert level(old) == ["fault"] and "3.9 in the job, 3.11 or newer" in old[0].found
+    other = doctor_host.versions(mine, {**mine, "submitit": "1.4", "cloudpickle": ""}, True, "n1")
     assert level(other) == ["warning", "warning"] and "not there" in other[1].found
     assert level(doctor_host.signals({"SIGUSR2": 0.1}, ["SIGUSR2", "SIGTERM"], "n1")) == ["ok", "fault"]
     assert level(doctor_host.offline({}, "n1")) == ["warning"]
