@@ -103,7 +103,7 @@ def _wait(work: Work, job: str, condition: Callable[[], bool], limit_s: float, r
     while not condition():
         if time.monotonic() > end:
             what = "did not start" if restart == 0 else "did not come back after it asked to be requeued"
-            return _absent(work, job, f"{what} within {limit_s / 60:.0f} min")
+            return _absent(work, job, f"{what} within {limit_s / 60:g} min")
         if time.monotonic() - asked > ASK_S:
             asked = time.monotonic()
             with suppress(UserError):
