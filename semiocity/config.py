@@ -6,14 +6,16 @@ Importable on a login node (pydantic only).
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from semiocity import sbatch_options, secrecy
 from semiocity.errors import UserError
 from semiocity.files import canonical, digest, fsync_folder, json_bytes, read_json, write_atomic, write_json
 
@@ -109,7 +111,8 @@ def _explain(where: str, item: Mapping[str, Any], model: type[BaseModel]) -> str
         case "missing":
             return f"{where}: {dotted}: missing"
         case "value_error":
-            return f"{where}: {dotted}: {item['msg'].removeprefix('Value error, ')}"
+            said = item["msg"].removeprefix("Value error, ")  # names the keys itself where it is about several
+            return f"{where}: {dotted}: {said}" if item["loc"] else f"{where}: {said}"
         case _:
             return f"{where}: {dotted}: {item['msg']} (got {item['input']!r})"
 
@@ -254,6 +257,21 @@ class Container(Strict):
             raise ValueError(f'verify_key needs runtime = "apptainer": images of {self.runtime} carry no signature')
         return self
 
+    @field_validator("env")
+    @classmethod
+    def _may_be_read_by_all(cls, env: dict[str, str]) -> dict[str, str]:
+        """Whatever runs the image: variables are written into sbatch files and attempts."""
+        for name, value in env.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or {"\n", "\0"} & set(value):
+                raise ValueError(f"{name!r}: not an environment variable that can be handed to a job")
+            if name in ("PYTHONPATH", "PYTHONSAFEPATH"):
+                raise ValueError(f"{name}: the submission decides that, so that tasks import the run's own code")
+            if secrecy.is_secret(name):
+                raise ValueError(f"{name}: a secret must not be in a file, {_EXPORT}")
+            if secrecy.holds_password(value):
+                raise ValueError(f"{name}: a URL with a password must not be in a file, {_EXPORT}")
+        return env
+
 
 class Notify(Strict):
     """Who hears of it when a run ends or fails (see semiocity.launch.notices)."""
@@ -311,7 +329,8 @@ class Cluster(Strict):
     setup: list[str] = []
     """Shell lines before each job, such as `module load apptainer`."""
     sbatch: dict[str, str | int | bool] = {}
-    """Further sbatch options by their long names."""
+    """Further sbatch options by their long names. `exclude` and `gres` are added to what a submission asks for itself;
+    what a key of this file or of the job decides is refused."""
     srun: list[str] = []
     """Further srun options, such as `--mpi=none`."""
     network_interface: str | None = None
@@ -350,27 +369,38 @@ class Cluster(Strict):
     @model_validator(mode="after")
     def _said_once(self) -> Cluster:
         """Further options must not say again, or otherwise, what a key of this file or of the job says."""
-        for written in self.sbatch:
-            name = written.replace("_", "-")
-            if key := _OF_THE_JOB.get(name):
-                raise ValueError(f"sbatch.{written}: {key} decides that; say it there")
-            if name in _KEYS and getattr(self, name):
-                raise ValueError(f"sbatch.{written}: said a second time, beside {name}; keep {name}")
+        for written, value in self.sbatch.items():
+            if why := sbatch_options.refused(
+                written.replace("_", "-"),
+                value,
+                exclusive=self.exclusive,
+                mail=self.notify.mail is not None,
+                gpus=self.gpu_option != "none",
+                memory=self.memory_option != "none",
+            ):
+                raise ValueError(f"sbatch.{written}: {why}")
         if self.gpu_type and self.gpu_option == "none":
             raise ValueError('gpu_type is given, but gpu_option = "none" asks for no GPUs')
         return self
 
+    @model_validator(mode="after")
+    def _no_secret_is_written(self) -> Cluster:
+        """Shell lines and options are copied into sbatch files as they stand."""
+        if self.notify.webhook_env in self.container.env:
+            raise ValueError(
+                f"container.env.{self.notify.webhook_env}: the webhook's URL must not be in a file, {_EXPORT}"
+            )
+        options = [f"{name}={value}" for name, value in self.sbatch.items()]
+        for key, lines in (("setup", self.setup), ("srun", self.srun), ("sbatch", options)):
+            for line in lines:
+                for name in secrecy.assigned(line):
+                    raise ValueError(f"{key}: {name}: a secret must not be in a file, {_EXPORT}")
+                if secrecy.holds_password(line):
+                    raise ValueError(f"{key}: a URL with a password must not be in a file, {_EXPORT}")
+        return self
 
-_KEYS = ("partition", "account", "qos", "constraint", "exclusive")
-_OF_THE_JOB = {
-    "requeue": "the key requeue of this file",
-    "no-requeue": "the key requeue of this file",
-    "array": "the submission",
-    "time": "the job's resources.timeout_min",
-    "nodes": "the job's resources.nodes",
-    "ntasks-per-node": "the job's resources.ranks_per_node",
-    "signal": "the job's resources.signal_delay_s",
-    "output": "the submission",
-    "dependency": "the submission",
-}
-"""sbatch options that must not be set for a whole site, and what sets them."""
+
+_EXPORT = (
+    "and this would be written into the sbatch file, for all to read; export it in the shell that submits, from where "
+    "it reaches jobs by itself"
+)

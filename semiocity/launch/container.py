@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from semiocity import secrecy
 from semiocity.errors import UserError
 from semiocity.files import fsync_folder
 
@@ -28,12 +29,10 @@ LABEL = "semiocity.content"
 # The quickest to pack on few cores that still shrinks.
 COMPRESSION = "-comp zstd -Xcompression-level 1"
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+OLDEST_PYTHON = (3, 11)
+"""What this package needs, here and in jobs. The two may differ: with SLURM nothing is pickled."""
 # Packages in ~/.local must not shadow the image's; compute nodes reach no model hub.
 ENVIRONMENT = {"PYTHONNOUSERSITE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-
-_SECRET = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSPHRASE|CREDENTIALS?|(?:API|ACCESS)_?KEY)(?:_|$)", re.IGNORECASE
-)
 
 
 def bind(source: Path, destination: Path | None = None, *, read_only: bool = False) -> str:
@@ -75,7 +74,7 @@ def exec_argv(
     for item in binds:
         argv += ["--bind", item]
     for name, value in {**ENVIRONMENT, **env, "PYTHONPATH": str(pythonpath or "")}.items():
-        if _SECRET.search(name):
+        if secrecy.is_secret(name):
             raise UserError(f"{name}: a secret must not be on a command line; export it in the shell that submits")
         argv += ["--env", _assignment(name, value)]
     return [*argv, *extra, str(image)]

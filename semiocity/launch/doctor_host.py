@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semiocity.config import Cluster, Resources
+from semiocity.launch.container import OLDEST_PYTHON
 from semiocity.launch.findings import Finding, fault, ok, warning
 
 Facts = Mapping[str, Any]
@@ -283,10 +284,20 @@ def _clock(check: str, low: float, high: float, place: str) -> Finding:
     return ok(check, f"within {max(abs(off), min(abs(low), abs(high))):.1f} s", place)
 
 
-def same_versions(login: Mapping[str, str], node: Mapping[str, str], place: str) -> list[Finding]:
-    """Tasks are pickled on the login node and read on the node."""
+def versions(login: Mapping[str, str], node: Mapping[str, str], pickled: bool, place: str) -> list[Finding]:
+    """The job's Python is new enough. With SLURM it need not be the login node's: tasks are three plain words.
+
+    `pickled`: tasks go through submitit's pickles (the local executor) into an image, which both sides must read alike.
+    """
+    python = node.get("python", "")
+    if tuple(int(part) for part in python.split(".") if part.isdigit()) < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        said = f"python: {python or 'none'} in the job, {oldest} or newer is needed"
+        return [
+            fault("versions", said, "container.python in the site file, or build the image with `make image`", place)
+        ]
     found = []
-    for name in ("python", "submitit", "cloudpickle"):
+    for name in ("python", "submitit", "cloudpickle") if pickled else ():
         if login.get(name) == node.get(name):
             continue
         say = fault if name == "python" else warning
@@ -294,13 +305,14 @@ def same_versions(login: Mapping[str, str], node: Mapping[str, str], place: str)
         found.append(
             say(
                 "versions",
-                f"{name}: {login.get(name) or 'none'} here, {there} in the job",
+                f"{name}: {login.get(name) or 'none'} here, {there} in the job, which reads what is pickled here",
                 "install the same: `make env` here with the image's Python, or build the image again",
                 place,
             )
         )
-    same = ", ".join(f"{name} {version}" for name, version in node.items() if version)
-    return found or [ok("versions", same, place)]
+    there = ", ".join(f"{name} {version}" for name, version in node.items() if version)
+    other = f"; Python {login['python']} here, which is no matter" if login.get("python") != python else ""
+    return found or [ok("versions", there + other, place)]
 
 
 def offline(environment: Mapping[str, str], place: str) -> Finding:

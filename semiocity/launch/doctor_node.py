@@ -114,7 +114,7 @@ def _wait(work: Work, job: str, condition: Callable[[], bool], limit_s: float, r
     while not condition():
         if time.monotonic() > end:
             what = "did not start" if restart == 0 else "did not come back after it asked to be requeued"
-            return _absent(work, job, f"{what} within {limit_s / 60:.0f} min")
+            return _absent(work, job, f"{what} within {limit_s / 60:g} min")
         if time.monotonic() - asked > ASK_S:
             asked = time.monotonic()
             with suppress(UserError):
@@ -182,8 +182,9 @@ def judge(
     if inside.get("image") is not None and image is not None:
         found.append(doctor_host.image_content(inside["image"], image.name, place))
     torch = inside.get("torch", {})
+    pickled = cluster.executor == "local" and image is not None
     found += [
-        *doctor_host.same_versions(doctor_probe.versions(), inside["versions"], place),
+        *doctor_host.versions(doctor_probe.versions(), inside["versions"], pickled, place),
         *doctor_host.folder(inside["folder"], place),
         doctor_host.shared_memory({"shm_kb": inside["shm_kb"]}, max(1, asked.gpus_per_node), place),
         doctor_host.offline(inside["environment"], place),

@@ -154,7 +154,7 @@ def try_folder(folder: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What both sides of a submission must share."""
+    """Python and the packages by which tasks are started: submitit and cloudpickle with the local executor alone."""
     import platform
     from importlib import metadata
 

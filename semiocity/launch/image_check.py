@@ -26,14 +26,19 @@ class Comparison:
     matches: bool
     """Whether the label names exactly this definition, these arguments and this lock."""
     python: str
-    """The image's Python where it is not this side's; empty when they agree."""
+    """The image's Python, such as 3.11."""
     packages: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Package → (the image's version, the lock's); empty for a version that is not there."""
 
     @property
     def usable(self) -> bool:
-        """Whether tasks that this side submits can be read in the image, and find the packages they expect."""
-        return not self.python and not self.packages
+        """Whether tasks that this side submits find the Python and the packages they expect."""
+        return self.new_enough and not self.packages
+
+    @property
+    def new_enough(self) -> bool:
+        """Whether the image's Python can run this package."""
+        return tuple(map(int, self.python.split("."))) >= container.OLDEST_PYTHON
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -41,8 +46,11 @@ class Comparison:
         if not self.matches and self.usable:
             same += " or other arguments; its packages are those of the lock"
         found = [f"{self.image} ({self.variant}): {same}"]
-        if self.python:
-            found.append(f"  Python {self.python} in the image, {_here()} on this side: tasks could not be read")
+        if not self.new_enough:
+            oldest = ".".join(map(str, container.OLDEST_PYTHON))
+            found.append(f"  Python {self.python} in the image, {oldest} or newer is needed")
+        elif self.python != _here():
+            found.append(f'  Python {self.python} in the image, {_here()} on this side: only executor = "local" minds')
         for name, (there, locked) in sorted(self.packages.items()):
             found.append(f"  {name}: {there or 'missing'} in the image, {locked or 'not'} in the lock")
         if not self.usable:
@@ -67,7 +75,7 @@ def compare(image: Path, recipe: Path, overrides: Mapping[str, str], apptainer: 
         image=str(image),
         variant=variant,
         matches=labels[container.LABEL] == digest,
-        python="" if python == _here() else python,
+        python=python,
         packages=differing(pins(its_lock), pins(lock.read_text(encoding="utf-8"))),
     )
 

@@ -120,7 +120,7 @@ def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()
         "array_parallelism": asked.array_parallelism,
         "setup": [*(sharing.SHELL if cluster.shared_group else []), *cluster.setup, *ends.setup()],
         "teardown": ends.teardown(attempt, launch.code, retries(cluster, asked), cluster.requeue),
-        "exclude": ",".join(launch.exclude) or None,
+        "exclude": site.exclude(cluster, launch.exclude),
         "srun_args": srun,
         "additional_parameters": site.extra(cluster),
     }

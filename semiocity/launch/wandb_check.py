@@ -1,4 +1,7 @@
-"""What is refused before a training that wants Weights & Biases is queued: no package, no key, a key in a file."""
+"""What is refused before a training that wants Weights & Biases is queued: no package, no key.
+
+A key in the site file is refused by semiocity.config, for all jobs.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,6 @@ def check(
     """UserError unless a training with these [wandb] settings finds what it needs. None: it wants none."""
     if wanted is None:
         return
-    if KEY in cluster.container.env:
-        raise UserError(
-            f"container.env.{KEY}: a key must not be in a file, and this would be written into the sbatch file; export "
-            "it in the shell that submits"
-        )
     if wanted["mode"] == "online" and not environment.get(KEY):
         raise UserError(
             f'wandb.mode is "online", but {KEY} is not in the environment; export it in this shell, or leave the mode '

@@ -11,7 +11,7 @@ from typing import Any
 
 from semiocity.errors import UserError
 from semiocity.files import digest
-from semiocity.stages import weights
+from semiocity.stages import model_files, weights
 
 CLASSES = {
     "transformer": "FluxTransformer2DModel",
@@ -22,32 +22,28 @@ CLASSES = {
 """Part with weights -> what its config.json must say it is."""
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TEXT = ("text_encoder", "text_encoder_2", *TOKENIZERS)
-FETCH = "hf download black-forest-labs/FLUX.1-dev --local-dir"
 
 
 def check(folder: Path, where: str, parts: Sequence[str]) -> None:
     """Refuse a folder from which these parts could not be loaded. UserErrors begin with `where`."""
-    if not folder.is_dir():
-        raise UserError(
-            f"{where}: {folder}: no such folder. Compute nodes have no network: fetch the model on the login node, "
-            f"such as `{FETCH} {folder}`"
-        )
+    model_files.require(folder, where)
+    model_files.check_marked(folder, where, model_files.name_of(folder))
     for part in parts:
         inside = place(folder, part)
         if not inside.is_dir():
             raise UserError(
                 f"{where}: {folder}: no folder {part}; this must be a whole Flux pipeline as diffusers saves it, with "
-                "model_index.json and a folder for each part"
+                f"model_index.json and a folder for each part; {model_files.remedy(folder)}"
             )
         if part in CLASSES:
             found = config(folder, part, where)
             kind = found.get("_class_name") or found.get("model_type")
             if kind != CLASSES[part]:
                 raise UserError(f"{where}: {inside}: holds a {kind}, not a {CLASSES[part]}; this is no Flux pipeline")
-            weights.weight_files(inside, where)
+            weights.check_files(inside, where)
         elif part in TOKENIZERS and not any((inside / name).is_file() for name in weights.TOKENIZERS):
             names = " or ".join(weights.TOKENIZERS)
-            raise UserError(f"{where}: {inside}: {names} is missing; fetch the whole repository")
+            raise UserError(f"{where}: {inside}: {names} is missing; {model_files.remedy(inside)}")
 
 
 def place(folder: Path, part: str) -> Path:
@@ -57,6 +53,7 @@ def place(folder: Path, part: str) -> Path:
 
 def config(folder: Path, part: str, where: str) -> dict[str, Any]:
     """The configuration of a part. Raises UserError."""
+    model_files.require(folder, where)
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
     return weights.read_config(place(folder, part), name, where)
 

@@ -121,12 +121,36 @@ def command(name: str) -> str:
     return f"semiocity fetch {name}"
 
 
+def require(folder: Path, where: str) -> None:
+    """Refuse a model's folder that is not there. Raises UserError beginning with `where`."""
+    if not folder.is_dir():
+        raise UserError(f"{where}: {folder}: no such folder. Compute nodes have no network: {remedy(folder)}")
+
+
 def remedy(folder: Path) -> str:
-    """How a missing or broken folder of weights is mended, as exactly as we know."""
-    name = name_of(folder)
-    if name in read_table():
-        return f"fetch it on the login node: `{command(name)}`"
+    """How a missing or broken folder of weights is mended, as exactly as we know. `folder` may be a part of a pipeline,
+    such as models/NAME/vae, or a snapshot in the hub's cache."""
+    table = read_table()
+    for place in (folder, folder.parent):
+        if (name := name_of(place)) in table:
+            return _of_the_table(place, name)
+    cached = next((p for p in (folder, *folder.parents[:3]) if p.name.startswith("models--")), None)
+    if cached is not None:
+        repo = cached.name.removeprefix("models--").replace("--", "/")
+        return f"fetch it on the login node: `hf download {repo}`, into the same cache"
     return (
-        f"fetch it on the login node: `hf download ORG/NAME --local-dir {folder}`, "
-        f"or name it in {TABLE} and run `{command(name)}`"
+        f"fetch it on the login node: name it in {TABLE} and run `{command(name_of(folder))}`, "
+        f"or `hf download ORG/NAME --local-dir {folder}`"
     )
+
+
+def _of_the_table(place: Path, name: str) -> str:
+    match state(place)[0]:
+        case "complete":  # fetching again would change nothing
+            return (
+                f"it is there as {TABLE} asks for it: `semiocity fetch --check {name}` finds damage; "
+                f"else change `files` or `ignore` of {name} there, or take another model"
+            )
+        case "incomplete" if "@" not in place.name and not place.is_symlink() and not (place / MARKER).is_file():
+            return f"move {place} away, which `semiocity fetch` did not make, then: `{command(name)}` on the login node"
+    return f"fetch it on the login node: `{command(name)}`"

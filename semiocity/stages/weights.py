@@ -49,10 +49,7 @@ def check(folder: Path, where: str, model_type: str, tokenizer: bool = False) ->
 
     Weights must be safetensors: the older pickles can run code when they are loaded.
     """
-    if not folder.is_dir():
-        raise UserError(
-            f"{where}: {folder}: no such folder. Compute nodes have no network: {model_files.remedy(folder)}"
-        )
+    model_files.require(folder, where)
     model_files.check_marked(folder, where, model_files.name_of(folder))
     folder = resolve(folder)
     found = read_config(folder, "config.json", where).get("model_type")
@@ -61,7 +58,12 @@ def check(folder: Path, where: str, model_type: str, tokenizer: bool = False) ->
     needed = [PROCESSORS, *([("tokenizer_config.json",), TOKENIZERS] if tokenizer else [])]
     for names in needed:
         if not any((folder / name).is_file() for name in names):
-            raise UserError(f"{where}: {folder}: {' or '.join(names)} is missing; fetch the whole repository")
+            raise UserError(f"{where}: {folder}: {' or '.join(names)} is missing; {model_files.remedy(folder)}")
+    check_files(folder, where)
+
+
+def check_files(folder: Path, where: str) -> None:
+    """Refuse weights of which a file is missing or cut short. Reads headers alone."""
     for path in weight_files(folder, where):
         model_files.check_safetensors(path, where, model_files.remedy(folder))
 
@@ -135,7 +137,7 @@ def weight_files(folder: Path, where: str) -> list[Path]:
         files = [next((folder / name for name in NAMES if (folder / name).is_file()), folder / NAMES[0])]
     for path in files:
         if not path.is_file():
-            raise UserError(f"{where}: {folder}: {path.name} is missing; fetch the whole model as safetensors")
+            raise UserError(f"{where}: {folder}: {path.name} is missing; {model_files.remedy(folder)}")
     return files
 
 
@@ -144,7 +146,7 @@ def read_config(folder: Path, name: str, where: str) -> dict[str, Any]:
     try:
         found = read_json(folder / name)
     except FileNotFoundError:
-        raise UserError(f"{where}: {folder}: {name} is missing; fetch the whole repository") from None
+        raise UserError(f"{where}: {folder}: {name} is missing; {model_files.remedy(folder)}") from None
     if not isinstance(found, dict):
         raise UserError(f"{where}: {folder / name}: not a JSON object")
     return found

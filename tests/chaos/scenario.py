@@ -7,18 +7,21 @@ import json
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from arena import Arena
 from disturbances import KINDS
 
+ROWS, SHARD_ROWS, TASKS = 120, 5, 3
 PACK = [
-    "source.size=[32, 32]", "source.train=96", "source.val=24", "shard_rows=5",
+    "source.size=[32, 32]", "source.train=96", "source.val=24", f"shard_rows={SHARD_ROWS}",
 ]  # fmt: skip
 CAPTION = [
-    "args.batch=2", "args.rehearse_slow_batch_s=0.05", "resources.shards_per_task=4", "resources.array_parallelism=3",
-    "resources.timeout_min=30",
+    "args.batch=2", "args.rehearse_slow_batch_s=0.05", "resources.shards_per_task=4",
+    f"resources.array_parallelism={TASKS}", "resources.timeout_min=30",
 ]  # fmt: skip
 STEPS, CHECKPOINT_EVERY = 30, 4
 TRAIN = [
@@ -141,18 +144,26 @@ def leftovers(project: Path) -> list[str]:
     return found
 
 
-def first_steps(project: Path) -> list[int]:
-    """Where each start of the training began."""
-    (file,) = (project / "runs").glob("*/history.jsonl")
-    return [json.loads(line)["first_step"] for line in file.read_text().splitlines()]
+class Life(NamedTuple):
+    """One start of a training, as its run folder and the hook tell."""
+
+    first_step: int
+    steps: int
+    """Steps that it made."""
+
+
+def lives(arena: Arena) -> list[Life]:
+    """Every start of the training, in order."""
+    (file,) = (arena.project / "runs").glob("*/history.jsonl")
+    starts = [json.loads(line) for line in file.read_text().splitlines()]
+    made = Counter((unit["job"], int(unit["restart"])) for unit in arena.units())
+    return [Life(start["first_step"], made[str(start["job"]), int(start["restart"])]) for start in starts]
 
 
 def repeated(arena: Arena, work: str) -> int:
     """Rows or steps that were computed more than once."""
-    if work == "caption":
-        counted = Counter(unit["unit"] for unit in arena.units())
-        return sum(count - 1 for count in counted.values())
-    return max(0, len(arena.units()) - STEPS)
+    units = arena.units()
+    return len(units) - (len({unit["unit"] for unit in units}) if work == "caption" else STEPS)
 
 
 def figures(arena: Arena, work: str) -> dict[str, Any]:
@@ -167,8 +178,41 @@ def figures(arena: Arena, work: str) -> dict[str, Any]:
     }
 
 
-def really_resumed(arena: Arena) -> bool:
-    """Whether a training that was brought down after its first checkpoint went on from one."""
-    starts = first_steps(arena.project)
-    late = [strike for strike in arena.strikes if strike["units_before"] > CHECKPOINT_EVERY + 1]
-    return len(starts) == 1 or not late or starts[-1] > 0
+def not_resumed(begun: Sequence[Life]) -> list[str]:
+    """Starts of a training that went back further than they had to; a training that never did is resumed throughout.
+
+    A checkpoint is waited for before the next one is written. So who got to step 4 n has left that of step 4 (n - 1).
+    """
+    faults = []
+    for number, (before, after) in enumerate(pairwise(begun), start=1):
+        reached = before.first_step + before.steps
+        least = max(before.first_step, (reached // CHECKPOINT_EVERY - 1) * CHECKPOINT_EVERY)
+        if after.first_step < least:
+            faults.append(
+                f"start {number + 1} began at step {after.first_step}, though the one before had come from step "
+                f"{before.first_step} to {reached}: {least} at least was saved"
+            )
+    return faults
+
+
+def most_repeated(work: str, strikes: int, starts: int = 0) -> int:
+    """Rows or steps that may have been computed again: what was under way where something struck, and no more.
+
+    A caption task works at one shard, and three are at work; a training goes back by two checkpoints at most.
+    """
+    return strikes * TASKS * SHARD_ROWS if work == "caption" else max(0, starts - 1) * (2 * CHECKPOINT_EVERY - 1)
+
+
+def faults(arena: Arena, work: str) -> list[str]:
+    """What was computed in vain, or from its beginning, although it had been saved."""
+    begun = lives(arena) if work == "train" else []
+    again, most = repeated(arena, work), most_repeated(work, len(arena.strikes), len(begun))
+    found = not_resumed(begun)
+    if again < 0:
+        found.append(f"{-again} steps were never made")
+    if again > most:
+        found.append(f"{again} rows or steps were computed again; {most} at most were under way")
+    wanted = ROWS if work == "caption" else STEPS
+    if len(arena.units()) - again != wanted:
+        found.append(f"{len(arena.units()) - again} rows or steps of {wanted} were seen")
+    return found

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,24 @@ HOST: dict[str, Any] = {
 
 
 PLAIN = Cluster()
+MODULES = (doctor, doctor_host, doctor_node, doctor_slurm)
+provoked: set[tuple[str, int]] = set()
+"""File and line of every call that made a fault or a warning while these tests ran."""
+
+
+@pytest.fixture(autouse=True)
+def _noting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noted(make: Callable[..., Finding]) -> Callable[..., Finding]:
+        def making(*arguments: Any) -> Finding:
+            caller = sys._getframe(1)
+            provoked.add((Path(caller.f_code.co_filename).name, caller.f_lineno))
+            return make(*arguments)
+
+        return making
+
+    for module in MODULES:
+        for name in {"fault", "warning"} & vars(module).keys():
+            monkeypatch.setattr(module, name, noted(getattr(findings, name)))
 
 
 def level(found: Finding | list[Finding]) -> list[str]:
@@ -200,9 +222,13 @@ def test_a_wrong_clock_is_only_claimed_when_it_is_certain(low: float, high: floa
 
 def test_versions_signals_and_the_hub() -> None:
     mine = doctor_probe.versions()
-    assert level(doctor_host.same_versions(mine, mine, "n1")) == ["ok"]
-    assert level(doctor_host.same_versions(mine, {**mine, "python": "3.9"}, "n1")) == ["fault"]
-    other = doctor_host.same_versions(mine, {**mine, "submitit": "1.4", "cloudpickle": ""}, "n1")
+    assert level(doctor_host.versions(mine, mine, False, "n1")) == ["ok"]
+    newer = doctor_host.versions({**mine, "python": "3.13"}, {**mine, "submitit": ""}, False, "n1")[0]
+    assert newer.level == "ok" and "Python 3.13 here" in newer.found, "with SLURM nothing is pickled"
+    assert level(doctor_host.versions({**mine, "python": "3.13"}, mine, True, "n1")) == ["fault"]
+    old = doctor_host.versions(mine, {**mine, "python": "3.9"}, False, "n1")
+    assert level(old) == ["fault"] and "3.9 in the job, 3.11 or newer" in old[0].found
+    other = doctor_host.versions(mine, {**mine, "submitit": "1.4", "cloudpickle": ""}, True, "n1")
     assert level(other) == ["warning", "warning"] and "not there" in other[1].found
     assert level(doctor_host.signals({"SIGUSR2": 0.1}, ["SIGUSR2", "SIGTERM"], "n1")) == ["ok", "fault"]
     assert level(doctor_host.offline({}, "n1")) == ["warning"]
@@ -486,3 +512,68 @@ def test_this_machine_passes(project: Path) -> None:
     from semiocity.cli import main
 
     assert main(["doctor"]) == 0
+
+
+def answering(folder: Path, name: str, *lines: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    (folder / name).chmod(0o755)
+
+
+def test_a_soft_limit_that_is_passed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As quota(1) tells it: a star behind what is above the soft limit."""
+    answering(
+        project / "bin", "quota", "echo 'Disk quotas for user me (uid 1000):'",
+        "echo '  Filesystem  blocks  quota  limit  grace  files  quota  limit  grace'",
+        "echo '  /dev/sda1   120*    100    150    6days  12     0      0'",
+        "echo '  /dev/sdb1   50      100    150    0      12     0      0'",
+    )  # fmt: skip
+    monkeypatch.setenv("PATH", f"{project / 'bin'}:{os.environ['PATH']}")
+    (found,) = [f for f in doctor.login(PLAIN, Resources(), None) if f.check == "quota"]
+    assert found.level == "warning" and "/dev/sda1" in found.found and "make room" in found.todo
+
+
+def test_a_job_that_does_not_come_or_come_back_or_ends_at_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """squeue as it answers then; the same on a real controller is in tests/slurm/test_doctor_jobs.py."""
+    monkeypatch.setenv("PATH", f"{project / 'bin'}:{os.environ['PATH']}")
+    for name in ("POLL_S", "ASK_S"):
+        monkeypatch.setattr(doctor_node, name, 0.001)
+    work = doctor_node.work_for(Resources(), None, [], True)
+    log = work.run / "attempts/0001/logs/7_0_log.out"
+    log.parent.mkdir(parents=True)
+    log.write_text("semiocity: begins\n")
+
+    def waiting(restart: int, limit_s: float) -> Finding:
+        found = doctor_node._wait(work, "7", lambda: False, limit_s, restart)
+        assert found is not None and (found.level, found.check, found.place) == ("fault", "node job", "node")
+        return found
+
+    answering(
+        project / "bin", "squeue", "case $* in *'-o %r'*) echo Resources ;; *) echo '7|PENDING|Resources' ;; esac"
+    )
+    assert waiting(0, 0.06).found == "job 7 did not start within 0.001 min"
+    assert waiting(0, 0.06).todo == "squeue gives as reason: Resources"
+    assert waiting(1, 0.06).found == "job 7 did not come back after it asked to be requeued within 0.001 min"
+    answering(project / "bin", "squeue", "exit 0")
+    gone = waiting(0, 60)
+    assert (gone.found, gone.todo) == ("job 7 ended before it said anything", "see squeue")
+    log.write_text("FATAL: no such image\nsrun: error: n1: task 0: Exited with exit code 255\n")
+    assert waiting(0, 60).todo == "its log says: FATAL: no such image"
+
+
+def test_every_finding_was_provoked(request: pytest.FixtureRequest) -> None:
+    """The last test here: a new finding needs its case above."""
+    mine = [item for item in request.session.items if item.path == request.path]
+    if len(mine) < len(set(re.findall(r"^def (test_\w+)", Path(__file__).read_text(), re.MULTILINE))):
+        pytest.skip("only some of the tests of this file run")
+    wanted = set()
+    for module in MODULES:
+        path = Path(module.__file__ or "")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FINDERS:
+                wanted.add((path.name, node.lineno))
+    assert len(wanted) > 60
+    assert wanted <= provoked, sorted(wanted - provoked)
+
+
+FINDERS = {"fault", "warning", "say"}

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,25 @@ def test_packages_that_differ_are_named(tmp_path: Path) -> None:
     assert json.loads(found.json())["usable"] is False
 
 
-def test_another_python_cannot_read_tasks(tmp_path: Path) -> None:
+def test_a_python_that_is_too_old_cannot_run_jobs(tmp_path: Path) -> None:
     lock = (RECIPE / container.LOCK).read_text()
     program = answering(tmp_path, {container.LABEL: "0" * 64}, "3.9", lock)
     found = image_check.compare(Path("a.sif"), RECIPE, {}, str(program))
     assert not found.usable
-    assert f"Python 3.9 in the image, {HERE} on this side" in "\n".join(found.lines())
+    assert "Python 3.9 in the image, 3.11 or newer is needed" in "\n".join(found.lines())
+
+
+def test_another_python_than_the_login_nodes_is_no_fault(apptainer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With SLURM nothing is pickled: the Makefile makes environments of other versions than the image's."""
+    monkeypatch.setattr(image_check, "_here", lambda: "3.13")
+    found = image_check.compare(Path("a.sif"), RECIPE, {}, str(apptainer))
+    assert found.usable and json.loads(found.json())["python"] == HERE
+    assert found.lines()[1:] == [f'  Python {HERE} in the image, 3.13 on this side: only executor = "local" minds']
+
+
+def test_the_oldest_python_is_the_packages() -> None:
+    asked = tomllib.loads((RECIPE.parent / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert asked.startswith(">={}.{},".format(*container.OLDEST_PYTHON))
 
 
 def test_another_base_is_no_fault(tmp_path: Path) -> None:

@@ -80,8 +80,9 @@ def test_where_jobs_must_not_come_back_they_say_how_to_go_on(tmp_path: Path) -> 
     ("data", "words"),
     [
         ({"sbatch": {"no-requeue": True}}, "sbatch.no-requeue: the key requeue"),
+        ({"sbatch": {"mem": "3G"}}, r"resources\.mem_gb decides .* or memory_option = \"none\""),
         ({"sbatch": {"time": 3}}, r"sbatch.time: the job's resources\.timeout_min"),
-        ({"account": "a", "sbatch": {"account": "b"}}, "sbatch.account: said a second time"),
+        ({"sbatch": {"account": "b"}}, "sbatch.account: the key account of this file decides that"),
         ({"gpu_option": "none", "gpu_type": "a100"}, "asks for no GPUs"),
         ({"notify": {"webhook_env": "A", "webhook_file": "/b"}}, "two places"),
         ({"notify": {"mail": "nobody"}}, r"notify\.mail"),

@@ -52,10 +52,20 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def image() -> Path:
     """The real image, from the cache or built now."""
+    return _image("gpu")
+
+
+@pytest.fixture(scope="session")
+def cpu_image() -> Path:
+    """The small image without torch, from the cache or built now."""
+    return _image("cpu")
+
+
+def _image(variant: str) -> Path:
     remedy = "see .ci/run for what to install"
     need("apptainer", ("apptainer", "mmdebstrap", "newuidmap", "fuse-overlayfs", "squashfuse", "mksquashfs"), remedy)
     try:
         real_image.builder()
     except KeyError:
         refuse("apptainer", f"apptainer: root cannot build; useradd --create-home {real_image.BUILDER}")
-    return real_image.cached_image()
+    return real_image.cached_image(variant)

@@ -33,7 +33,8 @@ mmdebstrap --quiet --mode=unshare --variant=apt --include=ca-certificates \
 chmod -R u+rwX tree
 mv tree "$2"
 """
-KEPT_IMAGES = 2
+KEPT_IMAGES = 4
+"""Of both variants, for two checkouts."""
 
 
 def builder() -> pwd.struct_passwd:
@@ -41,15 +42,16 @@ def builder() -> pwd.struct_passwd:
     return pwd.getpwnam(BUILDER) if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
 
 
-def cached_image() -> Path:
-    """The image of this checkout's containers/, built first if need be: minutes then, instantly afterwards."""
+def cached_image(variant: str = "gpu") -> Path:
+    """The image of this checkout's containers/, built first if need be: minutes then, for the variant "cpu" half a one;
+    instantly afterwards."""
     account = builder()
     cache = Path(account.pw_dir) / ".cache" / "semiocity"
     _run_as(account, ["mkdir", "-p", str(cache)])
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another checkout's tests may be building
         base = cache / f"base-{digest(MAKE_BASE, 8)}"
-        overrides = {"BOOTSTRAP": "localimage", "BASE": str(base)}
+        overrides = {"BOOTSTRAP": "localimage", "BASE": str(base), "VARIANT": variant}
         image = container.image_path(cache, container.recipe_digest(RECIPE, overrides))
         if not image.exists():
             if not base.exists():
@@ -86,4 +88,5 @@ def _run_as(account: pwd.struct_passwd, argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    print(cached_image())
+    for variant in container.LOCKS:
+        print(cached_image(variant))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from project import Project, make_project
+
+from semiocity.cli import main
+from semiocity.launch import doctor_node
 
 pytestmark = pytest.mark.slurm
 
@@ -74,5 +79,40 @@ def test_a_container_that_cannot_start_is_a_fault_with_its_own_words(project: Pr
         'binds = ["/no/such/place"]\n'
     )
     found = report(project, "--node")
+    assert "ended before it said anything" in found["node job"][0]["found"]
     assert "could not open image" in found["node job"][0]["todo"]
     assert any(f["level"] == "fault" and f["place"] != "login" for f in found["binds"])
+
+
+def test_a_job_that_does_not_start_is_a_fault_with_slurms_reason(project: Project, cluster: Any) -> None:
+    """Its time comes later than anybody waits; nothing stays in the queue."""
+    site = 'executor = "slurm"\npartition = "main"\n[sbatch]\nbegin = "now+2hours"\n'
+    (project.folder / "jobs/cluster.toml").write_text(site)
+    before = cluster.squeue()
+    (found,) = report(project, "--node", "--wait-min", "0.05")["node job"]
+    assert "did not start within 0.05 min" in found["found"]
+    assert found["todo"] == "squeue gives as reason: BeginTime"
+    assert cluster.squeue() == before
+
+
+def test_a_job_that_does_not_come_back_is_a_fault(
+    project: Project, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a site holds what is requeued. The doctor gives up after COME_BACK_S and takes the job away."""
+    shim = tmp_path / "bin" / "scontrol"
+    shim.parent.mkdir()
+    real = shutil.which("scontrol")
+    lines = ["#!/bin/bash", '[ "$1" = requeue ] && set -- requeuehold "${@:2}"', f'exec {real} "$@"', ""]
+    shim.write_text("\n".join(lines))
+    shim.chmod(0o755)
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setattr(doctor_node, "COME_BACK_S", 15.0)
+    before = cluster.squeue()
+    assert main(["doctor", "--node", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    (found,) = [finding for finding in told["findings"] if finding["check"] == "node job"]
+    assert "did not come back after it asked to be requeued" in found["found"]
+    assert cluster.squeue() == before

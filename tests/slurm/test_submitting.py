@@ -197,21 +197,62 @@ def test_a_limit_makes_tasks_longer_and_the_rest_waits(project: Project, shims: 
 
 
 def test_a_limit_that_only_sbatch_knows(project: Project, shims: Shims) -> None:
-    """Three jobs are allowed: as many tasks are queued, and the next command goes on."""
+    """Room for three jobs: three tasks are queued, no merge, and the next command does the rest and no more."""
+    room = shims.folder / "room"
     shims.put(
         "sbatch",
-        'size=$(sed -n "s/.*--array=0-\\([0-9]*\\).*/\\1/p" "${@: -1}" 2>/dev/null)\n'
-        'if [[ "$*" != *--test-only* && ${size:-0} -gt 2 ]]; then\n'
+        '[[ "$*" == *--test-only* ]] && exec "$real" "$@"\n'
+        'tasks=$(sed -n "s/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p" "${@: -1}")\n'
+        f"left=$(($(cat {room}) - ${{tasks:-0}} - 1))\n"
+        "if [[ $left -lt 0 ]]; then\n"
         '  echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1\nfi\n'
-        'exec "$real" "$@"',
+        f'echo $left >{room}\nexec "$real" "$@"',
     )
+    room.write_text("3")
     done = project.run("caption", "jobs/caption.toml", check=False)
     assert done.returncode == 0, done.stderr
     data = attempt(project)
-    assert 0 < len(data["tasks"]) < SHARDS or len(data["jobs"]) == SHARDS + 1
+    assert (len(data["tasks"]), len(data["jobs"]), data["merge"]) == (3, 3, None)
+    assert room.read_text() == "0\n"
+    project.wait(lambda: len(receipts(project)) == 3, "three shards")
+    made = receipts(project)
+    project.wait(lambda: not project.run_status("caption-city")["tasks"].keys() - {"done"}, "the array's end")
+    room.write_text("100")
     project.run("caption", "jobs/caption.toml", "--wait")
+    assert len(receipts(project)) == SHARDS and receipts(project).items() >= made.items()
+    assert sorted(len(attempt(project, number=n)["tasks"]) for n in (1, 2)) == [3, 3], "nothing was queued twice"
+
+
+def test_nodes_that_the_site_file_excludes_are_kept_away_from(project: Project, cluster: Any, tmp_path: Path) -> None:
+    (project.folder / "jobs/cluster.toml").write_text(SITE + '[sbatch]\nexclude = "n[1-3]"\n')
     project.run("caption", "jobs/caption.toml", "--wait")
-    assert len(receipts(project)) == SHARDS
+    seen = [cluster.job(job) for job in attempt(project)["jobs"]]
+    assert {(job["ExcNodeList"], job["NodeList"]) for job in seen} == {("n[1-3]", "n4")}
+    # As it reads beside a node that the run has learnt to avoid, of which the site file speaks, too.
+    script = tmp_path / "script"
+    script.write_text("#!/bin/bash\n#SBATCH --exclude='n[1-3],n2'\n#SBATCH --output=/dev/null\ntrue\n")
+    job = cluster.call("sbatch", "--parsable", "--partition=main", str(script)).strip()
+    assert cluster.job(job)["ExcNodeList"] == "n[1-3]"
+    cluster.wait(job)
+
+
+def test_a_wrong_account_costs_one_message_and_queues_nothing(project: Project, shims: Shims, cluster: Any) -> None:
+    """The loopback cluster keeps no accounts: sbatch answers as one does that enforces them."""
+    words = "Invalid account or account/partition combination specified"
+    shims.put(
+        "sbatch",
+        'script=$([[ -f "${@: -1}" ]] && cat "${@: -1}" || cat)\n'
+        'if [[ "$script" == *--account=nobody* ]]; then\n'
+        f'  echo "sbatch: error: Batch job submission failed: {words}" >&2; exit 1\nfi\nexec "$real" "$@" <<<"$script"',
+    )
+    (project.folder / "jobs/cluster.toml").write_text(SITE + 'account = "nobody"\n')
+    before = cluster.squeue()
+    done = project.run("caption", "jobs/caption.toml", check=False)
+    assert done.returncode == 2
+    assert words in done.stderr and "nothing was queued" in done.stderr
+    assert shims.count() == {"test-only": 1}
+    assert cluster.squeue() == before
+    assert not (project.folder / "runs/caption-city").exists()
 
 
 def test_a_run_is_repeated_from_a_copy_of_its_folder_in_another_project(project: Project, tmp_path: Path) -> None:

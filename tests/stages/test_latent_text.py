@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from semiocity.data.aspects import bucket_ids
 from semiocity.data.manifest import merge, read_column_manifest, read_manifest
 from semiocity.errors import UserError
 from semiocity.stages.base import make_stage
+from semiocity.train.options import TrainJob
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -166,6 +170,10 @@ def test_wrong_arguments_are_refused(model: Path, stage: str, args: dict[str, An
             lambda folder: shutil.copy(folder / "vae" / "config.json", folder / "text_encoder" / "config.json"),
             "holds a AutoencoderKL, not a clip_text_model",
         ),
+        (
+            lambda folder: os.truncate(folder / "text_encoder" / "model.safetensors", 1000),
+            "has 1000 bytes, its header asks for|no whole safetensors file",
+        ),
     ],
 )
 def test_an_unfit_folder_is_refused_on_the_login_node(model: Path, tmp_path: Path, broken: Any, message: str) -> None:
@@ -173,3 +181,39 @@ def test_an_unfit_folder_is_refused_on_the_login_node(model: Path, tmp_path: Pat
     broken(folder)
     with pytest.raises(UserError, match=message):
         make_stage("text", {"encoder": "flux", "model": folder}).check()
+
+
+def test_a_missing_pipeline_is_refused_with_the_command_that_pins_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By stages and trainings alike, whether the folder is missing or a part, and never by an unpinned download."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(JOBS, tmp_path / "jobs")
+    place = tmp_path / "models" / "FLUX.1-dev"
+    tasks = [JOBS / "train-flux-lora-1gpu.toml", JOBS / "train-flux-full.toml"]
+
+    def refusals() -> Iterator[str]:
+        for name in ("latent", "text"):
+            with pytest.raises(UserError) as error:
+                make_stage(
+                    name, {"encoder": "flux", "model": place, **({"size": 32} if name == "latent" else {})}
+                ).check()
+            yield str(error.value)
+        for file in tasks:
+            with pytest.raises(UserError) as error:
+                load_toml(file, TrainJob)
+            yield str(error.value)
+
+    for said in refusals():
+        assert f"{place}: no such folder" in said and "`semiocity fetch FLUX.1-dev`" in said, said
+        assert "hf download" not in said and "top level" not in said
+    fetched = place.with_name("FLUX.1-dev@0123456789ab")
+    shutil.copytree(model, fetched)
+    place.symlink_to(fetched.name)
+    for part in ("vae", "text_encoder", "transformer"):
+        (fetched / part / "config.json").unlink()
+    for said in refusals():
+        assert "config.json is missing; fetch it on the login node: `semiocity fetch FLUX.1-dev`" in said, said
+    (fetched / ".semiocity-model.json").write_text(json.dumps({"files": {"vae/config.json": {"bytes": 3}}}))
+    with pytest.raises(UserError, match=r"config.json is missing; fetch it again .*`semiocity fetch FLUX.1-dev`"):
+        make_stage("text", {"encoder": "flux", "model": place}).check()

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tiny_models import save_sam
 
 from semiocity.errors import UserError
-from semiocity.stages import weights
+from semiocity.stages import model_files, weights
 
 
 @pytest.fixture
@@ -106,3 +106,21 @@ def test_a_missing_model_of_the_table_is_refused_with_the_command(
         weights.check(tmp_path / "models/my-sam", "args.model", "sam")
     with pytest.raises(UserError, match=r"hf download ORG/NAME --local-dir .*models/other"):
         weights.check(tmp_path / "models/other", "args.model", "sam")
+
+
+def test_what_mends_a_folder_depends_on_where_it_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/models.toml").write_text('["My-1.5"]\nrepo = "org/sam"\n')
+    fetched = tmp_path / "models/My-1.5@0123456789ab"
+    assert model_files.remedy(fetched / "vae") == "fetch it on the login node: `semiocity fetch My-1.5`", "a part of it"
+    fetched.mkdir(parents=True)
+    assert model_files.remedy(fetched).endswith("`semiocity fetch My-1.5`"), "begun, or damaged: fetch goes on"
+    (fetched / model_files.MARKER).write_text('{"files": {}}')
+    assert "change `files` or `ignore` of My-1.5" in model_files.remedy(fetched), "fetching again changes nothing"
+    own = tmp_path / "models/My-1.5"
+    own.mkdir()
+    assert model_files.remedy(own).startswith(f"move {own} away, which `semiocity fetch` did not make")
+    snapshot = tmp_path / "hub/models--org--name/snapshots/abc"
+    for place in (snapshot.parent.parent, snapshot, snapshot / "vae"):
+        assert model_files.remedy(place) == "fetch it on the login node: `hf download org/name`, into the same cache"

@@ -44,7 +44,7 @@ def cached(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("flux-full", {"train": ["blocks.*"]}, r"train: 'blocks.\*' matches no parameter; there are .*proj_out.bias"),
         ("flux-full", {"rates": {"*.nothing": 0.5}}, "rates: '\\*.nothing' matches no parameter"),
         ("flux-full", {"freeze": ["*"]}, "leave nothing to train"),
-        ("flux-full", {"pretrained": "/nowhere"}, "config.json is missing"),
+        ("flux-full", {"pretrained": "/nowhere"}, r"model\.pretrained: /nowhere: no such folder"),
     ],
 )
 def test_options_that_do_not_fit_are_named(model: Path, task: str, wrong: dict[str, Any], message: str) -> None:
