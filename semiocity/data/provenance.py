@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semiocity.data.manifest import BASE, behind, column_folder, merge, read_column_manifest, read_manifest
+from semiocity.data.removed import unkept
 from semiocity.errors import UserError
 from semiocity.files import read_json
 
@@ -22,7 +23,7 @@ def columns(dataset: Path) -> dict[str, Any]:
         used = current.get(folder.name)
         for item in revisions:
             item["current"] = item["revision"] == used
-            item["trouble"] = _trouble(facts, current, folder.name, item) if item["current"] else None
+            item["trouble"] = _trouble(dataset, facts, current, folder.name, item) if item["current"] else None
         found.append({"column": folder.name, "current": used, "revisions": revisions})
     return {"dataset": facts["name"], "rows": facts["rows"], "columns": found}
 
@@ -55,12 +56,15 @@ def _revision(dataset: Path, column: str, revision: str) -> dict[str, Any]:
     }
 
 
-def _trouble(facts: Mapping[str, Any], current: Mapping[str, str], column: str, item: Mapping[str, Any]) -> str | None:
-    """Why a current column is not offered, or None."""
+def _trouble(
+    dataset: Path, facts: Mapping[str, Any], current: Mapping[str, str], column: str, item: Mapping[str, Any]
+) -> str | None:
+    """Why a current column is not offered, or should not be used as it is, or None."""
     if not item["merged"]:
         return str(item["note"])
     if column in facts["columns"]:
-        return behind(facts, column)
+        lost = unkept(dataset, column, item["revision"])
+        return behind(facts, column) or (f"{lost}; run its job again" if lost else None)
     for parent, revision in item["parents"].items():
         now = current.get(parent)
         if now != revision:
