@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semiocity.data.manifest import BASE, behind, column_folder, merge, read_column_manifest, read_manifest
+from semiocity.data.rejects import counted, listing
 from semiocity.data.removed import unkept
 from semiocity.errors import UserError
 from semiocity.files import read_json
@@ -25,7 +26,8 @@ def columns(dataset: Path) -> dict[str, Any]:
             item["current"] = item["revision"] == used
             item["trouble"] = _trouble(dataset, facts, current, folder.name, item) if item["current"] else None
         found.append({"column": folder.name, "current": used, "revisions": revisions})
-    return {"dataset": facts["name"], "rows": facts["rows"], "columns": found}
+    more = {"rejected": facts["rejected"], "rejected_listed_in": str(listing(dataset, facts))}
+    return {"dataset": facts["name"], "rows": facts["rows"], **more, "columns": found}
 
 
 def use(dataset: Path, column: str, revision: str) -> None:
@@ -75,7 +77,8 @@ def _trouble(
 
 def render(facts: Mapping[str, Any]) -> str:
     """The columns as text for a person."""
-    lines = [f"dataset {facts['dataset']}: {facts['rows']} rows"]
+    where = f" ({facts['rejected_listed_in']})" if facts["rejected"] else ""
+    lines = [f"dataset {facts['dataset']}: {facts['rows']} rows, {counted(facts['rejected'])}{where}"]
     for column in facts["columns"]:
         lines.append(column["column"])
         for item in sorted(column["revisions"], key=lambda item: not item["current"]):
