@@ -86,7 +86,7 @@ def first_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def conclude(self, gathered: object, threads: int, stop: object) -> object:
             self.keys = [key for part in gathered for key in part.rows.keys.tolist()]  # type: ignore[attr-defined]
-            return super().conclude(gathered, threads, stop)  # type: ignore[arg-type]
+            return super().conclude(gathered, threads, stop)
 
         def rows(self, conclusion: duplicates.Conclusion, shard: int) -> list[Made | Tombstone]:
             made = super().rows(conclusion, shard)
