@@ -125,14 +125,16 @@ def _release(item: Found) -> None:
                     path.unlink()
 
 
-def run(runs: Sequence[Path], yes: bool) -> int:
-    """Show what there is of some runs, ask, end it. Exit status 0 when nothing of it is left."""
+def run(runs: Sequence[Path], yes: bool, dry_run: bool = False) -> int:
+    """Show what there is of some runs, ask, end it. Exit status 0 when nothing of it is left, or with `dry_run`."""
     found = [item for run in runs for item in find(run)]
     if not found:
         print(f"{', '.join(run.name for run in runs)}: nothing is queued or running")
         return 0
     for item in found:
         print(item)
+    if dry_run:
+        return 0
     if not yes:
         if not sys.stdin.isatty():
             raise UserError("nobody can be asked here; add --yes")

@@ -19,7 +19,7 @@ def run(a: argparse.Namespace) -> int:
     from semiocity.data import manifest, rejects
     from semiocity.launch import jobs
 
-    work = jobs.pack(a.recipe, a.set, a.job)
+    work = jobs.pack(a.recipe, a.set, a.job, dry_run=a.dry_run)
     status = submitting.submit(work, a)
     if a.dry_run or not manifest.merged(work.dataset, work.column, work.revision, work.shards):
         return status  # queued: the last task's log says how many
