@@ -1,8 +1,10 @@
 """Claim: at 100,000 shards and 10⁹ rows, planning a stage, status and verify --quick take under 10 s of CPU each.
 
 Datasets of 10³, 10⁴ and 10⁵ shards with three columns, whose receipts are made up; the first shard of each thousand
-has a real index with tombstones. For each command: wall and CPU seconds, peak memory, files opened and folders listed
-below the dataset (counted by an audit hook in a second run). Peer: `find -size`, which looks at every file once.
+has a real index with tombstones. One row was taken down: its shard has real indexes and a real line of 10,000 rows in
+the plan, of which the other lines are short. For each command: wall and CPU seconds, peak memory, files opened and
+folders listed below the dataset (counted by an audit hook in a second run). Peer: `find -size`, which looks at every
+file once.
 
     python bench/scale.py [--shards 1000 10000 …] [--folder /dev/shm] [--json FILE]
 """
@@ -26,6 +28,8 @@ COLUMNS = ("base", "caption", "mask")
 REVISIONS = {"base": "b" * 10, "caption": "c" * 10, "mask": "d" * 10}
 TAR_BYTES = 1_000_000_000
 HOUR_S = 3600
+TAKEN_DOWN = "street/somebody"
+"""Id of the row that was taken down."""
 
 JOB = 'dataset = "data/big"\nstage = "caption"\n[args]\ncaptioner = "labels"\n[resources]\nshards_per_task = 10\n'
 
@@ -71,17 +75,28 @@ CLAIMED = ("plan a stage", "status", "verify --quick")
 
 def make(project: Path, shards: int) -> float:
     """A project folder with the dataset data/big; returns the seconds of merging all columns for the first time."""
+    from semiocity.data.listing import id_hash
     from semiocity.data.manifest import merge
     from semiocity.data.recipe import Recipe
+    from semiocity.data.removed import Removed, remember
     from semiocity.data.shard import Scalar, index_bytes
     from semiocity.files import write_json
 
     dataset = project / "data" / "big"
     recipe = Recipe.model_validate({"name": "big", "source": {"kind": "city"}}).resolved()
     plan = {"recipe": recipe, "shards": shards, "rows": shards * ROWS, "files_seen": shards * ROWS}
-    parts = [{"file": "plan.jsonl", "rows": shards * ROWS, "offsets": [i * 100_000 for i in range(shards)]}]
-    write_json(dataset / "plans" / REVISIONS["base"] / "plan.json", {"format": 2, **plan, "parts": parts})
-    (dataset / "plans" / REVISIONS["base"] / "rejected.jsonl").touch()
+    plan |= {"revision": REVISIONS["base"], "root": None, "link_roots": [], "fields": [], "rejected": {}}
+    folder = dataset / "plans" / REVISIONS["base"]
+    folder.mkdir(parents=True)
+    digits = id_hash(TAKEN_DOWN)[:10]
+    shard = int(digits, 16) * shards >> 40
+    keys = _keys(shard, shards, digits)
+    parts = [
+        {"file": "plan.jsonl", "rows": shards * ROWS, "offsets": _lines(folder / "plan.jsonl", shards, shard, keys)}
+    ]
+    write_json(folder / "plan.json", {"format": 2, **plan, "packer_version": 3, "parts": parts})
+    (folder / "rejected.jsonl").touch()
+    remember(dataset, [Removed(id_hash(TAKEN_DOWN), "asked for it", "2026-01-01")])
     fields: dict[str, dict[str, str]] = {
         "base": {"image": "jpg", "label": "label.png"},
         "caption": {"text": "txt"},
@@ -93,13 +108,17 @@ def make(project: Path, shards: int) -> float:
         "mask": {},
     }
     for column in COLUMNS:
-        rows = []
-        for i in range(ROWS):
-            dead = {"tombstone": "permanent", "reason": "made up"} if column == "caption" and i < 3 else {}
-            values = {"split": "val" if i % 10 == 0 else "train", "width": 512, "height": 512}
-            rows.append({"key": f"{i:010x}-row", **dead, **(values if scalars[column] else {})})
-        index = index_bytes(rows, fields[column], scalars[column])
-        _column(dataset, column, shards, index, fields[column], scalars[column])
+        indexes = []
+        for names in ([f"{i:010x}-row" for i in range(ROWS)], keys):
+            rows = []
+            for i, key in enumerate(names):
+                dead = {"tombstone": "permanent", "reason": "made up"} if column == "caption" and i < 3 else {}
+                values = {"split": "val" if i % 10 == 0 else "train", "width": 512, "height": 512}
+                if key.endswith("-removed"):
+                    dead, values = {"tombstone": "removed", "reason": "taken down"}, {}
+                rows.append({"key": key, **dead, **(values if scalars[column] else {})})
+            indexes.append(index_bytes(rows, fields[column], scalars[column]))
+        _column(dataset, column, shards, indexes[0], (shard, indexes[1]), fields[column], scalars[column])
     began = time.perf_counter()
     for column in COLUMNS:
         merge(dataset, column, REVISIONS[column])
@@ -110,8 +129,36 @@ def make(project: Path, shards: int) -> float:
     return took
 
 
-def _column(dataset: Path, column: str, shards: int, index: bytes, fields: Any, scalars: Any) -> None:
-    """Made-up shards: hard links to one sparse tar and one parquet a thousand, and a receipt each."""
+def _first(shard: int, shards: int) -> int:
+    """The number that a shard's first key begins with: keys are spread evenly."""
+    return -(-(shard << 40) // shards)
+
+
+def _keys(shard: int, shards: int, digits: str) -> list[str]:
+    """Keys of a shard, that of the row that was taken down among them."""
+    step = (1 << 40) // shards // ROWS
+    keys = [f"{_first(shard, shards) + i * step:010x}-row" for i in range(ROWS)]
+    place = max(1, sum(key < digits for key in keys))
+    return [*keys[: place - 1], *sorted([keys[place - 1], f"{digits}-removed"]), *keys[place + 1 :]][:ROWS]
+
+
+def _lines(path: Path, shards: int, shard: int, keys: list[str]) -> list[int]:
+    """Write a plan; returns the offset of each line."""
+    offsets = []
+    with path.open("w") as file:
+        for number in range(shards):
+            offsets.append(file.tell())
+            names = keys if number == shard else [f"{_first(number, shards):010x}-row"]
+            rows = [[k] if k.endswith("-removed") else [k, f"street/{k}", {}, {}, "train", {}, {}] for k in names]
+            file.write(json.dumps(rows, separators=(",", ":")) + "\n")
+    return offsets
+
+
+def _column(
+    dataset: Path, column: str, shards: int, index: bytes, own: tuple[int, bytes], fields: Any, scalars: Any
+) -> None:
+    """Made-up shards: hard links to one sparse tar and one parquet a thousand, and a receipt each. `own` is the number
+    of a shard that has an index of its own."""
     folder = dataset / "columns" / column / REVISIONS[column]
     shared = {"stage": {"name": column, "version": 1, "args": {}}, "model": None, "fields": fields, "scalars": scalars}
     old = time.time() - HOUR_S
@@ -126,6 +173,10 @@ def _column(dataset: Path, column: str, shards: int, index: bytes, fields: Any, 
             if shard != first:
                 os.link(tar, place / f"{shard:08d}.tar")
                 os.link(parquet, place / f"{shard:08d}.parquet")
+            if shard == own[0]:
+                (place / f"{shard:08d}.parquet").unlink()
+                (place / f"{shard:08d}.parquet").write_bytes(own[1])
+            removed = int(shard == own[0])
             dead = 3 if column == "caption" and shard == first else 0
             parents = {} if column == "base" else {"base": {"revision": REVISIONS["base"], "sha256": f"{shard:064x}"}}
             receipt = {
@@ -136,13 +187,13 @@ def _column(dataset: Path, column: str, shards: int, index: bytes, fields: Any, 
                 "rows": ROWS,
                 "bytes": TAR_BYTES,
                 "sha256": f"{shard:064x}",
-                "parquet_bytes": len(index),
+                "parquet_bytes": len(own[1] if shard == own[0] else index),
                 "parquet_sha256": f"{shard:064x}",
                 "keys_digest": f"{shard:064x}",
                 "splits": {"train": ROWS * 9 // 10, "val": ROWS // 10} if column == "base" else {},
                 "parents": parents,
                 "execution": {"device": "cpu", "dtype": "float32", "batch": 1},
-                "tombstones": {"permanent": dead, "removed": 0, "retry": 0},
+                "tombstones": {"permanent": dead, "removed": removed, "retry": 0},
                 "rejected": [],
                 **shared,
             }

@@ -58,7 +58,7 @@ def catch_up(dataset: Path, column: str, last: str, owner: Owner) -> None:
         if not all(made.restore(ShardPath(source, shard)) for source, made in levels)
     ]
     if lost:
-        from semiocity.data.repair import command_for
+        from semiocity.data.commands import command_for
 
         raise UserError(
             f"{dataset}: {column}/{names[0]} has lost {len(lost)} shards as well (first: {lost[0]:08d}). Run "

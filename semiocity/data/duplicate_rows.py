@@ -27,9 +27,8 @@ class Joined(NamedTuple):
     """Ordered by key, so that nothing depends on which shard a row is in."""
     order: np.ndarray
     """int64 [N]: where each of `rows` stands in the order of shards."""
-    keys: np.ndarray
-    """bytes [N], in the order of shards; so are the splits."""
     splits: list[str | None]
+    """[N], in the order of shards"""
     starts: np.ndarray
     """int64 [shards + 1]: where each shard begins."""
 
@@ -59,11 +58,10 @@ def join(parts: Sequence[Part], held_out: Sequence[str]) -> Joined:
     names = [field.name for field in fields(Rows)]
     arrays = {name: np.concatenate([getattr(part.rows, name) for part in parts]) for name in names}
     splits = [split for part in parts for split in _values(part.splits)]
-    keys = arrays["keys"]
     arrays["level"] = levels(splits, held_out)
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(arrays["keys"], kind="stable")
     rows = Rows(**{name: array[order] for name, array in arrays.items()})
-    return Joined(rows, order, keys, splits, np.cumsum([0, *(len(part.rows) for part in parts)]))
+    return Joined(rows, order, splits, np.cumsum([0, *(len(part.rows) for part in parts)]))
 
 
 def in_shards(found: Clusters, order: np.ndarray) -> Clusters:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from semiocity.data.columns import Dataset
 from semiocity.data.keys import DIGITS, key_of, slug
 from semiocity.data.manifest import BASE, ShardPath
+from semiocity.data.rejects import reason_of
 from semiocity.data.rows import read_index
 from semiocity.data.shard import ShardError
 from semiocity.errors import UserError
@@ -46,6 +47,8 @@ def find(dataset: Dataset, name: str) -> Place:
             shown = "\n  ".join(place.key for place in found[:MOST])
             more = f"\n  and {len(found) - MOST} more" if len(found) > MOST else ""
             raise UserError(f"{dataset.path}: {name!r} fits {len(found)} rows:\n  {shown}{more}")
+    if (why := reason_of(dataset.path, name)) is not None:
+        raise UserError(f"{dataset.path}: {name} is no row: rejected as {why['reason']}: {why['detail']}")
     raise UserError(
         f"{dataset.path}: no row {name!r}: neither a key, nor the beginning of one (three hex digits or more), nor a "
         "file's name in the source. `semiocity search` finds rows by what is in them"

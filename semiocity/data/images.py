@@ -21,6 +21,8 @@ from semiocity.data.sources.reasons import REASONS
 from semiocity.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+AVIF = (b"ftypavif", b"ftypavis")
+"""Bytes 4 to 12 of such a file; Pillow reads them in its usual wheels since 11.3."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 WHITE = (255, 255, 255, 255)
 TILE_WIDTH, TILE_LENGTH = 322, 323
@@ -56,7 +58,14 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
     """Decode to the last pixel and normalise. The size is checked before anything is decoded."""
     if not data:
         raise Rejected("image_empty", "zero bytes")
-    image = _open(data, FORMATS, "image_unknown", "image_damaged", "image_too_large")
+    formats: tuple[str, ...] = FORMATS
+    if data[4:12] in AVIF:
+        if not features.check("avif"):
+            raise UserError(
+                "there are AVIF pictures, and this Pillow was built without; install one of the usual wheels"
+            )
+        formats = ("AVIF",)
+    image = _open(data, formats, "image_unknown", "image_damaged", "image_too_large")
     width, height = image.size
     if width * height > max_pixels:
         raise Rejected("image_too_large", f"{width}x{height} is more than max_pixels = {max_pixels}")

@@ -17,6 +17,7 @@ from semiocity.config import canonical
 from semiocity.data.keys import DIGITS, key_of, printable, to_bytes
 from semiocity.data.recipe import Recipe
 from semiocity.data.sources.base import Entry, Rejection
+from semiocity.data.sources.files import UNREAD, split_name
 from semiocity.errors import UserError
 
 
@@ -161,9 +162,11 @@ class Listing:
         return (self._scratch / name).open(mode, encoding="ascii")
 
 
-def _precedence(key: str, entry: Entry, packed: dict[str, str]) -> tuple[str, str, bool, str]:
-    """Of several files with one id, the one that an earlier plan holds comes first."""
-    return key, entry.id, bool(packed) and packed.get(id_hash(entry.id)) != digest(entry), entry.name
+def _precedence(key: str, entry: Entry, packed: dict[str, str]) -> tuple[str, str, bool, bool, str]:
+    """Of several files with one id, the one that an earlier plan holds comes first, then those that can be read:
+    telephones leave a.heic beside a.jpg."""
+    other = bool(packed) and packed.get(id_hash(entry.id)) != digest(entry)
+    return key, entry.id, other, split_name(entry.name)[1] in UNREAD, entry.name
 
 
 def id_hash(id: str) -> str:

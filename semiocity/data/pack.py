@@ -199,7 +199,7 @@ def _pack_row(
     blurred = {}
     if blurrer is not None:
         picture, blurred["blurred"] = blurrer(entry, picture)
-    label = _label(recipe, raw.label, picture.pixels.size)
+    label = _label(recipe, raw.label, picture.pixels.size, raw.label_colors)
     instance = _instance(recipe, raw, picture.pixels.size)
     if raw.rotation:
         turned = [*picture.changes, f"rotation {raw.rotation}"]
@@ -251,8 +251,10 @@ def _pack_row(
     return fields, scalars
 
 
-def _label(recipe: Recipe, raw: Any, size: tuple[int, int]) -> np.ndarray | None:
-    """The label map at the picture's size, its ids checked."""
+def _label(
+    recipe: Recipe, raw: Any, size: tuple[int, int], colors: dict[tuple[int, int, int], int] | None = None
+) -> np.ndarray | None:
+    """The label map at the picture's size, its ids checked. `colors` as in Raw."""
     if raw is None:
         return None
     table = recipe.label_table()
@@ -263,6 +265,9 @@ def _label(recipe: Recipe, raw: Any, size: tuple[int, int]) -> np.ndarray | None
             raw, [c.color for c in recipe.classes or ()], recipe.ignore_id, recipe.image.max_pixels
         )
         table = {own: own for own in table.values()}
+    elif colors is not None:
+        ids = images.decode_colors(raw, list(colors), None, recipe.image.max_pixels)
+        ids = np.array(list(colors.values()), dtype=np.uint8)[ids]
     else:
         ids = images.decode_ids(raw, "label", 8, recipe.image.max_pixels)
     images.check_ids(ids, table)

@@ -20,6 +20,8 @@ from semiocity.data.manifest import (
     read_column_manifest,
     read_manifest,
 )
+from semiocity.data.rejects import counted, listing
+from semiocity.data.removed import unkept
 from semiocity.errors import UserError
 from semiocity.files import read_json
 
@@ -34,10 +36,11 @@ def columns(dataset: Path) -> dict[str, Any]:
         used = current.get(folder.name)
         for item in revisions:
             item["current"] = item["revision"] == used
-            item["trouble"] = _trouble(facts, current, folder.name, item) if item["current"] else None
+            item["trouble"] = _trouble(dataset, facts, current, folder.name, item) if item["current"] else None
         told = notes(dataset, folder.name, used) if used else []
         found.append({"column": folder.name, "current": used, "revisions": revisions, "notes": told})
-    return {"dataset": facts["name"], "rows": facts["rows"], "columns": found}
+    more = {"rejected": facts["rejected"], "rejected_listed_in": str(listing(dataset, facts))}
+    return {"dataset": facts["name"], "rows": facts["rows"], **more, "columns": found}
 
 
 def use(dataset: Path, column: str, revision: str) -> None:
@@ -73,13 +76,17 @@ def _revision(dataset: Path, column: str, revision: str) -> dict[str, Any]:
     }
 
 
-def _trouble(facts: Mapping[str, Any], current: Mapping[str, str], column: str, item: Mapping[str, Any]) -> str | None:
-    """Why a current column is not offered, or None."""
+def _trouble(
+    dataset: Path, facts: Mapping[str, Any], current: Mapping[str, str], column: str, item: Mapping[str, Any]
+) -> str | None:
+    """Why a current column is not offered, or should not be used as it is, or None."""
     if not item["merged"]:
         return str(item["note"])
     if column in facts["columns"]:
-        late = behind(facts, column)
-        return late and f"{late}; {TO_CATCH_UP}"
+        if late := behind(facts, column):
+            return f"{late}; {TO_CATCH_UP}"
+        lost = unkept(dataset, column, item["revision"])
+        return f"{lost}; run its job again" if lost else None
     for parent, revision in item["parents"].items():
         now = current.get(parent)
         if now != revision:
@@ -90,7 +97,8 @@ def _trouble(facts: Mapping[str, Any], current: Mapping[str, str], column: str, 
 
 def render(facts: Mapping[str, Any]) -> str:
     """The columns as text for a person."""
-    lines = [f"dataset {facts['dataset']}: {facts['rows']} rows"]
+    where = f" ({facts['rejected_listed_in']})" if facts["rejected"] else ""
+    lines = [f"dataset {facts['dataset']}: {facts['rows']} rows, {counted(facts['rejected'])}{where}"]
     for column in facts["columns"]:
         lines.append(column["column"])
         lines += [f"  note: {note}" for note in column["notes"]]

@@ -22,6 +22,8 @@ class Removed(NamedTuple):
     reason: str
     date: str
     """Day of the request, YYYY-MM-DD."""
+    kept_by: tuple[str, ...] = ()
+    """COLUMN/REVISION of `duplicates` in which its cluster, of which more is left, kept just this row."""
 
 
 def read_removed(dataset: Path) -> list[Removed]:
@@ -30,7 +32,16 @@ def read_removed(dataset: Path) -> list[Removed]:
         lines = _file(dataset).read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
         return []
-    return [Removed(**json.loads(line)) for line in lines]
+    facts = [json.loads(line) for line in lines]
+    return [Removed(**{**item, "kept_by": tuple(item.get("kept_by", ()))}) for item in facts]
+
+
+def unkept(dataset: Path, column: str, revision: str) -> str | None:
+    """What is wrong with a revision of `duplicates` whose clusters lost the rows that they keep, or None."""
+    count = sum(f"{column}/{revision}" in item.kept_by for item in read_removed(dataset))
+    if not count:
+        return None
+    return f"{count} clusters lost the row that they keep, which was taken down: {column}.keep has none of theirs"
 
 
 def remember(dataset: Path, more: Iterable[Removed]) -> None:

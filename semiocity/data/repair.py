@@ -7,7 +7,6 @@ dead go. Where a shard's bytes are lost its receipt goes, so that the job that m
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from semiocity.data.commands import command_for
 from semiocity.data.layout import BASE, ShardPath, check_format, column_folder, missing, read_receipt
 from semiocity.data.lease import STALE_S, Owner, lease
 from semiocity.data.leftovers import leftovers, remove
@@ -22,7 +22,6 @@ from semiocity.data.manifest import merge, read_column_manifest, read_manifest, 
 from semiocity.data.receipts import receipt_of
 from semiocity.data.reindex import reindex
 from semiocity.data.shard import sha256_file
-from semiocity.data.state import EDIT
 from semiocity.data.verify import Fault, verify
 from semiocity.errors import UserError
 from semiocity.files import fsync_folder, json_bytes, read_json, write_atomic
@@ -238,33 +237,3 @@ def _mend(dataset: Path, step: Step, columns: dict[str, Any]) -> Step:
             return replace(step, kind="by hand", why="it changed meanwhile; repair again")
         write_atomic(target, made)
     return step
-
-
-def command_for(dataset: Path, column: str, revision: str) -> str:
-    """The command line that makes what is missing of a column, with the recipe or job in this folder that fits."""
-    if column == BASE:
-        name = read_manifest(dataset)["name"]
-        recipe = _fitting(Path("shards"), lambda facts: facts.get("name") == name) or f"shards/{name}.toml"
-        return f"semiocity pack {recipe}"
-    with suppress(UserError):
-        stage = read_column_manifest(dataset, column, revision)["stage"]["name"]
-        if stage == "import":
-            return f"semiocity import {dataset} --again {column}"
-        if stage == EDIT:
-            return f"semiocity edit {dataset} --column {column} --again"
-        target = Path(dataset).resolve()
-
-        def fits(facts: dict[str, Any]) -> bool:
-            there = facts.get("stage") == stage and Path(str(facts.get("dataset"))).resolve() == target
-            return there and facts.get("column", column) == column
-
-        return f"semiocity {stage} {_fitting(Path('jobs'), fits) or f'jobs/{stage}.toml'}"
-    return f"the job that made {column}"
-
-
-def _fitting(folder: Path, fits: Any) -> Path | None:
-    for path in sorted(folder.glob("*.toml")):
-        with suppress(tomllib.TOMLDecodeError, OSError), path.open("rb") as file:
-            if fits(tomllib.load(file)):
-                return path
-    return None

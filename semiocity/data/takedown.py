@@ -1,8 +1,8 @@
 """Taking rows down for good: out of every revision of every column and out of the plans, provably.
 
 A row that was taken down stays a row, so that nothing else moves: its place holds a tombstone of kind `removed`, and
-its key keeps the hash but loses the name. Only the shards that hold it are written anew; the rest of the dataset is
-not read. Everything can be repeated: a removal that was cut short goes on where it stopped.
+its key keeps the hash but loses the name. Only the shards that hold it, or name it (`named_elsewhere.py`), are written
+anew; no others are read. Everything can be repeated: a removal that was cut short goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,130 +11,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from semiocity.config import canonical, fsync_folder, json_bytes, read_json, write_atomic
-from semiocity.data import corrections, imported_rows
+from semiocity.config import canonical, fsync_folder, json_bytes, write_atomic
+from semiocity.data import corrections, imported_rows, named_elsewhere, planned
 from semiocity.data.keys import KEY
 from semiocity.data.layout import GALLERY, GATHERED
 from semiocity.data.lease import Owner, lease
 from semiocity.data.listing import id_hash
-from semiocity.data.manifest import BASE, ShardPath, merge, missing, read_manifest, read_receipt, rebuild
+from semiocity.data.manifest import BASE, ShardPath, merge, read_manifest, read_receipt, rebuild
 from semiocity.data.plan import Plan, plan_folder
 from semiocity.data.removed import Removed, read_removed, remember
+from semiocity.data.revisions import Revisions, row_id_hash
 from semiocity.data.shard import Head, ShardReader, ShardWriter
 from semiocity.errors import UserError
 
 TAKEN_DOWN = "taken down"
-
-
-@dataclass(frozen=True)
-class Place:
-    """A row that is to be, or was, removed, in one revision of base."""
-
-    revision: str
-    shard: int
-    row: int
-    live: bool
-    """Whether its payload is still there."""
-
-
-class Revisions:
-    """Every revision of every column on disk, and what each is made from."""
-
-    def __init__(self, dataset: Path) -> None:
-        self.dataset = Path(dataset)
-        self.folders = {
-            (folder.parent.name, folder.name): folder
-            for folder in sorted((self.dataset / "columns").glob("*/*/"))
-            if any(folder.glob("[0-9]*/"))
-        }
-
-    @property
-    def bases(self) -> list[str]:
-        """Revisions of base."""
-        return [revision for column, revision in self.folders if column == BASE]
-
-    def above(self, base: str, shard: int) -> list[ShardPath]:
-        """This shard in every column that is made from a revision of base, directly or not; parents come first."""
-        done, found = {(BASE, base)}, list[ShardPath]()
-        pending = {place for place in self.folders if place[0] != BASE}
-        while True:
-            ready = []
-            for place in sorted(pending):
-                path = ShardPath(self.folders[place], shard)
-                receipt = read_receipt(path)
-                if receipt is not None and {(n, p["revision"]) for n, p in receipt["parents"].items()} <= done:
-                    ready.append(place)
-                    found.append(path)
-            if not ready:
-                return found
-            done.update(ready)
-            pending.difference_update(ready)
-
-    def merged(self) -> Iterator[tuple[str, str]]:
-        """Column and revision of all that have been merged, parents first."""
-        parents = {
-            place: set(read_json(folder / "manifest.json")["parents"].items())
-            for place, folder in self.folders.items()
-            if (folder / "manifest.json").exists()
-        }
-        while ready := [place for place, needed in parents.items() if not needed & parents.keys()]:
-            for place in ready:
-                del parents[place]
-                yield place
-
-    def find(self, revision: str, id_sha256: str) -> Place | None:
-        """The row with this id in a revision of base, live or removed; None where it never was or is not packed yet."""
-
-        def is_it(reader: ShardReader, row: int, live: bool) -> bool:
-            digits = reader.keys[row].partition("-")[0]
-            return id_sha256.startswith(digits) and (not live or row_id_hash(reader, row) == id_sha256)
-
-        return self._search(revision, id_sha256[:10], is_it)
-
-    def find_key(self, revision: str, key: str) -> Place | None:
-        """The row with this key in a revision of base."""
-        return self._search(revision, key[:10], lambda reader, row, live: reader.keys[row] == key)
-
-    def _search(self, revision: str, prefix: str, is_it: Callable[[ShardReader, int, bool], bool]) -> Place | None:
-        """The first row whose key begins with `prefix` and that is the one, called with reader, row and live."""
-        folder = self.folders[BASE, revision]
-        for first, last in self._parts(revision):
-            absent = set(missing(folder, last))
-            shards = [shard for shard in range(first, last) if shard not in absent]
-            low, high = 0, len(shards)
-            while low < high:  # the first shard that begins above the prefix
-                middle = (low + high) // 2
-                keys = _keys(ShardPath(folder, shards[middle]))
-                low, high = (middle + 1, high) if not keys or keys[0][:10] <= prefix else (low, middle)
-            # Rows of one prefix may lie on both sides of a border.
-            for shard in shards[max(0, low - 2) : low]:
-                with ShardReader(ShardPath(folder, shard)) as reader:
-                    for row, key in enumerate(reader.keys):
-                        if key.startswith(prefix):
-                            dead = reader.tombstoned(row)
-                            live = dead is None or dead[0] != "removed"
-                            if is_it(reader, row, live):
-                                return Place(revision, shard, row, live)
-        return None
-
-    def _parts(self, revision: str) -> list[tuple[int, int]]:
-        """First and one past the last shard of each part of the plan; keys ascend inside of a part."""
-        try:
-            sizes = [len(part["offsets"]) for part in Plan.open(self.dataset, revision).content["parts"]]
-        except UserError:  # no plan: look into every shard
-            numbers = [int(path.stem) for path in self.folders[BASE, revision].glob("*/????????.json")]
-            sizes = [1] * (max(numbers, default=-1) + 1)
-        ends = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        return list(pairwise(ends))
 
 
 def request(dataset: Path, keys: Sequence[str], reason: str) -> list[Removed]:
@@ -153,13 +51,23 @@ def request(dataset: Path, keys: Sequence[str], reason: str) -> list[Removed]:
         with ShardReader(ShardPath(revisions.folders[BASE, base], place.shard)) as reader:
             if not place.live:
                 raise UserError(f"{dataset}: {key} was taken down already")
-            wanted.append(Removed(row_id_hash(reader, place.row), reason, date.today().isoformat()))
+            id_sha256 = row_id_hash(reader, place.row)
+        wanted.append(Removed(id_sha256, reason, date.today().isoformat(), _kept_by(revisions, id_sha256)))
     return wanted
 
 
-def row_id_hash(reader: ShardReader, row: int) -> str:
-    """The hash of the id of a live row of base."""
-    return id_hash(json.loads(reader.read(row, "meta") or b"{}")["id"])
+def _kept_by(revisions: Revisions, id_sha256: str) -> tuple[str, ...]:
+    """COLUMN/REVISION of `duplicates` in which the row is the one that its cluster keeps, and not alone in it."""
+    found = set()
+    for base in revisions.bases:
+        for place in revisions.find(base, [id_sha256]).values():
+            for path in revisions.above(base, place.shard):
+                if revisions.stage(path)["name"] == "duplicates":
+                    with ShardReader(path) as reader:
+                        row = reader.scalars(place.row)
+                    if row["keep"] and row["size"] > 1:
+                        found.add(f"{path.folder.parent.name}/{path.folder.name}")
+    return tuple(sorted(found))
 
 
 def carry_out(dataset: Path, removed: Iterable[Removed], owner: Owner) -> list[ShardPath]:
@@ -168,20 +76,26 @@ def carry_out(dataset: Path, removed: Iterable[Removed], owner: Owner) -> list[S
     Raises UserError when somebody is at work on one of the shards; what was done stays done.
     """
     wanted = list(removed)
+    hashes = {item.id_sha256 for item in wanted}
     remember(dataset, wanted)
     for copies in [Path(dataset) / GALLERY, *Path(dataset).glob(f"columns/*/*/{GATHERED}")]:
         shutil.rmtree(copies, ignore_errors=True)
     revisions, written = Revisions(dataset), list[ShardPath]()
+    naming = list(named_elsewhere.naming(revisions, hashes))
     for revision in revisions.bases:
-        places = [p for item in wanted if (p := revisions.find(revision, item.id_sha256)) is not None]
-        for shard in sorted({place.shard for place in places}):
+        rows: dict[int, set[int]] = defaultdict(set)
+        for place in revisions.find(revision, hashes).values():
+            rows[place.shard].add(place.row)
+        for path in naming:
+            if path in revisions.above(revision, path.shard):
+                rows[path.shard] |= set()
+        for shard in sorted(rows):
             path = ShardPath(revisions.folders[BASE, revision], shard)
-            rows = {place.row for place in places if place.shard == shard}
-            written += _remove(revisions, path, rows, owner)
+            written += _remove(revisions, path, rows[shard], hashes, owner)
     for revision in [path.parent.name for path in sorted((Path(dataset) / "plans").glob("*/plan.json"))]:
-        _scrub_plan(Path(dataset), revision, {item.id_sha256 for item in wanted})
-    imported_rows.forget(Path(dataset), {item.id_sha256 for item in wanted})
-    corrections.forget(Path(dataset), {item.id_sha256 for item in wanted})
+        _scrub_plan(Path(dataset), revision, hashes)
+    imported_rows.forget(Path(dataset), hashes)
+    corrections.forget(Path(dataset), hashes)
     # Also when nothing was written: an earlier call may have been cut short before it came here.
     for column, revision in revisions.merged():
         merge(dataset, column, revision, aside=True)
@@ -189,40 +103,56 @@ def carry_out(dataset: Path, removed: Iterable[Removed], owner: Owner) -> list[S
     return written
 
 
-def remains(dataset: Path) -> Iterator[tuple[ShardPath | Path, str]]:
-    """Where something of rows that were taken down is still to be found, and what; nothing when all is well."""
-    removed = read_removed(dataset)
-    revisions = Revisions(dataset) if removed else None
-    for item in removed:
-        assert revisions is not None
-        for revision in revisions.bases:
-            place = revisions.find(revision, item.id_sha256)
-            if place is None:
-                continue
-            base = ShardPath(revisions.folders[BASE, revision], place.shard)
-            if place.live:
-                yield base, f"row {item.id_sha256[:10]}… was taken down and is still there"
-                continue
-            key = _keys(base)[place.row]
-            for path in revisions.above(revision, place.shard):
-                with ShardReader(path) as reader:
-                    dead = reader.tombstoned(place.row)
-                    if dead is None or dead[0] != "removed" or reader.keys[place.row] != key:
-                        yield path, f"row {item.id_sha256[:10]}… was taken down and is still there"
-    hashes = {item.id_sha256 for item in removed}
-    for file in sorted((Path(dataset) / "plans").glob("*/plan.json")) if removed else ():
-        if any(id_hash(entry.id) in hashes for _, entry in Plan.open(dataset, file.parent.name).all_rows() if entry):
+def remains(dataset: Path, quick: bool = False) -> Iterator[tuple[ShardPath | Path, str]]:
+    """Where something of rows that were taken down is still to be found, and what; nothing when all is well.
+
+    Opens the indexes of the shards that held them, and of the plans the lines. Unless `quick` also what other rows of
+    former versions of `duplicates` say of them, for which every index of that column is read.
+    """
+    hashes = {item.id_sha256 for item in read_removed(dataset)}
+    if not hashes:
+        return
+    revisions = Revisions(dataset)
+    for revision in revisions.bases:
+        yield from _rows_left(revisions, revision, hashes)
+    for path in [] if quick else named_elsewhere.naming(revisions, hashes):
+        yield path, "names a row that was taken down"
+    for file in sorted((Path(dataset) / "plans").glob("*/plan.json")):
+        plan = Plan.open(dataset, file.parent.name)
+        if planned.names(plan, hashes):
             yield file, "names a row that was taken down"
-    for module in (imported_rows, corrections) if removed else ():
+        for left in planned.unnamed(plan):
+            yield left, "an older list of rows, which may name one that was taken down"
+    for module in (imported_rows, corrections):
         for file in module.remembered(Path(dataset), hashes):
             yield file, "holds a row that was taken down"
+
+
+def _rows_left(revisions: Revisions, revision: str, hashes: set[str]) -> Iterator[tuple[ShardPath, str]]:
+    """Shards of a revision of base, and of what is made from it, in which a row is more than a tombstone."""
+    shards: dict[int, dict[int, str]] = defaultdict(dict)
+    for hash, place in revisions.find(revision, hashes).items():
+        said = f"row {hash[:10]}… was taken down and is still there"
+        if place.live:
+            yield ShardPath(revisions.folders[BASE, revision], place.shard), said
+        else:
+            shards[place.shard][place.row] = said
+    for shard, rows in sorted(shards.items()):
+        keys = _keys(ShardPath(revisions.folders[BASE, revision], shard))
+        for path in revisions.above(revision, shard):
+            with ShardReader(path) as reader:
+                for row, said in rows.items():
+                    dead = reader.tombstoned(row)
+                    if dead is None or dead[0] != "removed" or reader.keys[row] != keys[row]:
+                        yield path, said
 
 
 # ---------------------------------------------------------------- shards
 
 
-def _remove(revisions: Revisions, base: ShardPath, rows: set[int], owner: Owner) -> list[ShardPath]:
-    """Remove rows of a shard of base, and of the same shard of all columns above it."""
+def _remove(revisions: Revisions, base: ShardPath, rows: set[int], hashes: set[str], owner: Owner) -> list[ShardPath]:
+    """Remove rows of a shard of base, and of the same shard of all columns above it; rows whose ids have these `hashes`
+    are no longer named by others either."""
     with ShardReader(base) as reader:
         gone = {i for i in range(len(reader)) if (dead := reader.tombstoned(i)) and dead[0] == "removed"}
         keys = _buried(reader.keys, rows - gone)
@@ -232,13 +162,18 @@ def _remove(revisions: Revisions, base: ShardPath, rows: set[int], owner: Owner)
             journal.unlink(missing_ok=True)
     written = [base] if _rewrite(base, keys, gone | rows, owner) else []
     for path in revisions.above(base.folder.name, base.shard):
-        if _rewrite(path, keys, gone | rows, owner, revisions):
+        if _rewrite(path, keys, gone | rows, owner, revisions, hashes):
             written.append(path)
     return written
 
 
 def _rewrite(
-    path: ShardPath, keys: list[str], gone: set[int], owner: Owner, revisions: Revisions | None = None
+    path: ShardPath,
+    keys: list[str],
+    gone: set[int],
+    owner: Owner,
+    revisions: Revisions | None = None,
+    hashes: Collection[str] = (),
 ) -> bool:
     """Write a shard with these keys and with tombstones for rows `gone`; False when it is like that already."""
     receipt = read_receipt(path)
@@ -252,7 +187,8 @@ def _rewrite(
             raise UserError(f"{path}: somebody works on it; remove again when that job has ended (`semiocity status`)")
         dead = [reader.tombstoned(i) for i in range(len(reader))]
         buried = {i for i, found in enumerate(dead) if found and found[0] == "removed"}
-        if reader.keys == keys and buried >= gone and parents == receipt["parents"]:
+        naming = named_elsewhere.rows(reader, receipt["stage"], hashes) - gone
+        if reader.keys == keys and buried >= gone and parents == receipt["parents"] and not naming:
             return False
         head = Head(
             **{name: receipt[name] for name in ("column", "revision", "shard", "stage", "model", "execution")},
@@ -269,7 +205,9 @@ def _rewrite(
                 elif (found := dead[i]) is not None:
                     writer.tombstone(key, *found, reader.scalars(i))
                 else:
-                    writer.add(key, reader.payloads(i), reader.scalars(i))
+                    payloads = reader.payloads(i)
+                    payloads = named_elsewhere.without_names(payloads) if i in naming else payloads
+                    writer.add(key, payloads, reader.scalars(i))
             writer.publish()
     return True
 
@@ -301,10 +239,8 @@ def _scrub_plan(dataset: Path, revision: str, hashes: set[str]) -> None:
     parts = [_scrubbed(folder, part, hashes) for part in content["parts"]]
     if parts != content["parts"]:
         write_atomic(folder / "plan.json", json_bytes({**content, "parts": parts}))
-    named = {part["file"] for part in parts} | {"rejected.jsonl"}
-    for path in folder.glob("*.jsonl"):
-        if path.name not in named:
-            path.unlink()
+    for path in planned.unnamed(Plan.open(dataset, revision)):
+        path.unlink()
 
 
 def _scrubbed(folder: Path, part: dict[str, Any], hashes: set[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import pyarrow as pa
 from semiocity.data.layout import BASE, FOLDER_SHARDS, ShardPath, column_folder
 from semiocity.data.manifest import TO_CATCH_UP, behind, read_manifest
 from semiocity.data.receipts import ShardEntries
+from semiocity.data.removed import unkept
 from semiocity.data.takedown import remains
 from semiocity.data.verify_column import ColumnCheck, Revision, Span
 from semiocity.data.verify_shard import MERGE, Fault, ShardCheck, keys_of
@@ -49,7 +50,7 @@ def verify(dataset: Path, quick: bool = False, workers: int = 1, part: tuple[int
     manifest = read_manifest(dataset)
     shards = int(manifest["columns"][BASE]["shards"])
     faults = list(_counts(dataset, manifest)) if part[0] == 0 else []
-    faults += _remains(dataset) if part[0] == 0 else []
+    faults += _remains(dataset, quick) if part[0] == 0 else []
     columns: list[ColumnCheck] = []
     for name in sorted(manifest["columns"], key=lambda name: (name != BASE, name)):
         try:
@@ -62,6 +63,8 @@ def verify(dataset: Path, quick: bool = False, workers: int = 1, part: tuple[int
         column.parents = shared
     for column in columns if part[0] == 0 else ():
         faults += column.strangers()
+        if lost := unkept(dataset, column.name, column.folder.name):
+            faults.append(Fault(str(column.folder), lost, "run its job again", "note", column.name))
         if late := behind(manifest, column.name):
             faults.append(Fault(str(column.folder), late, TO_CATCH_UP, column=column.name))
     mine = _part(range(-(-shards // FOLDER_SHARDS)), part)
@@ -98,11 +101,11 @@ def show(dataset: Path, quick: bool, as_json: bool, workers: int = 1, part: tupl
     return 1 if faults else 0
 
 
-def _remains(dataset: Path) -> Iterator[Fault]:
+def _remains(dataset: Path, quick: bool) -> Iterator[Fault]:
     """What is left of rows that were taken down."""
     remedy = f"run `semiocity remove {dataset} --apply`"
     try:
-        for where, what in remains(dataset):
+        for where, what in remains(dataset, quick):
             yield Fault(str(where), what, remedy)
     except (UserError, OSError, ValueError, pa.ArrowException) as error:
         yield Fault(str(dataset), f"cannot tell whether rows that were taken down are gone ({error})", remedy)

@@ -202,16 +202,14 @@ def datasets(root: Path) -> list[dict[str, Any]]:
 
 def _column(dataset: Path, column: str, revision: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     merged = facts["columns"].get(column)
-    if merged and merged["revision"] == revision:
-        there = wanted = merged["shards"]
-    else:
-        there, wanted = _receipts(dataset / "columns" / column / revision), _planned(dataset, column, revision, facts)
     current = bool(merged) and merged["revision"] == revision
+    wanted = merged["shards"] if current else _planned(dataset, column, revision, facts)
     return {
         "column": column,
         "revision": revision,
         "current": current,
-        "shards": there,
+        # Counted, also where the manifest knows: a column is complete when its receipts are there.
+        "shards": _receipts(dataset / "columns" / column / revision),
         "of": wanted,
         "rows": merged["rows"] if current else None,
         "tombstones": merged.get("tombstones", {}) if current else {},
@@ -221,10 +219,10 @@ def _column(dataset: Path, column: str, revision: str, facts: Mapping[str, Any])
 def _receipts(folder: Path) -> int:
     """Number of receipts in a column: one listing for each thousand shards, no file is opened."""
     return sum(
-        name.name.endswith(".json") and name.name[:8].isdigit()
-        for thousand in folder.iterdir()
+        name.endswith(".json") and name[:8].isdigit()
+        for thousand in os.scandir(folder)
         if thousand.is_dir()
-        for name in os.scandir(thousand)
+        for name in os.listdir(thousand)  # noqa: PTH208, a fraction of scandir's time
     )
 
 

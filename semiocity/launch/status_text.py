@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from semiocity.data import rejects
 from semiocity.launch import status
 from semiocity.launch.progress import clock
 
@@ -31,12 +32,14 @@ def render(facts: Mapping[str, Any]) -> str:
     """The status as text."""
     lines = []
     for dataset in facts["datasets"]:
-        rejected = sum(dataset["rejected"].values())
-        rows = "not merged yet" if dataset["rows"] is None else f"{dataset['rows']} rows, {rejected} rejected"
+        rejected = rejects.counted(dataset["rejected"])
+        rows = "not merged yet" if dataset["rows"] is None else f"{dataset['rows']} rows, {rejected}"
         lines.append(f"dataset {dataset['name']}: {rows}")
         for column in dataset["columns"]:
             of = "?" if column["of"] is None else column["of"]
             done = "complete" if column["current"] else "superseded or unfinished"
+            if column["current"] and column["shards"] != column["of"]:
+                done = "its job makes those that are missing"
             dead = sum(column["tombstones"].values())
             note = f", {dead} tombstones" if dead else ""
             lines.append(f"  {column['column']:<12} {column['revision']}  {column['shards']}/{of} shards  {done}{note}")

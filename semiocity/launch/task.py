@@ -210,10 +210,13 @@ def _reduce(data: dict[str, Any], index: int, world: World, stop: StopFlag, repo
 
 
 def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
-    from semiocity.data.manifest import corrected, merge
+    from semiocity.data import rejects
+    from semiocity.data.manifest import BASE, corrected, merge
 
     place = Path(data["dataset"]), data["column"], data["revision"]
     merge(*place)
+    if place[1] == BASE:
+        print(rejects.summary(place[0]))
     if corrected(*place) is not None:  # imports much, and is seldom needed
         from semiocity.data.corrected import follow
 

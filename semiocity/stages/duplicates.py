@@ -39,7 +39,6 @@ class DuplicatesArgs(Strict):
 class Conclusion(NamedTuple):
     """Values of all rows in the order of shards, and where each shard begins."""
 
-    keys: np.ndarray
     splits: list[str | None]
     clusters: Clusters
     starts: np.ndarray
@@ -47,7 +46,7 @@ class Conclusion(NamedTuple):
 
 class Duplicates(Reduce):
     name = "duplicates"
-    version = 1
+    version = 2
     column = "duplicates"
     Args = DuplicatesArgs
 
@@ -91,12 +90,12 @@ class Duplicates(Reduce):
         args = self.args
         joined = join(gathered, args.held_out)
         found = cluster(joined.rows, Limits(args.distance, args.gradients, args.flat), threads, stop)
-        return Conclusion(joined.keys, joined.splits, in_shards(found, joined.order), joined.starts)
+        return Conclusion(joined.splits, in_shards(found, joined.order), joined.starts)
 
     def rows(self, conclusion: Conclusion, shard: int) -> list[Made | Tombstone]:
         from semiocity.files import canonical
 
-        keys, splits, found, starts = conclusion
+        splits, found, starts = conclusion
         made: list[Made | Tombstone] = []
         for i in range(starts[shard], starts[shard + 1]):
             kept = int(found.representative[i])
@@ -108,8 +107,8 @@ class Duplicates(Reduce):
                 "split": splits[kept],
                 "distance": int(found.distance[i]) if found.distance[i] >= 0 else None,
             }
-            record = {**scalars, "representative": keys[kept].decode()}
-            made.append(Made({"record": ("duplicates.json", canonical(record).encode())}, scalars))
+            # Which row is kept, `cluster` and `keep` say: a record that names another would outlive its removal.
+            made.append(Made({"record": ("duplicates.json", canonical(scalars).encode())}, scalars))
         return made
 
     def report(self, dataset: Dataset, column: str, run: Path) -> None:

@@ -38,7 +38,8 @@ def leaks(dataset: Dataset, split: str, view: str | None = None, column: str = "
     """What is wrong with a dataset's splits, the scalar `split`, or with those of a saved view; `clean` is whether
     nothing is.
 
-    `separated`: clusters of `column` whose rows are in more than one split. `leaks`: rows that are equal to or near a
+    `separated`: clusters of `column` whose rows are in more than one split. `unkept`: clusters of which no row is kept,
+    since that one was taken down or failed. `leaks`: rows that are equal to or near a
     row of a more protected split. Of a view its rows count, and its splits; of a dataset all rows, but when `column`
     itself names the splits only those that are kept, and `leaks_not_kept` says how many there are among all.
     Raises UserError when the hashes or the splits are missing.
@@ -53,17 +54,19 @@ def leaks(dataset: Dataset, split: str, view: str | None = None, column: str = "
     joined = join([gather(table, args.split) for table in tables], args.held_out)
     splits = np.array(joined.splits, dtype=object)[joined.order]
     everyone = _leaking(joined.rows, splits, args)
-    facts: dict[str, Any] = {"dataset": dataset.name, "rows": len(splits), "separated": 0}
+    facts: dict[str, Any] = {"dataset": dataset.name, "rows": len(splits), "separated": 0, "unkept": 0}
     facts |= {"split": split} if view is None else {"view": view}
     if more:
         cluster, keep = (pa.concat_tables(tables).column(name).to_numpy()[joined.order] for name in more)
         facts["separated"] = _separated(cluster, splits)
+        if view is None:
+            facts["unkept"] = len(np.unique(cluster)) - len(np.unique(cluster[keep]))
         if view is None and split.startswith(f"{column}."):
             facts["leaks_not_kept"] = len(everyone)
             kept = Rows(**{field.name: getattr(joined.rows, field.name)[keep] for field in fields(Rows)})
             everyone = _leaking(kept, splits[keep], args)
     facts |= {"leaks": len(everyone), "examples": everyone[:EXAMPLES]}
-    return facts | {"clean": not facts["separated"] and not facts["leaks"]}
+    return facts | {"clean": not (facts["separated"] or facts["unkept"] or facts["leaks"])}
 
 
 def _in_view(dataset: Dataset, name: str, tables: list[pa.Table], split: str) -> list[pa.Table]:
@@ -117,6 +120,11 @@ def render(facts: dict[str, Any]) -> str:
         f"{facts['dataset']}, {where}, {facts['rows']} rows: {facts['separated']} clusters in several splits, "
         f"{facts['leaks']} {kept} near one of a more protected split"
     ]
+    if facts["unkept"]:
+        lines.append(
+            f"  {facts['unkept']} clusters without a row to keep: a filter by duplicates.keep leaves them out; run the "
+            "job of the column again"
+        )
     lines += [f"  {e['key']} ({e['split']}) ~ {e['near']} ({e['near_split']})" for e in facts["examples"]]
     if facts.get("leaks_not_kept"):
         lines.append(f"  also {facts['leaks_not_kept']} rows that are not kept: filter by duplicates.keep")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from semiocity.verbs import submitting
@@ -20,6 +21,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace) -> int:
+    from semiocity.data import manifest, rejects
     from semiocity.launch import jobs
 
-    return submitting.submit(jobs.pack(a.recipe, a.set, a.job, anew=a.anew, dry_run=a.dry_run), a)
+    work = jobs.pack(a.recipe, a.set, a.job, anew=a.anew, dry_run=a.dry_run)
+    status = submitting.submit(work, a)
+    if a.dry_run or not manifest.merged(work.dataset, work.column, work.revision, work.shards):
+        return status  # queued: the last task's log says how many
+    print(rejects.summary(Path(os.path.relpath(work.dataset))))
+    return status if manifest.read_manifest(work.dataset)["rows"] else 1

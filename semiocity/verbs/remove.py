@@ -15,8 +15,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace) -> int:
+    from semiocity.data.commands import command_for
     from semiocity.data.lease import Owner
-    from semiocity.data.removed import read_removed
+    from semiocity.data.manifest import read_manifest
+    from semiocity.data.removed import read_removed, unkept
     from semiocity.data.takedown import carry_out, remains, request
     from semiocity.data.views import rebuilding, stale_views
 
@@ -28,9 +30,15 @@ def run(a: argparse.Namespace) -> int:
     # Those of earlier requests too: one may have been cut short.
     written = carry_out(a.dataset, [*read_removed(a.dataset), *wanted], Owner.here("remove"))
     print(f"{len(wanted)} rows taken down, {len(written)} shards written anew")
+    for column, facts in read_manifest(a.dataset)["columns"].items():
+        if lost := unkept(a.dataset, column, facts["revision"]):
+            print(f"{lost}: `{command_for(a.dataset, column, facts['revision'])}` chooses others")
     for name in stale_views(a.dataset):
         print(f"View {name} is stale, and trainings refuse it until it is built again: `{rebuilding(a.dataset, name)}`")
-    print("Not reached from here: the source's own files, exports, and runs that were trained on the rows")
+    print("Not reached from here: the source's own files, exports, and what runs made of the rows (models, pages)")
+    for page in sorted(Path("runs").glob("*/*.html")):
+        if any(key.encode() in page.read_bytes() for key in keys):
+            print(f"{page}: shows a row that was taken down; delete it")
     left = list(remains(a.dataset))
     for path, what in left:
         print(f"{path}: {what}")

@@ -20,7 +20,7 @@ from semiocity.data.lease import Owner, lease
 from semiocity.data.pack import pack_shards
 from semiocity.data.plan import make_plan
 from semiocity.data.reindex import reindex
-from semiocity.data.repair import command_for, repair
+from semiocity.data.repair import repair
 from semiocity.data.shard import read_receipt
 from semiocity.data.verify import verify
 from semiocity.errors import UserError
@@ -69,7 +69,7 @@ def test_an_index_with_a_stages_scalars_is_computed_again(own_town: Path) -> Non
     path = shard(own_town, "word")
     path.parquet.unlink()
     step = repair(own_town)[0]
-    assert (step.kind, step.command) == ("recompute", "semiocity word jobs/word.toml")
+    assert (step.kind, step.command) == ("recompute", f"semiocity word jobs/word.toml --set dataset={own_town}")
     assert path.receipt.exists()
     repair(own_town, apply=True)
     assert not path.receipt.exists(), "its job makes the shard anew"
@@ -119,14 +119,6 @@ def test_a_lost_shard_is_packed_again_by_the_named_command(
     assert pack_shards(plan, range(plan.shards), Owner.here())
     assert repair(own_town, apply=True) == []
     assert tree(own_town) == before
-
-
-def test_commands_name_the_job_file_that_fits(own_town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "other.toml").write_text(f'stage = "word"\ndataset = "{tmp_path}/elsewhere"\n')
-    (tmp_path / "jobs" / "mine.toml").write_text('stage = "word"\ndataset = "town"\ncolumn = "word"\n')
-    assert command_for(own_town, "word", "aaaaaaaaaa") == "semiocity word jobs/mine.toml"
 
 
 @pytest.mark.parametrize("what", ["manifest.json", "columns/word/aaaaaaaaaa/manifest.json", "both", "receipts"])

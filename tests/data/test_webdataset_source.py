@@ -113,6 +113,7 @@ def test_names_are_repaired(tmp_path: Path) -> None:
         assert {name: reason for name, (reason, _) in rejected.items()} == {
             "sub/x.tar/plain.thumb.jpg": "duplicate_id",
             "sub/x.tar/far.png": "duplicate_id",
+            "sub/x.tar/other": "image_missing",
         }
 
 

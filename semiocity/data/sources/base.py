@@ -109,6 +109,8 @@ class Raw:
     instance: Any = None
     first_instance: int = 1
     """Ids in the instance map that are lower mean none."""
+    label_colors: dict[tuple[int, int, int], int] | None = None
+    """Colour → the dataset's id, where the label map is in colours although the recipe's label.encoding says ids."""
     caption: bytes | None = None
     boxes: list[dict[str, Any]] | None = None
     """Objects: {"label": name, "bbox": [x, y, width, height], "attributes": {...}}; in pixels of the picture as it

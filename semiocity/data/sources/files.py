@@ -15,7 +15,9 @@ from semiocity.data.keys import printable, to_bytes, to_text
 from semiocity.data.sources.base import Rejection
 from semiocity.errors import UserError
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+UNREAD = frozenset({"heic", "heif", "jxl", "jp2", "j2k", "jpf", "jpx"})
+"""Extensions of pictures of kinds that are not read: seen and rejected, unless what they hold is another kind."""
+IMAGE_EXTENSIONS = UNREAD | {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"}
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,6 @@ LAYOUT = (
 )
 
 
-"""Characters in a cell of a CSV; prompts are longer than Python's default allows."""
-
-
 class ImaginaryCitiesSource(FileSource):
     """Generated pictures with their prompts."""
 

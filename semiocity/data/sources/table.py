@@ -29,8 +29,6 @@ CLASSES = None
 IGNORE_ID = None
 LOADER = "semiocity.data.sources.cells:opened"
 
-"""Characters in one cell of a CSV file."""
-
 
 class TableSource(FileSource):
     """Rows of a CSV or parquet file."""

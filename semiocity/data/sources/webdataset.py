@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from semiocity.data.keys import fraction_of, printable
 from semiocity.data.sources.base import Entry, FileSource, Rejection
-from semiocity.data.sources.files import IMAGE_EXTENSIONS, Found, check_root, open_below, split_name, walk
+from semiocity.data.sources.files import IMAGE_EXTENSIONS, UNREAD, Found, check_root, open_below, split_name, walk
 from semiocity.data.sources.scalars import Scalars, types_of
 from semiocity.data.sources.scalars import split_name as split_of
 from semiocity.data.sources.tars import Damage, Member, members
@@ -28,6 +28,8 @@ IGNORE_ID = None
 LOADER = "semiocity.data.sources.tar_members:load"
 
 JSON = "json"
+ALSO = ("jpe", "jfif", "avif")
+"""Extensions of the picture wherever `jpg` is one; not among the options, which decide the revision."""
 PACKED = ("tar.gz", "tgz", "tar.zst", "tar.bz2", "tar.xz")
 
 
@@ -81,7 +83,8 @@ class WebdatasetSource(FileSource):
     def fields_by_extension(self) -> dict[str, str]:
         """Extension of a member → what it is."""
         named = {"image": self.image, "label": self.label, "instance": self.instance, "caption": self.caption}
-        known = {extension: field for field, extensions in named.items() for extension in extensions}
+        known = {extension: "image" for extension in ALSO if "jpg" in self.image}
+        known |= {extension: field for field, extensions in named.items() for extension in extensions}
         return {**known, JSON: JSON} if self.reads_json else known
 
 
@@ -133,6 +136,8 @@ def _tar(source: WebdatasetSource, found: Found) -> Iterator[Entry | Rejection]:
     finally:
         os.close(descriptor)
     samples, rejected = _group(source, found, listed)
+    names = [rejection.id.removeprefix(f"{found.name}/") for rejection in rejected]
+    unread = {key for name in names for key in (first_dot(name)[0], split_name(name)[0])}
     # The sample before the damage may have had more members: what is left of it is no sample.
     lost = _key_of(listed[-1].name, source, samples) if damage and listed else None
     for key, sample in samples.items():
@@ -140,6 +145,9 @@ def _tar(source: WebdatasetSource, found: Found) -> Iterator[Entry | Rejection]:
             yield sample.broken
         elif key != lost and "image" in sample.parts:
             yield _entry(source, found, sample)
+        elif key != lost and key not in unread:
+            parts = ", ".join(sorted(sample.parts))
+            yield Rejection(f"{found.name}/{key}", "image_missing", f"the sample has no picture, only: {parts}")
     yield from rejected
     if damage:
         before = f"; {printable(lost)}, the sample before it, may be incomplete and is not packed" if lost else ""
@@ -167,8 +175,11 @@ def _group(source: WebdatasetSource, found: Found, listed: list[Member]) -> tupl
             # A dot in the key itself, v1.2.jpg: other readers call this key v1 and the field 2.jpg.
             rejected += _add(samples.setdefault(key, _Sample(key)), known[extension], member, found)
         elif split_name(member.name)[1] in IMAGE_EXTENSIONS:
+            reason = "duplicate_id"
             detail = "no field has its extension; name it in one (source.label = […]) or in source.ignore"
-            rejected.append(Rejection(f"{found.name}/{member.name}", "duplicate_id", detail))
+            if split_name(member.name)[1] in UNREAD:
+                reason, detail = "image_unknown", "pictures of this kind are not read"
+            rejected.append(Rejection(f"{found.name}/{member.name}", reason, detail))
     return samples, rejected
 
 
