@@ -88,7 +88,7 @@ def submit(
             if not wait:
                 return False
             for _ in follow_slurm(data["jobs"], partial(last_task_done, attempt, data), work.run.name):
-                progress(attempt, len(data["tasks"]))
+                progress(attempt)
         else:
             run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
             compact(attempt)
@@ -300,7 +300,7 @@ def complete(work: Work) -> bool:
 
 
 def _all_done(attempt: Attempt) -> bool:
-    from semiocity.launch.status import task_states
+    from semiocity.launch.status_tasks import task_states
 
     return all(state["state"] == "done" for state in task_states(attempt, live={}))
 

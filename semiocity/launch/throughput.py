@@ -20,7 +20,7 @@ from semiocity.files import read_json, write_json
 from semiocity.launch import events
 from semiocity.launch.progress import measure
 from semiocity.launch.runs import Attempt, all_runs, attempts
-from semiocity.launch.status import task_states
+from semiocity.launch.status_tasks import task_states
 
 KINDS = ("pack", "stage", "reduce", "view", "generate")
 POINTS = 200
@@ -79,7 +79,7 @@ def _write(
 
 def current(data: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The scalars of this moment."""
-    work = measure(data, states)
+    work = measure(data["tasks"], states)
     return {
         f"array/{work['unit']}_done": float(work["done"]),
         "array/rows_per_s": float(work["rows_per_s"] or 0.0),

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from semiocity.files import write_json
-from semiocity.launch import compact, status
+from semiocity.launch import compact, status_tasks
 from semiocity.launch.runs import Attempt, new_attempt
 
 STATES = {0: "done", 1: "failed", 2: "done", 3: "done", 4: "running"}
@@ -26,11 +26,11 @@ def attempt_of(run: Path, states: dict[int, str]) -> Attempt:
 
 def test_done_is_packed_and_the_rest_stays(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path, STATES)
-    before = status.task_states(attempt)
+    before = status_tasks.task_states(attempt)
     assert compact.compact(attempt) == 3
     assert sorted(path.name for path in (attempt.folder / "tasks").iterdir()) == ["0001.json", "0004.json"]
     assert sorted(path.name for path in attempt.logs.iterdir()) == ["7_1_0_log.out", "7_4_0_log.out", "done.log"]
-    assert status.task_states(attempt) == before
+    assert status_tasks.task_states(attempt) == before
     assert compact.packed_log(attempt, "7_2") == "task 2\n==> no head <==\nended\n"
     assert compact.packed_log(attempt, "7_1") == ""
     # More is done later: added, nothing lost.
@@ -47,7 +47,7 @@ def test_whoever_looks_meanwhile_sees_every_task(tmp_path: Path) -> None:
 
     def look() -> None:
         while not over.is_set():
-            seen.append(sum(state["state"] == "done" for state in status.task_states(attempt)))
+            seen.append(sum(state["state"] == "done" for state in status_tasks.task_states(attempt)))
 
     watcher = threading.Thread(target=look)
     watcher.start()
