@@ -82,12 +82,12 @@ def submit(
             for _ in follow_slurm(submitted.queued, run=work.run.name):
                 pass
             continue  # to what they may have left
-        attempt, launch, left = submitted
+        attempt, launch, left, beside = submitted
         data = attempt.read()
         if cluster.executor == "slurm":
             if not wait:
                 return False
-            for _ in follow_slurm(data["jobs"], partial(last_task_done, attempt, data), work.run.name):
+            for _ in follow_slurm([*data["jobs"], *beside], partial(last_task_done, attempt, data), work.run.name):
                 progress(attempt)
         else:
             run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
@@ -127,9 +127,10 @@ def _submit(
     replace: bool,
     code: Path | None,
     after: tuple[str, ...],
-) -> tuple[Attempt, slurm.Launch, int] | UnderWay:
-    """Plan, freeze and queue one attempt, with the run's submission lock held. Returns the attempt and how many planned
-    tasks found no room in the queue; or what is under way, when that is everything that is missing."""
+) -> tuple[Attempt, slurm.Launch, int, list[str]] | UnderWay:
+    """Plan, freeze and queue one attempt, with the run's submission lock held. Returns the attempt, how many planned
+    tasks found no room in the queue, and the jobs of earlier attempts that are at the rest; or what is under way, when
+    that is everything that is missing."""
     busy = under_way(work, limited=cluster.executor == "slurm" and cluster.max_submitted is not None)
     if not replace:
         identity.refuse_another(work, busy.jobs)
@@ -177,6 +178,7 @@ def _submit(
         "tasks": tasks[:room],
         "merge": len(tasks[:room]) if work.kind in MERGED else None,
         "jobs": [],
+        "left": max(0, planned - room) if room is not None else 0,
         "live": sorted(busy.jobs),
         "excluded": excluded,
         "notify": {**notices.settings(cluster.notify), "retries": slurm.retries(cluster, work.resources)},
@@ -186,8 +188,8 @@ def _submit(
     write_json(attempt.folder / "environment.json", facts.environment(image))
     attempt.write(data)
     if cluster.executor == "slurm":
-        _queue(launch, attempt, data, after)
-    left = planned - len(data["tasks"])
+        _queue(launch, attempt, data, after, busy.queued)
+    left = data["left"]
     count = len(data["tasks"])
     print(f"{describe(work)}: {count} task{'s' * (count != 1)} -> {short(attempt.folder)}")
     if cluster.executor == "slurm":
@@ -198,7 +200,7 @@ def _submit(
             "again later; it queues what is missing then (with max_submitted in jobs/cluster.toml tasks are made "
             "longer, so that all fit)"
         )
-    return attempt, launch, left
+    return attempt, launch, left, busy.queued
 
 
 def _room(cluster: Cluster, work: Work, busy: UnderWay) -> int | None:
@@ -222,9 +224,12 @@ def _dry_run(work: Work, cluster: Cluster, image: Path | None) -> str:
     return "\n\n".join([*texts, summary]) + "\n"
 
 
-def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], after: tuple[str, ...]) -> None:
-    """Queue an attempt's tasks and the merge behind them. What is queued is noted, also when the rest is refused; at
-    the site's limit the attempt is cut to what was taken."""
+def _queue(
+    launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], after: tuple[str, ...], beside: Sequence[str]
+) -> None:
+    """Queue an attempt's tasks, and the merge behind them and behind `beside`, the jobs of earlier attempts at the same
+    work: otherwise it would not find their shards. What is queued is noted, also when the rest is refused; at the
+    site's limit the attempt is cut to what was taken."""
     jobs: list[str] = data["jobs"]
 
     def note(queued: Iterator[list[str]]) -> None:
@@ -238,12 +243,14 @@ def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], after: 
         except scheduler.Full:
             if not jobs:
                 raise
+            data["left"] += len(data["tasks"]) - len(jobs)
             del data["tasks"][len(jobs) :]
             data["merge"] = None if data["merge"] is None else len(jobs)
             attempt.write(data)
         if data["merge"] is not None:
             try:
-                note(slurm.submit(light(launch), attempt, range(data["merge"], data["merge"] + 1), after=tuple(jobs)))
+                behind = (*jobs, *beside)
+                note(slurm.submit(light(launch), attempt, range(data["merge"], data["merge"] + 1), after=behind))
             except scheduler.Full:  # the next submission finds every shard made, and merges
                 data["merge"] = None
                 attempt.write(data)
