@@ -74,10 +74,11 @@ def main(run: str, number: int, index: int) -> str:
             notices.ended(data, index, "done")
         return "done"
     report(state="stopped", reason=stop.reason or "stopped")
+    cause = causes.of_signal(stop.reason)
     if world.rank == 0 and not attempt.cancelled.exists():
         # Written only now: every rank has saved and passed a barrier, so the job may come back.
-        asked = attempt.requeue_file(world.job_id, world.restart)
-        asked.write_text(causes.of_signal(stop.reason), encoding="utf-8")
+        attempt.requeue_file(world.job_id, world.restart).write_text(cause, encoding="utf-8")
+    notices.stopped(data, index, attempt, world, cause)
     raise SystemExit(REQUEUE_EXIT)
 
 
@@ -299,7 +300,9 @@ def _train(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
     from semiocity.train.loop import run
     from semiocity.train.options import TrainJob
 
-    return run(TrainJob.model_validate(data["job"]), Path(data["run"]), Path(data["dataset"]), world, stop)
+    folder = Path(data["run"])
+    hung = notices.hung(data, index, Attempt(folder, data["attempt"]), world)
+    return run(TrainJob.model_validate(data["job"]), folder, Path(data["dataset"]), world, stop, hung)
 
 
 def _generate(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:

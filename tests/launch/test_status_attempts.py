@@ -152,7 +152,9 @@ def test_waiting_shows_all_of_it_without_asking_the_queue(repaired: tuple[Attemp
         say(first, index, "done", done_shards=1)
     say(second, 0, "running")
     line = status.progress_line(first.run)
-    assert line.startswith("  caption-city: 4/9 shards, 4/9 tasks done, 1 running, 4 queued, ") and line.endswith(" left")
+    assert line.startswith("  caption-city: 4/9 shards, 4/9 tasks done, 1 running, 4 queued, ") and line.endswith(
+        " left"
+    )
 
 
 def test_a_merge_leaves_it_to_the_later_attempt_that_waits_behind_it(
