@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
+
+import pytest
 
 from semiocity.files import write_json
 from semiocity.launch import compact, status_tasks
@@ -38,6 +41,21 @@ def test_done_is_packed_and_the_rest_stays(tmp_path: Path) -> None:
     assert compact.compact(attempt) == 1 and compact.compact(attempt) == 0
     assert set(compact.packed_states(attempt)) == {0, 2, 3, 4}
     assert "task 0" in compact.packed_log(attempt, "7_0") and "task 4" in compact.packed_log(attempt, "7_4")
+
+
+def test_the_folder_of_logs_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = attempt_of(tmp_path, dict.fromkeys(range(40), "done"))
+    for rank in (10, 2):
+        (attempt.logs / f"7_3_{rank}_log.out").write_text(f"rank {rank}\n")
+    listed: list[str] = []
+    look = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: [listed.append(str(folder)), look(folder)][1])
+    monkeypatch.setattr(os, "scandir", lambda folder: pytest.fail(f"{folder} is listed for each task"))
+    monkeypatch.setattr(compact.Path, "iterdir", lambda folder: map(folder.joinpath, look(folder)))
+    assert compact.compact(attempt) == 40
+    assert listed == [str(attempt.logs)]
+    assert [compact.packed_log(attempt, "7_3", rank) for rank in (2, 10)] == ["rank 2\n", "rank 10\n"]
+    assert [path.name for path in map(Path, look(attempt.logs))] == [compact.DONE_LOG]
 
 
 def test_whoever_looks_meanwhile_sees_every_task(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_a_training_that_stops_for_good_tells(
     def stops(reason: str, restart: int = 0, **more: Any) -> tuple[int, Attempt]:
         """Notices of a training that saves because of a signal, and its attempt."""
         told.clear()
-        data, attempt = trained(tmp_path, **more)
+        attempt = trained(tmp_path, **more)[1]
         monkeypatch.setattr(task, "from_environment", lambda: World(0, 1, 0, 1, "n1", 1, "7", restart))
         for earlier in range(restart):
             (attempt.folder / "ends" / f"7.{earlier}").write_text("cause=time_limit\nbudget=time_limit\n")
