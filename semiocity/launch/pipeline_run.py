@@ -22,7 +22,7 @@ from typing import Any
 from semiocity.config import Cluster
 from semiocity.errors import UserError
 from semiocity.files import write_json
-from semiocity.launch import facts, follow, lock, notices, slurm, squeue, submission
+from semiocity.launch import facts, follow, lock, slurm, squeue, submission
 from semiocity.launch.jobs import Work
 from semiocity.launch.pipeline import Pipeline
 from semiocity.launch.pipeline_steps import Step, build, frozen
@@ -181,12 +181,10 @@ def _queue(
         "merge": None,
         "jobs": [""] * len(steps),
         "steps": {},
-        "notify": {**notices.settings(cluster.notify), "retries": slurm.retries(cluster, pipeline.gate)},
     }
     attempt.write(data)
     # A gate needs no node for itself, and where it has a partition of its own, none of the usual nodes' features.
-    quiet = cluster.notify.model_copy(update={"mail_on": ["FAIL"]})  # steps that end well tell of themselves
-    small = {"exclusive": False, "notify": quiet} | ({"constraint": None} if pipeline.gate.partition else {})
+    small = {"exclusive": False} | ({"constraint": None} if pipeline.gate.partition else {})
     launch = slurm.Launch(
         name=pipeline.run.name,
         cluster=cluster.model_copy(update=small),

@@ -277,4 +277,9 @@ def _was_live(one: Counted, later: Sequence[Read]) -> bool:
 
 def _superseded(one: Counted, later: Sequence[Read]) -> bool:
     """Whether a later attempt knew that the task had ended, and had room for all that was missing."""
-    return any(not other.data.get("left") and not _was_live(one, [other]) for other in later)
+    return any(not _cut(other.data) and not _was_live(one, [other]) for other in later)
+
+
+def _cut(data: Mapping[str, Any]) -> bool:
+    """Whether more was missing than had room in the queue."""
+    return bool(data.get("planned", 0) > len(data["tasks"]))

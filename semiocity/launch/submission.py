@@ -114,10 +114,18 @@ def check(work: Work, cluster: Cluster) -> Path | None:
 
 
 def refuse_request(work: Work, cluster: Cluster, image: Path | None, code: Path | None = None) -> None:
-    """UserError in sbatch's own words when the cluster would not take the job."""
+    """UserError in sbatch's own words when the cluster would not take the job, or the merge behind it where that asks
+    for something else: a partition of its own, or no GPUs where the job has some."""
     draft = _launch(work, cluster, image, code or work.run / "code" / "SNAPSHOT")
     if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
         raise UserError(f"{describe(work)}: the cluster would not take this job, so nothing was queued: {reason}")
+    if work.kind not in MERGED or not (work.resources.gpus_per_node or cluster.light_partition):
+        return
+    if reason := scheduler.refusal(slurm.sbatch_file(light(draft), Attempt(work.run, 1), 1) + "\n"):
+        raise UserError(
+            f"{describe(work)}: the cluster would not take the job without GPUs that merges its results, so nothing "
+            f"was queued: {reason}; light_partition in jobs/cluster.toml names a partition for such jobs"
+        )
 
 
 def _submit(
@@ -176,9 +184,9 @@ def _submit(
         "image": str(image) if image else None,
         "code": str(launch.code),
         "tasks": tasks[:room],
+        "planned": planned,
         "merge": len(tasks[:room]) if work.kind in MERGED else None,
         "jobs": [],
-        "left": max(0, planned - room) if room is not None else 0,
         "live": sorted(busy.jobs),
         "excluded": excluded,
         "notify": {**notices.settings(cluster.notify), "retries": slurm.retries(cluster, work.resources)},
@@ -189,7 +197,7 @@ def _submit(
     attempt.write(data)
     if cluster.executor == "slurm":
         _queue(launch, attempt, data, after, busy.queued)
-    left = data["left"]
+    left = planned - len(data["tasks"])
     count = len(data["tasks"])
     print(f"{describe(work)}: {count} task{'s' * (count != 1)} -> {short(attempt.folder)}")
     if cluster.executor == "slurm":
@@ -243,7 +251,6 @@ def _queue(
         except scheduler.Full:
             if not jobs:
                 raise
-            data["left"] += len(data["tasks"]) - len(jobs)
             del data["tasks"][len(jobs) :]
             data["merge"] = None if data["merge"] is None else len(jobs)
             attempt.write(data)
@@ -266,9 +273,17 @@ def _queue(
 
 
 def light(launch: slurm.Launch) -> slurm.Launch:
-    """For the task that merges receipts: it needs neither GPUs nor many ranks."""
+    """For the task that merges receipts: it needs neither GPUs nor many ranks nor a node for itself, and where such
+    jobs have a partition of their own, none of the usual nodes' features."""
     small = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "cpus_per_rank": 1, "mem_gb": None}
-    return with_(launch, resources=launch.resources.model_copy(update=small))
+    site: dict[str, Any] = {"exclusive": False}
+    if launch.cluster.light_partition:
+        small["partition"], site["constraint"] = launch.cluster.light_partition, None
+    return with_(
+        launch,
+        resources=launch.resources.model_copy(update=small),
+        cluster=launch.cluster.model_copy(update=site),
+    )
 
 
 def _launch(work: Work, cluster: Cluster, image: Path | None, code: Path) -> slurm.Launch:

@@ -119,7 +119,7 @@ def test_what_found_no_room_in_a_later_attempt_is_still_wanted(tmp_path: Path, m
     first = attempt_of(tmp_path / "run", "101", [[0], [1], [2]])
     for index in range(3):
         say(first, index, "failed", reason="x", cause="crash")
-    second = attempt_of(first.run, "201", [[0]], left=2)
+    second = attempt_of(first.run, "201", [[0]], planned=3)
     say(second, 0, "done", done_shards=1)
     say(second, 1, "done")
     found = shown(first.run)
@@ -162,7 +162,10 @@ def test_a_merge_leaves_it_to_the_later_attempt_that_waits_behind_it(
 ) -> None:
     first, second = repaired
     told: list[str] = []
-    monkeypatch.setattr(task.notices, "ended", lambda data, index, state, reason="": told.append(state))
+    monkeypatch.setattr(task.notices, "send", lambda url, body, timeout_s: told.append(body["state"]))
+    monkeypatch.setenv("MY_HOOK", "http://127.0.0.1:9/hook")
+    for attempt in repaired:
+        attempt.write({**attempt.read(), "notify": {"env": "MY_HOOK"}})
 
     def merges(attempt: Attempt) -> str:
         return task.main(str(attempt.run), attempt.number, attempt.read()["merge"])
