@@ -275,7 +275,7 @@ def _queue(
 def light(launch: slurm.Launch) -> slurm.Launch:
     """For the task that merges receipts: it needs neither GPUs nor many ranks nor a node for itself, and where such
     jobs have a partition of their own, none of the usual nodes' features."""
-    small = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "cpus_per_rank": 1, "mem_gb": None}
+    small: dict[str, Any] = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "cpus_per_rank": 1, "mem_gb": None}
     site: dict[str, Any] = {"exclusive": False}
     if launch.cluster.light_partition:
         small["partition"], site["constraint"] = launch.cluster.light_partition, None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,12 @@ def queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempt:
     `answers` holds what squeue does, a line a call: `busy`, `running`, or `gone`, which stays.
     """
     attempt = new_attempt(tmp_path / "runs" / "caption-city")
-    data = {"kind": "stage", "run": str(attempt.run), "dataset": str(tmp_path / "city"), "column": "caption"}
+    data: dict[str, Any] = {
+        "kind": "stage",
+        "run": str(attempt.run),
+        "dataset": str(tmp_path / "city"),
+        "column": "caption",
+    }
     data |= {"revision": "abc", "executor": "slurm", "host": socket.gethostname(), "tasks": [[0]], "merge": None}
     attempt.write({**data, "jobs": ["7_0"]})
     write_json(attempt.task_file(0), {"state": "running", "job": "7_0"})

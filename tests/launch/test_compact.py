@@ -49,7 +49,12 @@ def test_the_folder_of_logs_is_listed_once(tmp_path: Path, monkeypatch: pytest.M
         (attempt.logs / f"7_3_{rank}_log.out").write_text(f"rank {rank}\n")
     listed: list[str] = []
     look = os.listdir
-    monkeypatch.setattr(os, "listdir", lambda folder: [listed.append(str(folder)), look(folder)][1])
+
+    def noted(folder: Path) -> list[str]:
+        listed.append(str(folder))
+        return look(folder)
+
+    monkeypatch.setattr(os, "listdir", noted)
     monkeypatch.setattr(os, "scandir", lambda folder: pytest.fail(f"{folder} is listed for each task"))
     monkeypatch.setattr(compact.Path, "iterdir", lambda folder: map(folder.joinpath, look(folder)))
     assert compact.compact(attempt) == 40

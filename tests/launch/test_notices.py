@@ -158,7 +158,7 @@ def test_a_failure_is_told_when_the_job_does_not_come_back(
 def trained(tmp_path: Path, **more: Any) -> tuple[dict[str, Any], Attempt]:
     """A training's attempt with a webhook, as a task reads it."""
     places = {**notices.settings(Notify(webhook_env="MY_HOOK", timeout_s=60)), "retries": {"time_limit": 1, "hung": 1}}
-    data = {
+    data: dict[str, Any] = {
         "run": str(tmp_path / "train-city"),
         "dataset": str(tmp_path),
         "column": "",

@@ -27,7 +27,13 @@ def attempt_of(run: Path, number: str, tasks: list[list[int]], **more: Any) -> A
     """An attempt of `tasks` and their merge, queued as array `number` and the job after it."""
     attempt = new_attempt(run)
     jobs = [f"{number}_{index}" for index in range(len(tasks))] + [str(int(number) + 1)]
-    data = {"kind": "stage", "job": {}, "run": str(run), "dataset": str(run.parent), "column": "caption"}
+    data: dict[str, Any] = {
+        "kind": "stage",
+        "job": {},
+        "run": str(run),
+        "dataset": str(run.parent),
+        "column": "caption",
+    }
     data |= {"revision": "abc", "executor": "slurm", "host": socket.gethostname(), "tasks": tasks}
     attempt.write({**data, "merge": len(tasks), "jobs": jobs, "live": [], **more})
     return attempt
