@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -103,19 +103,21 @@ class Plan:
                     yield from _parse(line)
 
 
-def make_plan(recipe: Recipe, dataset: Path) -> Plan:
+def make_plan(recipe: Recipe, dataset: Path, *, write: bool = True) -> Plan:
     """List the source, sort, cut into shards, and freeze the result below `dataset`.
 
     A plan that is already there for the same recipe is used again; rows that it lacks are added to it as further
-    shards. Only when rows that it has differ now, or are gone, everything is planned anew.
+    shards. Only when rows that it has differ now, or are gone, everything is planned anew. Without `write` nothing is
+    frozen, and the plan has facts alone (revision, shards, rows).
     Raises UserError when the source has nothing to pack, or has label maps while the recipe has no classes.
     """
     dataset = Path(dataset)
     plans = dataset / "plans"
-    plans.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(plans)
+    if write:
+        plans.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(plans)
     removed = frozenset(item.id_sha256 for item in read_removed(dataset))
-    with tempfile.TemporaryDirectory(prefix=".making.", dir=plans) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".making.", dir=plans if write else None) as scratch:
         listing = Listing(recipe, Path(scratch), removed)
         splitter = Splitter(recipe)
         listing.fill(splitter.assign(entries_of(recipe.source)))
@@ -127,16 +129,22 @@ def make_plan(recipe: Recipe, dataset: Path) -> Plan:
             "fields": fields,
             "detector": None if recipe.blur is None else recipe.blur.detector.digest(),
         }
-        content = _grown(recipe, dataset, settings, listing, Path(scratch))
-        content = content or _fresh(recipe, dataset, settings, listing, Path(scratch))
+        keep = _keep if write else _leave
+        content = _grown(recipe, dataset, settings, listing, Path(scratch), keep)
+        content = content or _fresh(recipe, dataset, settings, listing, Path(scratch), keep)
         folder = plan_folder(dataset, content["revision"])
         lines = "".join(listing.rejected()).encode("ascii")
     # What split files say is in the rows; that they exist is no setting, so that they may grow with the source.
     content |= _place(recipe) | {"split_files": splitter.files, "split_rows": splitter.rows}
-    for path, data in ((folder / "rejected.jsonl", lines), (folder / "plan.json", json_bytes(content))):
+    files = ((folder / "rejected.jsonl", lines), (folder / "plan.json", json_bytes(content)))
+    for path, data in files if write else ():
         if not path.exists() or path.read_bytes() != data:
             write_atomic(path, data)
     return Plan(dataset, content)
+
+
+Keep = Callable[[Path, Path], None]
+"""Puts a file of lines that was made into its place."""
 
 
 def packer_version(fields: Collection[str]) -> int:
@@ -165,7 +173,7 @@ def _place(recipe: Recipe) -> dict[str, Any]:
 
 
 def _grown(
-    recipe: Recipe, dataset: Path, settings: dict[str, Any], listing: Listing, scratch: Path
+    recipe: Recipe, dataset: Path, settings: dict[str, Any], listing: Listing, scratch: Path, keep: Keep
 ) -> dict[str, Any] | None:
     """The content of an earlier plan with the same settings, and with what is new; None when none fits."""
     for plan in _earlier(dataset, settings):
@@ -177,7 +185,7 @@ def _grown(
         content = dict(plan.content)
         if part["rows"]:
             part["file"] = f"part-{digest[:10]}.jsonl"
-            _keep(found, plan_folder(dataset, plan.revision) / part["file"])
+            keep(found, plan_folder(dataset, plan.revision) / part["file"])
             content["parts"] = [*content["parts"], part]
         return content | _counts(content["parts"], listing)
     return None
@@ -199,14 +207,16 @@ def _earlier(dataset: Path, settings: dict[str, Any]) -> Iterator[Plan]:
                 yield Plan(dataset, content)
 
 
-def _fresh(recipe: Recipe, dataset: Path, settings: dict[str, Any], listing: Listing, scratch: Path) -> dict[str, Any]:
+def _fresh(
+    recipe: Recipe, dataset: Path, settings: dict[str, Any], listing: Listing, scratch: Path, keep: Keep
+) -> dict[str, Any]:
     """The content of a plan of all rows."""
     found = scratch / "plan.jsonl"
     part, digest = _cut(listing.rows(), recipe, found)
     _check(recipe, listing, part["rows"])
     revision = hashlib.sha256(f"{canonical(settings)}\n{digest}".encode()).hexdigest()[:10]
     part["file"] = "plan.jsonl"
-    _keep(found, plan_folder(dataset, revision) / "plan.jsonl")
+    keep(found, plan_folder(dataset, revision) / "plan.jsonl")
     return {"format": FORMAT, "revision": revision, **settings, "parts": [part]} | _counts([part], listing)
 
 
@@ -225,6 +235,10 @@ def _keep(made: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     made.rename(target)
     fsync_folder(target.parent)
+
+
+def _leave(made: Path, target: Path) -> None:
+    """Instead of `_keep`, where nothing is to be written."""
 
 
 def _check(recipe: Recipe, listing: Listing, rows: int) -> None:

@@ -51,14 +51,16 @@ class Found:
 
 
 def find(run: Path) -> list[Found]:
-    """What is queued or running of a run, of a pipeline with its steps. One squeue call. Raises UserError.
+    """What is queued or running of a run, of a pipeline with its steps. One squeue call. Raises UserError."""
+    return _look(run)[0]
 
-    What was cancelled before and is gone by now is released.
-    """
+
+def _look(run: Path) -> tuple[list[Found], list[Found]]:
+    """What `find` returns; and what was cancelled before and has ended since."""
     read = [(attempt, attempt.read()) for place in _runs(run) for attempt in attempts(place) if attempt.file.exists()]
     noted = [job for _, data in read if data["executor"] == "slurm" for job in data["jobs"] if job]
     live = squeue.look(noted, patience_s=scheduler.PATIENCE_S)
-    found = []
+    found, ended = [], []
     for attempt, data in read:
         if data["executor"] == "slurm":
             jobs = [job for job in data["jobs"] if job in live]
@@ -69,8 +71,8 @@ def find(run: Path) -> list[Found]:
         if jobs:
             found.append(Found(attempt, data, tuple(jobs)))
         elif attempt.cancelled.exists():
-            _release(Found(attempt, data, ()))
-    return found
+            ended.append(Found(attempt, data, ()))
+    return found, ended
 
 
 def _runs(run: Path) -> list[Path]:
@@ -159,14 +161,19 @@ def _release(item: Found) -> None:
                     path.unlink()
 
 
-def run(runs: Sequence[Path], yes: bool) -> int:
-    """Show what there is of some runs, ask, end it. Exit status 0 when nothing of it is left."""
-    found = [item for run in runs for item in find(run)]
+def run(runs: Sequence[Path], yes: bool, dry_run: bool = False) -> int:
+    """Show what there is of some runs, ask, end it. Exit status 0 when nothing of it is left, or with `dry_run`."""
+    looks = [_look(run) for run in runs]
+    found = [item for there, _ in looks for item in there]
+    for item in () if dry_run else (item for _, ended in looks for item in ended):
+        _release(item)  # what it still held when nobody could wait for it any longer
     if not found:
         print(f"{', '.join(run.name for run in runs)}: nothing is queued or running")
         return 0
     for item in found:
         print(item)
+    if dry_run:
+        return 0
     if not yes:
         if not sys.stdin.isatty():
             raise UserError("nobody can be asked here; add --yes")

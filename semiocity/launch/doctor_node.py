@@ -17,6 +17,7 @@ from semiocity.launch.findings import Finding, fault, ok, warning
 from semiocity.launch.jobs import Work, run_folder
 from semiocity.launch.runs import attempts
 
+HOST = "host.txt"
 POLL_S = 0.25
 ASK_S = 3.0
 COME_BACK_S = 300.0
@@ -27,7 +28,6 @@ def work_for(asked: Resources, image: Path | None, models: list[str], requeue: b
     """The doctor's job: one rank on one node, with the GPUs, memory and partition that are asked for."""
     small = {"nodes": 1, "ranks_per_node": 1, "timeout_min": 10, "signal_delay_s": 60, "shards_per_task": 1}
     run = run_folder("doctor" + (f"-gpu{asked.gpus_per_node}" if asked.gpus_per_node else ""))
-    run.mkdir(parents=True, exist_ok=True)
     return Work(
         kind="doctor",
         run=run,
@@ -39,16 +39,27 @@ def work_for(asked: Resources, image: Path | None, models: list[str], requeue: b
     )
 
 
+def show(work: Work, cluster: Cluster, paths: list[str]) -> None:
+    """Print the sbatch file that `examine` would submit."""
+    submission.submit(work, _looking(work, cluster, paths), dry_run=True)
+
+
+def _looking(work: Work, cluster: Cluster, paths: list[str]) -> Cluster:
+    """The site with one more line of the batch script: what the node is like outside the container."""
+    look = doctor_probe.command(cluster.container.apptainer, paths, work.run / HOST)
+    return cluster.model_copy(update={"setup": [*cluster.setup, look]})
+
+
 def examine(work: Work, cluster: Cluster, paths: list[str], wait_min: float = 10) -> list[Finding]:
     """Submit the doctor's job, follow it, send it the signals, and judge what came back.
 
     `paths` are folders to look at on the node. Gives up after `wait_min` minutes in the queue.
     """
-    host = work.run / "host.txt"
+    host = work.run / HOST
+    work.run.mkdir(parents=True, exist_ok=True)
     for old in (host, *work.run.glob("node.*.json")):
         old.unlink(missing_ok=True)
-    look = doctor_probe.command(cluster.container.apptainer, paths, host)
-    submission.submit(work, cluster.model_copy(update={"setup": [*cluster.setup, look]}), replace=True)
+    submission.submit(work, _looking(work, cluster, paths), replace=True)
     if cluster.executor == "local":
         return judge(
             work, cluster, doctor_probe.probe(cluster.container.apptainer, paths), {0: _read(work, 0) or {}}, {}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from semiocity.config import Resources, Strict, apply_set, check, load_toml
+from semiocity.config import Resources, Strict
 from semiocity.files import digest
-from semiocity.launch.jobs import Work, run_folder
+from semiocity.launch.jobs import Work, load_asked, run_folder
 
 if TYPE_CHECKING:
     from semiocity.data.export.wish import Wish
@@ -29,22 +29,21 @@ class ExportJob(Strict):
     resources: ExportResources = ExportResources()
 
 
+def run_of(dataset: Path, to: str, out: str) -> Path:
+    """The run of an export: one for each folder that is written into."""
+    return run_folder(None, "export", dataset.name, to, digest(out, 6))
+
+
 def work(wish: Wish, job_file: Path, sets: Sequence[str] = (), dry_run: bool = False) -> Work:
     """Check an export and describe its tasks. Takes the folder for it, unless `dry_run`; writes nothing else."""
     from semiocity.data.export import engine
 
-    if job_file.exists():
-        job = load_toml(job_file, ExportJob, sets)
-    else:
-        data: dict[str, object] = {}
-        for item in sets:
-            apply_set(data, item)
-        job = check(data, ExportJob, where="--set")
+    job = load_asked(job_file, ExportJob, sets)
     planned = engine.plan(wish, dry_run)
     dataset = Path(wish.dataset)
     return Work(
         kind="export",
-        run=run_folder(None, "export", dataset.name, wish.to, digest(wish.out, 6)),
+        run=run_of(dataset, wish.to, wish.out),
         dataset=dataset.resolve(),
         job={"export": wish.as_json(), "inputs": planned.inputs},
         resources=job.resources,

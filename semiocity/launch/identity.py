@@ -13,6 +13,10 @@ from semiocity.launch.runs import Attempt, attempts
 
 FREE = ("run", "dataset", "image", "resources")
 """Keys of a job that say where and with what it runs, not what comes out."""
+RESULTS = {"generate": "samples/manifest.json", "evaluate": "scores.json"}
+"""What a run has one of; a second job with other settings would put its own in its place."""
+FREE_OF_RESULTS = ("run", "image", "resources", "tasks")
+"""Of those jobs. Another dataset's pictures are other pictures."""
 
 
 def refuse_another(work: Work, live: Collection[str]) -> None:
@@ -23,7 +27,7 @@ def refuse_another(work: Work, live: Collection[str]) -> None:
     lines = [f"  {key}: {_show(before)} -> {_show(after)}" for key, (before, after) in differing.items()]
     raise UserError(
         "\n".join([f"runs/{work.run.name} is another job; what differs (before -> now):", *lines])
-        + f"\n  To run this one beside it, give it a name: --set 'run=\"{work.run.name}-2\"'. {_instead(work)}"
+        + f"\n  To run this one beside it, give it a name: {_beside(work)}. {_instead(work)}"
     )
 
 
@@ -35,23 +39,35 @@ def another(work: Work, live: Collection[str]) -> dict[str, tuple[Any, Any]]:
     jobs none is in `live`.
     """
     earlier = _earlier(work)
-    if earlier is None or (work.kind != "train" and earlier["revision"] == work.revision):
+    if earlier is None or (work.revision and earlier["revision"] == work.revision):
         return {}
     if not (_results(work, earlier) or set(earlier["jobs"]) & set(live)):
         return {}
-    return _differing(work, earlier["job"])
+    return _differing(work, earlier)
+
+
+def _beside(work: Work) -> str:
+    """The options that give it a name; the model or the pictures stay those of the run that has them."""
+    sets = [f'run="{work.run.name}-2"']
+    if work.kind == "generate" and work.job.get("model") is None:
+        sets.append(f'model="runs/{work.run.name}/export"')
+    if work.kind == "evaluate" and work.job.get("samples") is None:
+        sets.append(f'samples="runs/{work.run.name}/samples"')
+    return " ".join(f"--set '{item}'" for item in sets)
 
 
 def _instead(work: Work) -> str:
     if work.kind == "train":
         return "To go on with the old one, put the old values back."
+    if work.kind in RESULTS:
+        return f"To put its results in place of {work.run.name}/{RESULTS[work.kind]}, add --replace."
     return "To go on under this name with the new values (a new revision of the column), add --replace."
 
 
 def _earlier(work: Work) -> dict[str, Any] | None:
     """The newest attempt at the same kind of work in this run folder."""
-    if work.kind not in ("stage", "reduce", "train"):
-        return None  # a plan or a view is known by its revision; models and images by their run
+    if work.kind not in ("stage", "reduce", "train", *RESULTS):
+        return None  # a plan, a view and an export are known by what they are
     for attempt in reversed(attempts(work.run)):
         data = _read(attempt)
         if data is not None and (data["kind"], data["column"]) == (work.kind, work.column):
@@ -64,16 +80,23 @@ def _read(attempt: Attempt) -> dict[str, Any] | None:
 
 
 def _results(work: Work, earlier: Mapping[str, Any]) -> bool:
-    """Whether something came of the earlier job: a shard, or a checkpoint."""
+    """Whether something came of the earlier job: a shard, a checkpoint, a picture, or scores."""
     if work.kind == "train":
         return any((work.run / "checkpoints").glob("step-*"))
+    if work.kind in RESULTS:
+        begun = work.kind == "generate" and any((work.run / "samples").glob("*/sample.json"))
+        return begun or (work.run / RESULTS[work.kind]).exists()
     folder = Path(earlier["dataset"]) / "columns" / earlier["column"] / earlier["revision"]
     return any(folder.glob("*/*.tar"))
 
 
-def _differing(work: Work, before: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _differing(work: Work, earlier: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    before = earlier["job"]
     if work.kind == "train":
         return differences(_identity(before), _identity(work.job))
+    if work.kind in RESULTS:
+        places = ((before, earlier["dataset"]), (work.job, str(work.dataset)))  # not as they happen to be written
+        return differences(*(flat({**job, "dataset": place}, FREE_OF_RESULTS.__contains__) for job, place in places))
     return differences(flat(before, _free), flat(work.job, _free))
 
 

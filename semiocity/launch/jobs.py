@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, apply_set, load_toml
+from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, apply_set, check, load_toml
 from semiocity.data import manifest
 from semiocity.data.views import check_fresh, check_reading, read_view
 from semiocity.errors import UserError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from semiocity.train.options import TrainJob
 
 CLUSTER_FILE = Path("jobs/cluster.toml")
+_OF_THE_CLUSTER = re.compile(r"\s*(resources\s*[.=]|image\s*=(?!\s*\{))")
+
+Asked = TypeVar("Asked", bound=Strict)
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,34 @@ class PackJob(Strict):
     resources: Resources = Resources()
 
 
-def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Path("data")) -> Work:
-    """Plan a dataset and describe the packing of its shards. Writes the frozen plan, nothing else."""
+def sets_of(sets: Sequence[str], job: bool) -> list[str]:
+    """Where what is done and what it asks of the cluster are two files (packing, exports): the overrides of what is
+    asked, `resources` and `image`, or the others."""
+    return [item for item in sets if (_OF_THE_CLUSTER.match(item) is not None) == job]
+
+
+def load_asked(job_file: Path, model: type[Asked], sets: Sequence[str]) -> Asked:
+    """What such a job asks of the cluster: its file, if there is one, overridden by `sets`."""
+    if job_file.exists():
+        return load_toml(job_file, model, sets)
+    data: dict[str, Any] = {}
+    for item in sets:
+        apply_set(data, item)
+    return check(data, model, where="--set")
+
+
+def pack(
+    recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Path("data"), dry_run: bool = False
+) -> Work:
+    """Plan a dataset and describe the packing of its shards. Writes the frozen plan, unless `dry_run`; nothing else.
+
+    Of `sets` those of `resources` and `image` are the job file's, the others the recipe's.
+    """
     from semiocity.data.plan import make_plan
     from semiocity.data.recipe import load_recipe
 
-    job = load_toml(job_file, PackJob) if job_file.exists() else PackJob()
-    recipe = load_recipe(recipe_file, sets)
+    job = load_asked(job_file, PackJob, sets_of(sets, job=True))
+    recipe = load_recipe(recipe_file, sets_of(sets, job=False))
     device = "cpu" if recipe.blur is None else getattr(recipe.blur.detector, "device", "cpu")
     if device == "cuda" and job.resources.gpus_per_node == 0:
         raise UserError(
@@ -101,7 +126,7 @@ def pack(recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Pa
             "ask for one, or take cpu"
         )
     dataset = (data / recipe.name).resolve()
-    plan = make_plan(recipe, dataset)
+    plan = make_plan(recipe, dataset, write=not dry_run)
     places = [getattr(recipe.source, "root", None), *getattr(recipe.source, "link_roots", ())]
     if recipe.blur is not None:
         places.append(recipe.blur.detector.path)
@@ -313,8 +338,9 @@ def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
     facts = manifest.read_manifest(dataset)
     manifest.require(facts, ("base.image", "base.label"), dataset)
     run = _existing_run(job, job_file)
-    if not (run / "samples" / "manifest.json").exists():
-        raise UserError(f"{run}/samples: no generated images yet; run `semiocity generate {job_file}` first")
+    samples = job.samples or run / "samples"
+    if not (samples / "manifest.json").exists():
+        raise UserError(f"{samples}: no generated images yet; run `semiocity generate {job_file}` first")
     return Work(
         kind="evaluate",
         run=run,
@@ -323,7 +349,7 @@ def evaluate(job_file: Path, sets: Sequence[str]) -> Work:
         resources=job.resources,
         image=job.image,
         columns=_read(facts, "base"),
-        inputs=seen(dataset, ["base"]) | contents(samples=(job.samples or run / "samples") / "manifest.json"),
+        inputs=seen(dataset, ["base"]) | contents(samples=samples / "manifest.json"),
     )
 
 

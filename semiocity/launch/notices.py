@@ -56,23 +56,13 @@ def check(notify: Notify) -> list[Finding]:
     return [ok("notices", str(file))]
 
 
-def _places(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`settings` as an attempt has them; a pipeline's has the site file."""
-    if data["kind"] != "pipeline":
-        return data.get("notify") or {}
-    site = data.get("cluster") or {}
-    notify = site.get("notify") or {}
-    found = {"env": notify.get("webhook_env"), "file": notify.get("webhook_file"), "retries": site.get("retries") or {}}
-    return {**found, "timeout_s": notify.get("timeout_s", 10)}
-
-
 def url_of(places: Mapping[str, Any]) -> str | None:
     """The URL, from the place that the settings name; None when there is none."""
     if places.get("env"):
         return os.environ.get(places["env"]) or None
     if places.get("file"):
         try:
-            return Path(places["file"]).expanduser().read_text(encoding="utf-8").strip() or None
+            return Path(places["file"]).read_text(encoding="utf-8").strip() or None
         except OSError:
             return None
     return None
@@ -135,7 +125,7 @@ def hung(data: Mapping[str, Any], index: int, attempt: Attempt, world: World) ->
 
 def _one_tells(data: Mapping[str, Any], index: int, world: World, mine: bool, reason: str) -> None:
     """Of several ranks one tells, and the others stay until it has: with the first that leaves SLURM ends them all."""
-    places = _places(data)
+    places = data.get("notify") or {}
     if not ends_run(data, index) or url_of(places) is None:
         return
     told = world.folder / "told" if world.folder is not None and world.size > 1 else None
@@ -166,12 +156,12 @@ def comes_back(data: Mapping[str, Any], index: int, attempt: Attempt, job: str, 
     used = 1 + sum(mine in path.read_text(encoding="utf-8", errors="replace") for path in notes)
     if data["executor"] == "slurm" and not (data.get("cluster") or {}).get("requeue", True):
         return False
-    return used <= int(_places(data).get("retries", {}).get(budget, 0))
+    return used <= int((data.get("notify") or {}).get("retries", {}).get(budget, 0))
 
 
 def ended(data: Mapping[str, Any], index: int, state: str, reason: str = "") -> None:
     """Send the notice of a task's end, if it is the run's end and a webhook is named. Never raises."""
-    places = _places(data)
+    places = data.get("notify") or {}
     if not ends_run(data, index, state):
         return
     url = url_of(places)

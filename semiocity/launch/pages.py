@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from semiocity.config import Strict, load_toml
+from semiocity.config import Resources, Strict, load_toml
 from semiocity.data import manifest
 from semiocity.errors import UserError
 from semiocity.launch import jobs
@@ -55,25 +55,25 @@ def report(job_file: Path, sets: Sequence[str]) -> Work:
         run=run,
         dataset=dataset,
         job=job.model_dump(mode="json"),
-        resources=job.resources.model_copy(update={"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0}),
+        resources=one_core(job.resources),
         image=job.image,
         inputs=jobs.contents(scores=run / "scores.json", samples=run / "samples" / "manifest.json"),
     )
 
 
-def export(file: Path, sets: Sequence[str], job_file: Path) -> Work:
-    """A copy of a dataset in another tool's format. `sets` that begin with `resources.` are the job file's."""
+def one_core(asked: Resources) -> Resources:
+    """What a page asks for, of what its evaluation does: neither GPUs nor several ranks."""
+    return asked.model_copy(update={"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0})
+
+
+def export(file: Path, sets: Sequence[str], job_file: Path, dry_run: bool = False) -> Work:
+    """A copy of a dataset in another tool's format. Of `sets` those of `resources` and `image` are the job file's."""
     from semiocity.data.export.selection import Rows
     from semiocity.data.export.wish import Wish
     from semiocity.launch import exporting
 
-    wanted = load_toml(file, ExportFile, sets_of(sets, job=False))
+    wanted = load_toml(file, ExportFile, jobs.sets_of(sets, job=False))
     rows = Rows(wanted.split, wanted.filter, wanted.view)
     dataset, out = str(wanted.dataset.absolute()), str(wanted.out.absolute())
     wish = Wish(dataset, wanted.to, out, wanted.fields, rows, wanted.options())
-    return exporting.work(wish, job_file, sets_of(sets, job=True))
-
-
-def sets_of(sets: Sequence[str], job: bool) -> list[str]:
-    """Those overrides that are of what is asked of the cluster, or the others."""
-    return [item for item in sets if item.startswith("resources.") == job]
+    return exporting.work(wish, job_file, jobs.sets_of(sets, job=True), dry_run)

@@ -6,7 +6,7 @@ A step names a job file; which steps it waits for follows from what it reads and
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
@@ -15,10 +15,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from semiocity.config import Cluster, Resources, Strict, load_toml
+from semiocity.config import Resources, Strict, check, load_toml
 from semiocity.errors import UserError
-from semiocity.launch.jobs import image_of
-from semiocity.launch.pipeline_steps import FILES, Facts, Step, Thing, describe
+from semiocity.launch.pipeline_steps import FILES, Facts, Step, Thing, describe, moved
+from semiocity.launch.runs import Attempt
 
 StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
@@ -103,15 +103,7 @@ def load(file: Path, sets: Sequence[str] = ()) -> Pipeline:
         if not dot or name not in steps:
             raise UserError(f"--set {item}: expected STEP.KEY=VALUE; the steps are {', '.join(steps)}")
         steps[name] = replace(steps[name], sets=(*steps[name].sets, rest))
-    facts: dict[str, Facts] = {}
-    faults: list[str] = []
-    for name, step in steps.items():
-        try:
-            facts[name] = describe(step)
-        except UserError as error:
-            faults += [f"{file}: steps.{name}: {line}" for line in str(error).splitlines()]
-    if faults:
-        raise UserError("\n".join(faults))
+    facts = _describe(file, steps)
     parents = _parents(file, steps, facts)
     try:
         order = list(TopologicalSorter(parents).static_order())
@@ -120,16 +112,19 @@ def load(file: Path, sets: Sequence[str] = ()) -> Pipeline:
     return Pipeline(file.stem, file, tuple(steps[name] for name in order), facts, parents, found.gate, tuple(sets))
 
 
-def check_cluster(pipeline: Pipeline, cluster: Cluster, chosen: Collection[str]) -> None:
-    """Raises UserError for what this cluster cannot run: a missing image, several nodes without SLURM."""
-    for name in chosen:
-        facts = pipeline.facts[name]
-        image_of(facts.image, cluster)
-        if cluster.executor == "local" and facts.resources.nodes > 1:
-            raise UserError(
-                f"{pipeline.file}: steps.{name}: resources.nodes is {facts.resources.nodes}: several nodes need SLURM "
-                "(executor in jobs/cluster.toml)"
-            )
+def of_attempt(attempt: Attempt) -> tuple[Pipeline, list[str]]:
+    """The pipeline that an attempt queued, by the copies of its files in the attempt's folder alone, and the steps that
+    were asked for. Raises UserError as `load` does."""
+    job = attempt.read()["job"]
+    if "gate" not in job:
+        raise UserError(f"{attempt.file}: queued by a version that did not note everything; run its file again")
+    file = attempt.folder / "files" / Path(job["file"]).name
+    steps = {item["name"]: moved(item, attempt.folder / "files") for item in job["steps"]}
+    parents = {name: tuple(job["parents"][name]) for name in steps}
+    gate = check(job["gate"], Resources, where=f"{attempt.file}: gate")
+    facts = _describe(file, steps)
+    pipeline = Pipeline(file.stem, file, tuple(steps.values()), facts, parents, gate, tuple(job["sets"]))
+    return pipeline, job["asked"]
 
 
 def choose(pipeline: Pipeline, phases: Sequence[str] = (), start_from: str | None = None) -> list[str]:
@@ -145,6 +140,20 @@ def choose(pipeline: Pipeline, phases: Sequence[str] = (), start_from: str | Non
         if later & set(pipeline.parents[name]):
             later.add(name)
     return [name for name in names if name in later and (not phases or name in phases)]
+
+
+def _describe(file: Path, steps: Mapping[str, Step]) -> dict[str, Facts]:
+    """What each step reads and makes. UserError with every fault in every job file."""
+    facts: dict[str, Facts] = {}
+    faults: list[str] = []
+    for name, step in steps.items():
+        try:
+            facts[name] = describe(step)
+        except UserError as error:
+            faults += [f"{file}: steps.{name}: {line}" for line in str(error).splitlines()]
+    if faults:
+        raise UserError("\n".join(faults))
+    return facts
 
 
 def _step(name: str, entry: StepFile, found: PipelineFile) -> Step:
@@ -200,7 +209,7 @@ def _parents(file: Path, steps: Mapping[str, Step], facts: Mapping[str, Facts]) 
                     )
         named = [makers[thing] for thing in fact.mentions if thing in makers]
         if fact.all_columns:
-            named += [m for thing, m in makers.items() if thing.kind == "column" and thing.folder == fact.dataset]
+            named += [m for thing, m in makers.items() if thing.kind == "column" and thing.folder == fact.draft.dataset]
         parents[name] = tuple(dict.fromkeys([*waits, *named]))
     if faults:
         raise UserError("\n".join(faults))

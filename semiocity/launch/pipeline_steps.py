@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semiocity.config import Resources, load_toml
+from semiocity.config import load_toml
 from semiocity.data import manifest
 from semiocity.data.manifest import BASE
 from semiocity.errors import UserError
-from semiocity.launch import jobs
+from semiocity.launch import jobs, pages
 from semiocity.launch.jobs import Work
 
 FILES = ("pack", "stage", "reduce", "view", "train", "generate", "evaluate", "report", "export")
@@ -56,6 +56,15 @@ def step_of(data: Mapping[str, Any]) -> Step:
     )
 
 
+def moved(data: Mapping[str, Any], folder: Path) -> Step:
+    """The step that `frozen` made in an attempt's folder `files`, which may have been moved since."""
+    step = step_of(data)
+    copy = folder / step.name / step.file.name
+    if not copy.is_file():  # a view that was built is its own rule
+        return step
+    return replace(step, file=copy, job=copy.with_name(step.job.name))
+
+
 class Thing(NamedTuple):
     """Something that one step makes and another reads."""
 
@@ -86,9 +95,9 @@ class Thing(NamedTuple):
 class Facts:
     """What a step reads and makes."""
 
-    dataset: Path
-    resources: Resources
-    image: Path | None
+    draft: Work
+    """Its work as far as the job file alone tells, without revision, shards and inputs: enough to ask whether it could
+    run."""
     makes: tuple[Thing, ...]
     reads: Mapping[Thing, tuple[str, ...]] = field(default_factory=dict)
     """What it reads, and of a column which fields."""
@@ -109,7 +118,8 @@ def describe(step: Step) -> Facts:
             job, made = jobs.load_stage(step.file, step.sets)
             fields = [*made.fields(), *made.scalars()]
             # Scalars named after the dataset's classes are not known before it is.
-            return _column(job, job.column or made.column, made.needs(), fields if made.name != "caption" else [])
+            known = fields if made.name != "caption" else []
+            return _column("stage", job, job.column or made.column, made.needs(), known)
         case "reduce":
             from semiocity.config import ReduceJob
             from semiocity.stages.reduce import make_reduce
@@ -117,7 +127,7 @@ def describe(step: Step) -> Facts:
             reducing = load_toml(step.file, ReduceJob, step.sets)
             reduce = make_reduce(reducing.reduce, reducing.args, where=f"{step.file}: args")
             column = reducing.column or reduce.column
-            return _column(reducing, column, reduce.needs(), [*reduce.fields(), *reduce.scalars()])
+            return _column("reduce", reducing, column, reduce.needs(), [*reduce.fields(), *reduce.scalars()])
         case "view":
             from semiocity.data.views import load_job
 
@@ -127,7 +137,8 @@ def describe(step: Step) -> Facts:
             words = {*NAMED.findall(view.filter or ""), *view.join}
             mentions = tuple(Thing("column", named.folder, column) for column in sorted(words))
             reads = _columns(named.folder, (*view.fields, *split))
-            return Facts(named.folder, view.resources, view.image, (named,), reads, mentions)
+            run = jobs.run_folder(view.run, "view", named.name, named.folder.name)
+            return Facts(_draft("view", run, view, named.name), (named,), reads, mentions)
         case "train":
             from semiocity.train.options import TrainJob, needs
 
@@ -135,7 +146,7 @@ def describe(step: Step) -> Facts:
             dataset = train.dataset.resolve()
             rows = _rows(dataset, train.data.view, needs(train))
             run = jobs.run_folder(train.run, train.task, dataset.name)
-            return Facts(dataset, train.resources, train.image, (Thing("model", run),), rows)
+            return Facts(_draft("train", run, train), (Thing("model", run),), rows)
         case "generate":
             from semiocity.evaluate.options import GenerateJob
 
@@ -143,7 +154,7 @@ def describe(step: Step) -> Facts:
             run, dataset = _run(generate.run, step), generate.dataset.resolve()
             model = {} if generate.model else {Thing("model", run): ()}
             rows = _rows(dataset, generate.view, ("base.label",))
-            return Facts(dataset, generate.resources, generate.image, (Thing("samples", run),), {**rows, **model})
+            return Facts(_draft("generate", run, generate), (Thing("samples", run),), {**rows, **model})
         case "evaluate":
             from semiocity.evaluate.options import EvaluateJob
 
@@ -151,33 +162,33 @@ def describe(step: Step) -> Facts:
             run, dataset = _run(evaluate.run, step), evaluate.dataset.resolve()
             samples = {} if evaluate.samples else {Thing("samples", run): ()}
             reads = {**_columns(dataset, ("base.image", "base.label")), **samples}
-            return Facts(dataset, evaluate.resources, evaluate.image, (Thing("scores", run),), reads)
+            return Facts(_draft("evaluate", run, evaluate), (Thing("scores", run),), reads)
         case "report":
             from semiocity.evaluate.options import EvaluateJob
 
             report = load_toml(step.file, EvaluateJob, step.sets)
-            run, dataset = _run(report.run, step), report.dataset.resolve()
-            return Facts(dataset, report.resources, report.image, (Thing("page", run),), {Thing("scores", run): ()})
+            run = _run(report.run, step)
+            draft = replace(_draft("report", run, report), resources=pages.one_core(report.resources))
+            return Facts(draft, (Thing("page", run),), {Thing("scores", run): ()})
         case _:
-            from semiocity.launch.exporting import ExportJob
-            from semiocity.launch.pages import ExportFile, sets_of
+            from semiocity.launch.exporting import ExportJob, run_of
 
-            export = load_toml(step.file, ExportFile, sets_of(step.sets, job=False))
-            asked = load_toml(step.job, ExportJob, sets_of(step.sets, job=True)) if step.job.exists() else ExportJob()
-            dataset = export.dataset.resolve()
+            export = load_toml(step.file, pages.ExportFile, jobs.sets_of(step.sets, job=False))
+            asked = jobs.load_asked(step.job, ExportJob, jobs.sets_of(step.sets, job=True))
+            dataset, out = export.dataset.resolve(), str(export.out.absolute())
             rows = _rows(dataset, export.view, tuple(export.references()))
             copy = (Thing("copy", export.out.resolve()),)
             everything = not (export.fields or export.view)
-            return Facts(dataset, asked.resources, asked.image, copy, rows, all_columns=everything)
+            run = run_of(export.dataset, export.to, out)
+            draft = Work("export", run, dataset, {}, asked.resources, asked.image, binds=(Path(out),))
+            return Facts(draft, copy, rows, all_columns=everything)
 
 
-def build(step: Step) -> Work:
-    """The step's work. Its inputs must be there. Raises UserError."""
-    from semiocity.launch import pages
-
+def build(step: Step, dry_run: bool = False) -> Work:
+    """The step's work. Its inputs must be there. Writes nothing with `dry_run`. Raises UserError."""
     match step.kind:
         case "pack":
-            return jobs.pack(step.file, step.sets, step.job)
+            return jobs.pack(step.file, step.sets, step.job, dry_run=dry_run)
         case "stage":
             return jobs.stage(step.file, step.sets)
         case "reduce":
@@ -193,7 +204,7 @@ def build(step: Step) -> Work:
         case "report":
             return pages.report(step.file, step.sets)
         case _:
-            return pages.export(step.file, step.sets, step.job)
+            return pages.export(step.file, step.sets, step.job, dry_run)
 
 
 def frozen(step: Step, folder: Path) -> Step:
@@ -201,12 +212,13 @@ def frozen(step: Step, folder: Path) -> Step:
     if step.file.is_dir():  # a view that was built is its own rule
         return step
     sets = step.sets
-    if step.kind == "pack":  # what lies beside a recipe is found from its folder
+    if step.kind == "pack" and not any(item.startswith("folder=") for item in sets):
+        # What lies beside a recipe is found from its folder, whichever copy of it this is.
         sets = (*sets, f"folder={json.dumps(str(step.file.parent.resolve()))}")
     place = folder / step.name
     place.mkdir(parents=True, exist_ok=True)
     (place / step.file.name).write_bytes(step.file.read_bytes())
-    job = place / f"job-{step.job.name}"
+    job = place / f"job-{step.job.name.removeprefix('job-')}"
     if step.job.exists():
         job.write_bytes(step.job.read_bytes())
     return replace(step, file=place / step.file.name, job=job, sets=sets)
@@ -214,18 +226,25 @@ def frozen(step: Step, folder: Path) -> Step:
 
 def _pack(step: Step) -> Facts:
     from semiocity.data.recipe import load_recipe
-    from semiocity.launch.jobs import PackJob
 
-    recipe = load_recipe(step.file, step.sets)
-    job = load_toml(step.job, PackJob) if step.job.exists() else PackJob()
+    recipe = load_recipe(step.file, jobs.sets_of(step.sets, job=False))
+    job = jobs.load_asked(step.job, jobs.PackJob, jobs.sets_of(step.sets, job=True))
     dataset = (Path("data") / recipe.name).resolve()
-    return Facts(dataset, job.resources, job.image, (Thing("column", dataset, BASE),))
+    run = jobs.run_folder(None, "pack", recipe.name)
+    draft = Work("pack", run, dataset, {}, job.resources, job.image, column=BASE)
+    return Facts(draft, (Thing("column", dataset, BASE),))
 
 
-def _column(job: Any, column: str, needs: tuple[str, ...], fields: list[str]) -> Facts:
+def _draft(kind: str, run: Path, job: Any, column: str = "") -> Work:
+    settings = job.model_dump(mode="json")
+    return Work(kind, run, job.dataset.resolve(), settings, job.resources, job.image, column=column)
+
+
+def _column(kind: str, job: Any, column: str, needs: tuple[str, ...], fields: list[str]) -> Facts:
     dataset = job.dataset.resolve()
     made = Thing("column", dataset, column)
-    return Facts(dataset, job.resources, job.image, (made,), _columns(dataset, needs), fields=tuple(fields))
+    draft = _draft(kind, jobs.run_folder(job.run, column, dataset.name), job, column)
+    return Facts(draft, (made,), _columns(dataset, needs), fields=tuple(fields))
 
 
 def _columns(dataset: Path, references: tuple[str, ...]) -> dict[Thing, tuple[str, ...]]:

@@ -33,9 +33,9 @@ class Standing(NamedTuple):
     """SLURM jobs that are at it."""
 
 
-def look(step: Step, cluster: Cluster) -> Standing:
+def look(step: Step, cluster: Cluster, dry_run: bool = False) -> Standing:
     """Where a step stands whose inputs are complete. Raises UserError when it cannot be done as it is."""
-    work = build(step)
+    work = build(step, dry_run)
     if is_complete(work) and not submission.rows_to_retry(work):
         return Standing("complete", "", work)
     busy = submission.under_way(work).tasks
@@ -152,18 +152,27 @@ def _changed_column(work: Work, current: str) -> str:
     return "; ".join(found)
 
 
-def _why_train(work: Work) -> str:
+def refuse_other_training(work: Work) -> None:
+    """UserError when the run of a training was begun with other settings. A draft of the work will do."""
     from semiocity.train.options import TrainJob, identity
 
     last = _last(work)
     begun = (work.run / "done.json").exists() or (work.run / "checkpoints").exists()
-    if last is not None and begun:
-        before = identity(TrainJob.model_validate(last.read()["job"]))
-        if changed := changes(before, identity(TrainJob.model_validate(work.job))):
-            raise UserError(
-                f"{work.run}: this run was begun with other settings ({'; '.join(changed)}); set them back, or give "
-                "the changed training another run"
-            )
+    if last is None or not begun:
+        return
+    before, now = (identity(TrainJob.model_validate(job)) for job in (last.read()["job"], work.job))
+    view = now.get("data.view")
+    if view is not None and "@" not in view:  # not pinned yet: whichever revision is there then
+        before["data.view"] = str(before.get("data.view")).partition("@")[0]
+    if changed := changes(before, now):
+        raise UserError(
+            f"{work.run}: this run was begun with other settings ({'; '.join(changed)}); set them back, or give "
+            "the changed training another run"
+        )
+
+
+def _why_train(work: Work) -> str:
+    refuse_other_training(work)
     try:
         progress = read_json(work.run / "progress.json")
         return f"step {progress['step']} of {work.job['steps']}"

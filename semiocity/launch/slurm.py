@@ -95,7 +95,7 @@ def binds(launch: Launch) -> list[str]:
 
 
 def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()) -> dict[str, Any]:
-    """Parameters of `sbatch.script`. `after` are job ids to wait for, however they end."""
+    """Parameters of `sbatch.script`. `after` are ids of whole jobs to wait for, however they end."""
     cluster, asked = launch.cluster, launch.resources
     srun = [f"--cpus-per-task={asked.cpus_per_rank}", *cluster.srun]  # srun ignores SLURM_CPUS_PER_TASK since 22.05
     if asked.nodes * asked.ranks_per_node > 1:
@@ -115,7 +115,7 @@ def slurm_parameters(launch: Launch, attempt: Attempt, after: Sequence[str] = ()
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
-        "dependency": "afterany:" + ":".join(squeue.whole_jobs(after)) if after else None,
+        "dependency": "afterany:" + ":".join(after) if after else None,
         "signal_delay_s": asked.signal_delay_s,
         "array_parallelism": asked.array_parallelism,
         "setup": [*(sharing.SHELL if cluster.shared_group else []), *cluster.setup, *ends.setup()],
@@ -146,6 +146,7 @@ def submit(launch: Launch, attempt: Attempt, indices: range, after: Sequence[str
     it takes, and then `scheduler.Full` is raised. UserError with sbatch's own words otherwise; what was yielded before
     is queued.
     """
+    after = squeue.whole_jobs(after)
     longest = 1 if len(indices) == 1 else (launch.cluster.max_array or scheduler.max_array())
     first, end = indices.start, indices.stop
     most = longest

@@ -52,21 +52,23 @@ def submit(
     replace: bool = False,
     code: Path | None = None,
     after: tuple[str, ...] = (),
+    spare: int = 0,
 ) -> bool:
     """Bring `work` to the cluster. Returns True when it is known to be complete.
 
     Only what is missing and not already queued is submitted. With the local executor, or `wait`, the call follows
     the tasks to their end and raises UserError naming the first failure. `replace` lets the run's name stand for other
     arguments from now on; `code` is a snapshot of this package to run instead of this package; `after` are SLURM jobs
-    to wait for in the queue, however they end.
+    to wait for in the queue, however they end. Of the places that the site's `max_submitted` allows `spare` are left to
+    others; scheduler.Full is raised when none is left and nothing of the work is under way.
     """
+    if dry_run:
+        print(dry_run_of(work, cluster), end="")
+        return False
     work, chosen = memory.settle(work, cluster)
     for line in chosen:
-        print(line, file=sys.stderr if dry_run else sys.stdout)
+        print(line)
     image = check(work, cluster)
-    if dry_run:
-        print(_dry_run(work, cluster, image), end="")
-        return False
     while True:
         if complete(work) and not rows_to_retry(work):
             print(f"{describe(work)}: complete, nothing to do")
@@ -74,7 +76,7 @@ def submit(
         if cluster.shared_group:
             sharing.share(cluster.shared_group, work.run, work.dataset, *(work.dataset / "plans").glob("**/"))
         with lock.submission(work.run):
-            submitted = _submit(work, cluster, image, replace, code, after)
+            submitted = _submit(work, cluster, image, replace, code, after, spare)
         if isinstance(submitted, UnderWay):
             if not (wait and submitted.queued):
                 return False
@@ -135,6 +137,7 @@ def _submit(
     replace: bool,
     code: Path | None,
     after: tuple[str, ...],
+    spare: int,
 ) -> tuple[Attempt, slurm.Launch, int, list[str]] | UnderWay:
     """Plan, freeze and queue one attempt, with the run's submission lock held. Returns the attempt, how many planned
     tasks found no room in the queue, and the jobs of earlier attempts that are at the rest; or what is under way, when
@@ -148,14 +151,14 @@ def _submit(
         compact(attempt)
     for kept in busy.held:
         print(f"warning: {describe(work)}: {kept}", file=sys.stderr)
-    room = _room(cluster, work, busy)
+    room = _room(cluster, work, busy, spare)
     if room is not None and room < 1:
         full = (
             f"you have {busy.submitted} jobs in the queue, and max_submitted in jobs/cluster.toml is "
             f"{cluster.max_submitted}; the same command queues what is missing when some have ended"
         )
         if not busy.queued:
-            raise UserError(f"{describe(work)}: nothing was queued: {full}")
+            raise scheduler.Full(f"{describe(work)}: nothing was queued: {full}")
         print(f"{describe(work)}: the rest has to wait: {full}")
         return busy
     tasks = plan_tasks(work, cluster, busy.tasks, rows_to_retry(work), room)
@@ -211,15 +214,28 @@ def _submit(
     return attempt, launch, left, busy.queued
 
 
-def _room(cluster: Cluster, work: Work, busy: UnderWay) -> int | None:
-    """How many tasks the site's limit lets us queue now, the merge beside them; None without a limit."""
+def cut(data: Mapping[str, Any]) -> bool:
+    """Whether something of an attempt found no room in the queue: tasks, or the merge behind them."""
+    return bool(data["planned"] > len(data["tasks"]) or (data["kind"] in MERGED and data["merge"] is None))
+
+
+def _room(cluster: Cluster, work: Work, busy: UnderWay, spare: int) -> int | None:
+    """How many tasks the site's limit lets us queue now, the merge and `spare` others beside them; None without a
+    limit."""
     if cluster.executor != "slurm" or cluster.max_submitted is None:
         return None
-    return cluster.max_submitted - busy.submitted - (work.kind in MERGED)
+    return cluster.max_submitted - busy.submitted - (work.kind in MERGED) - spare
 
 
-def _dry_run(work: Work, cluster: Cluster, image: Path | None) -> str:
-    """The sbatch files that would be submitted, and in comments how much that is. Asks and writes nothing."""
+def dry_run_of(work: Work, cluster: Cluster) -> str:
+    """The sbatch files that would be submitted, and in comments how much that is. Asks and writes nothing.
+
+    What the merge waits for is known when the rest is queued: JOB1 stands for the first of these sbatch files.
+    """
+    work, chosen = memory.settle(work, cluster)
+    for line in chosen:
+        print(line, file=sys.stderr)
+    image = check(work, cluster)
     tasks = plan_tasks(work, cluster, {}, rows_to_retry(work))
     attempt = Attempt(work.run, 1)
     launch = _launch(work, cluster, image, work.run / "code" / "SNAPSHOT")
@@ -227,7 +243,8 @@ def _dry_run(work: Work, cluster: Cluster, image: Path | None) -> str:
     sizes = [min(longest, len(tasks) - first) for first in range(0, len(tasks), longest)]
     texts = [slurm.sbatch_file(launch, attempt, size, number * longest) for number, size in enumerate(sizes)]
     if work.kind in MERGED:
-        texts.append(slurm.sbatch_file(light(launch), attempt, 1, len(tasks)))
+        before = [f"JOB{number}" for number in range(1, len(sizes) + 1)]
+        texts.append(slurm.sbatch_file(light(launch), attempt, 1, len(tasks), after=before))
     summary = estimate.summary(work, tasks, sizing.measured_s(work) if work.shards else None)
     return "\n\n".join([*texts, summary]) + "\n"
 

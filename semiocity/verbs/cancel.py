@@ -12,6 +12,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="its name, as `semiocity status` shows it; a pipeline's ends its steps too, a sweep's prefix its runs",
     )
     parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be ended, end nothing")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
 
 
@@ -19,4 +20,4 @@ def run(a: argparse.Namespace) -> int:
     from semiocity.launch import cancel
     from semiocity.launch.runs import find_runs
 
-    return cancel.run(find_runs(a.run, a.runs), a.yes)
+    return cancel.run(find_runs(a.run, a.runs), a.yes, a.dry_run)

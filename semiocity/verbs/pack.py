@@ -17,4 +17,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(a: argparse.Namespace) -> int:
     from semiocity.launch import jobs
 
-    return submitting.submit(jobs.pack(a.recipe, a.set, a.job), a)
+    return submitting.submit(jobs.pack(a.recipe, a.set, a.job, dry_run=a.dry_run), a)

@@ -86,3 +86,36 @@ def test_a_work_survives_its_attempt_file(tmp_path: Path) -> None:
     submitted(before)
     data = json.loads((before.run / "attempts/0001/attempt.json").read_text())
     assert facts.work_of(data, before.run, before.dataset) == before
+
+
+PICTURES: dict[str, Any] = {"run": "demo", "dataset": "data/city", "seed": 0, "steps": 20, "tasks": 1, "model": None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "beside"),
+    [
+        ("generate", "samples/manifest.json", "--set 'model=\"runs/demo/export\"'"),
+        ("generate", "samples/key/sample.json", "--set 'model=\"runs/demo/export\"'"),
+        ("evaluate", "scores.json", "--set 'samples=\"runs/demo/samples\"'"),
+    ],
+)
+def test_other_pictures_or_scores_do_not_take_the_place_of_those_that_are_there(
+    kind: str, result: str, beside: str, tmp_path: Path
+) -> None:
+    before = Work(kind, tmp_path / "runs/demo", tmp_path / "city", PICTURES, Resources())
+    submitted(before, results=False)
+    changed = replace(before, job={**PICTURES, "seed": 1})
+    assert identity.another(changed, ()) == {}, "nothing came of it"
+    place = before.run / result
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.touch()
+    with pytest.raises(UserError) as error:
+        identity.refuse_another(changed, ())
+    message = str(error.value)
+    assert "  seed: 0 -> 1" in message and "add --replace" in message
+    assert "--set 'run=\"demo-2\"' " + beside in message
+    same = {**PICTURES, "tasks": 4, "dataset": str(tmp_path / "city")}
+    assert identity.another(replace(before, job=same, resources=Resources(timeout_min=5)), ()) == {}
+    assert identity.another(replace(before, dataset=tmp_path / "town"), ()).keys() == {"dataset"}
+    new_attempt(before.run).write({**facts.of_work(changed), "jobs": [], "image": None})
+    assert identity.another(changed, ()) == {}, "it took its place, as --replace does"

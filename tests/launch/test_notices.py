@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from semiocity.config import Cluster, Notify
+from semiocity.config import Notify
 from semiocity.errors import UserError
 from semiocity.launch import causes, ends, notices, task
 from semiocity.launch.preempt import StopFlag
@@ -256,8 +256,7 @@ def test_the_gate_at_which_a_pipeline_ends_tells_and_those_behind_it_do_not(
     url, told = heard
     monkeypatch.setenv("MY_HOOK", url)
     monkeypatch.setattr(task, "check_node", lambda data: None)
-    site = Cluster(executor="slurm", notify=Notify(webhook_env="MY_HOOK")).model_dump(mode="json")
-    attempt = trained(tmp_path, kind="pipeline", tasks=[[], [], []], jobs=["", "7", "8"], cluster=site, notify=None)[1]
+    attempt = trained(tmp_path, kind="pipeline", tasks=[[], [], []], jobs=["", "7", "8"])[1]
     for index in (1, 2):
         monkeypatch.setattr(task, "from_environment", lambda job=f"{6 + index}": World(0, 1, 0, 1, "n1", 1, job, 0))
 

@@ -7,13 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from semiocity.config import Cluster, Resources
+from semiocity.data.layout import SUFFIXES, column_folder, thousand_folder
 from semiocity.errors import UserError
-from semiocity.launch import pipeline_gate
+from semiocity.launch import facts, jobs, pipeline_check, pipeline_gate, pipeline_steps
+from semiocity.launch.jobs import Work
 from semiocity.launch.pipeline import choose, load
+from semiocity.launch.pipeline_queue import Started, jobs_of, noted
+from semiocity.launch.runs import new_attempt
 
 ROOT = Path(__file__).parents[2]
 STEPS = """
@@ -140,6 +147,35 @@ def test_a_job_that_is_queued_from_a_job_inherits_nothing_of_it() -> None:
     assert environment == {"PATH": "/bin", "SLURM_CONF": "/etc/slurm.conf", "HF_HOME": "/scratch"}
 
 
+def test_a_gate_that_goes_on_with_a_step_ends_when_nothing_was_made_since(project: Path) -> None:
+    """Else a step whose first tasks fail for good would be queued for ever, in the place of what had none."""
+    work = Work("stage", project / "runs/caption-city", project / "city", {}, Resources(), column="caption", shards=3)
+    work = replace(work, revision="r")
+    data: dict[str, Any] = {
+        "run": str(project / "runs/pipeline-p"),
+        "steps": {"caption": noted(work, Started(["5"], True))},
+    }
+    with pytest.raises(UserError, match="caption: job 5 made none of the 3 shards that were missing"):
+        pipeline_gate.refuse_standstill(data, "caption", work)
+    made = thousand_folder(column_folder(work.dataset, "caption", "r"), 0)
+    made.mkdir(parents=True)
+    for suffix in SUFFIXES:
+        (made / f"00000000{suffix}").touch()
+    pipeline_gate.refuse_standstill(data, "caption", work)
+    data["steps"]["caption"] = noted(work, Started([], True))
+    pipeline_gate.refuse_standstill(data, "caption", work)  # had no place at all
+
+
+def test_what_depends_on_a_step_waits_for_its_jobs_and_for_the_gate_of_what_found_no_room() -> None:
+    steps = [{"name": "pack"}, {"name": "caption"}, {"name": "pack"}]
+    known: dict[str, Any] = {"jobs": ["5"], "left": True}
+    data: dict[str, Any] = {"job": {"steps": steps}, "jobs": ["", "6", "7"], "steps": {"pack": known}}
+    assert jobs_of(data, "pack") == ["5", "7"]
+    assert jobs_of(data, "caption") == ["6"]
+    known["left"] = False
+    assert jobs_of(data, "pack") == ["5"]
+
+
 def semiocity(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "semiocity", *arguments], cwd=cwd, capture_output=True, text=True, env={**os.environ}
@@ -169,3 +205,32 @@ def test_on_this_machine_a_step_that_fails_keeps_back_only_what_needs_it(project
         "hash": "ready",
         "duplicates": "waits",
     }
+
+
+def test_a_training_that_waits_and_was_begun_with_other_settings_is_refused_from_its_job_file(project: Path) -> None:
+    file = write(project, STEPS)
+    [step] = [step for step in load(file).steps if step.name == "train"]
+    begun = pipeline_steps.describe(step).draft
+    (begun.run / "checkpoints/step-0000002").mkdir(parents=True)
+    settled = {**begun.job, "data": {**begun.job["data"], "view": None}}
+    new_attempt(begun.run).write({**facts.of_work(begun), "job": settled, "jobs": [], "image": None})
+    pipeline_check.check_cluster(load(file), Cluster(), ["pack", "train"])
+    changed = load(file, ["train.optimizer.lr=0.5"])
+    with pytest.raises(UserError, match=r"steps\.train: .*begun with other settings \(optimizer\.lr .* → 0\.5\)"):
+        pipeline_check.check_cluster(changed, Cluster(), ["pack", "train"])
+    pipeline_check.check_cluster(changed, Cluster(), ["pack"])
+
+
+def test_packing_takes_what_is_asked_of_the_cluster_from_the_command_line(project: Path) -> None:
+    sets = ["source.train=8", "source.val=0", "resources.timeout_min=7"]
+    for job in (Path("jobs/pack.toml"), Path("jobs/none.toml")):
+        work = jobs.pack(Path("shards/city.toml"), sets, job, dry_run=True)
+        assert work.resources.timeout_min == 7 and work.job["source"]["train"] == 8
+    with pytest.raises(UserError, match=r"pack.toml: resources.timeout_mins: unknown key; did you mean timeout_min"):
+        jobs.pack(Path("shards/city.toml"), ["resources.timeout_mins=7"], Path("jobs/pack.toml"), dry_run=True)
+    pictures = ['image={ resize = "crop" }', "image.size=[1, 1]"]
+    assert jobs.sets_of(['image="x.sif"', *pictures], job=True) == ['image="x.sif"']
+    assert jobs.sets_of(['image="x.sif"', *pictures], job=False) == pictures
+    found = load(write(project, STEPS), ["pack.resources.timeout_min=7"])
+    assert found.facts["pack"].draft.resources.timeout_min == 7
+    assert not (project / "data").exists()
