@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -49,6 +50,23 @@ def find(dataset: Dataset, name: str) -> Place:
         f"{dataset.path}: no row {name!r}: neither a key, nor the beginning of one (three hex digits or more), nor a "
         "file's name in the source. `semiocity search` finds rows by what is in them"
     )
+
+
+def find_keys(dataset: Dataset, keys: Iterable[str]) -> dict[int, dict[str, int]]:
+    """Shard → key → row of these whole keys; those that there are. Opens an index's statistics a few times a key, and
+    each at most once."""
+    known = cache(lambda shard: _first_key(dataset, shard))
+    wanted = sorted(set(keys))
+    found: dict[int, dict[str, int]] = {}
+    for run in _runs(dataset):
+        by_shard: dict[int, set[str]] = {}
+        for key in wanted:
+            by_shard.setdefault(_last_at_most(run, key, known), set()).add(key)
+        for shard, some in by_shard.items():
+            names = read_index(dataset, BASE, shard, ["key"])["key"].to_pylist()
+            if rows := {key: row for row, key in enumerate(names) if key in some}:
+                found[shard] = rows
+    return dict(sorted(found.items()))
 
 
 def _by_key(dataset: Dataset, name: str) -> list[Place]:

@@ -40,6 +40,9 @@ COUNTS = "buckets"
 IMPORTS = "imports"
 """Folder of what was imported, pinned."""
 
+EDITS = "edits"
+"""Folder of the texts that were corrected by hand."""
+
 GATHERED = ".gathered"
 """In the folder of a revision: what a reduce stage that is not done has read of other columns. It holds keys: it goes
 when rows are taken down."""

@@ -43,6 +43,8 @@ class Listing:
         """After `rows`: rows of the earlier plan whose files or settings differ now."""
         self.gone = 0
         """After `rows`: rows of the earlier plan that the source no longer has."""
+        self.first_changed = self.first_gone = ""
+        """The file of the first row that differs, the key of the first that is gone."""
         self.absent_removed = 0
         """After `rows`: rows of the earlier plan that were taken down and whose files are gone too."""
 
@@ -71,6 +73,7 @@ class Listing:
         `gone` and `absent_removed` say how the others compare. May be called again.
         """
         self.changed = self.gone = self.absent_removed = 0
+        self.first_changed = self.first_gone = ""
         known = self._spread(earlier)
         with self._open("resolved.jsonl", "w") as self._resolved:
             names = {path.stem for path in self._scratch.glob("*.bucket")} | known
@@ -132,10 +135,14 @@ class Listing:
                 else:
                     buried.discard(grave)
             elif hash in digests:
-                self.changed += digest(entry) != digests[hash]
+                if digest(entry) != digests[hash]:
+                    self.changed += 1
+                    self.first_changed = self.first_changed or printable(entry.name)
             else:
                 made.append(PlanRow(self._free(entry, hash, key, taken), entry))
-        self.gone += len(digests.keys() - seen.keys())
+        gone = [key for key, hash, digest in old if digest is not None and hash not in seen]
+        self.gone += len(gone)
+        self.first_gone = self.first_gone or (gone[0] if gone else "")
         self.absent_removed += len(buried)
         return sorted(made, key=lambda row: row.key)
 

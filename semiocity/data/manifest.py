@@ -1,4 +1,4 @@
-"""The manifests merged from receipts, of a column and of the dataset. Where they lie: layout.py.
+"""The manifests merged from receipts, of a column and of the dataset. Where they lie: layout.py; reading: state.py.
 
 Login-node code: standard library only.
 """
@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,37 @@ from semiocity.data.layout import (
     read_receipt,
 )
 from semiocity.data.receipts import SHARED, ShardEntries, Thousand, compact, digest_line, receipts_file, rejected_file
+from semiocity.data.state import (
+    EDIT,
+    TO_CATCH_UP,
+    behind,
+    corrected,
+    current,
+    lineage,
+    pointers,
+    read_column_manifest,
+    read_manifest,
+    require,
+    shard_entries,
+)
 from semiocity.errors import UserError
 from semiocity.files import canonical, read_json, replacing, write_json
 
 __all__ = [
     "BASE",
+    "EDIT",
     "FOLDER_SHARDS",
     "FORMAT",
     "SUFFIXES",
+    "TO_CATCH_UP",
     "ShardPath",
     "behind",
     "check_format",
     "column_folder",
     "complete",
+    "corrected",
     "current",
+    "lineage",
     "merge",
     "merged",
     "missing",
@@ -51,32 +68,6 @@ __all__ = [
     "require",
     "shard_entries",
 ]
-
-
-EDIT = "edit"
-"""Name of the stage that receipts of corrected shards have."""
-
-
-def read_manifest(dataset: Path) -> dict[str, Any]:
-    """The dataset's manifest. Raises UserError when there is none, with what makes one."""
-    path = Path(dataset) / "manifest.json"
-    try:
-        manifest = read_json(path)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; is {dataset} a dataset packed to its end? `semiocity pack RECIPE` makes one"
-        ) from None
-    check_format(manifest, path)
-    return manifest
-
-
-def current(dataset: Path, column: str) -> str | None:
-    """The revision of a column that the dataset's manifest names; None when the column is not there (yet)."""
-    try:
-        facts = read_manifest(dataset)
-    except UserError:
-        return None
-    return facts["columns"].get(column, {}).get("revision")
 
 
 def merged(dataset: Path, column: str, revision: str, shards: int) -> bool:
@@ -92,77 +83,17 @@ def merged(dataset: Path, column: str, revision: str, shards: int) -> bool:
     return bool(right and found["shards"] == shards and seen)
 
 
-def corrected(dataset: Path, column: str, revision: str) -> str | None:
-    """The revision that the dataset uses if it is `revision` with corrections by hand (`edit.py`), else None."""
-    now = _current(Path(dataset)).get(column)
-    if now is None or now == revision:
-        return None
-    return now if revision in lineage(dataset, column, now) else None
-
-
-def lineage(dataset: Path, column: str, revision: str) -> list[str]:
-    """The revision, the one that it is corrections of, and so on, as far as they are on disk."""
-    found = [revision]
-    while True:
-        try:
-            stage = read_column_manifest(Path(dataset), column, found[-1])["stage"]
-        except UserError:
-            return found
-        if stage["name"] != EDIT:
-            return found
-        found.append(stage["args"]["of"]["revision"])
-
-
-def require(facts: Mapping[str, Any], needs: Sequence[str], dataset: Path) -> None:
-    """Refuse a dataset, given by its manifest, that lacks one of the fields in `needs`. Raises UserError naming it."""
-    for reference in needs:
-        column, _, field = reference.partition(".")
-        found = facts["columns"].get(column)
-        if found is not None and (late := behind(facts, column)):
-            raise UserError(f"{dataset}: {reference} is needed, but {late}")
-        if found is None:
-            there = ", ".join(sorted(facts["columns"]))
-            raise UserError(
-                f"{dataset}: {reference} is needed, but there is no column {column} (there are: {there}); "
-                "run the job that makes it first"
-            )
-        if field not in found["fields"] and field not in found["scalars"]:
-            there = ", ".join([*found["fields"], *found["scalars"]])
-            raise UserError(f"{dataset}: column {column} has no field {field} (it has: {there})")
-
-
-def behind(facts: Mapping[str, Any], column: str) -> str | None:
-    """What is wrong with a column that lacks the shards of rows that were added since it was made, or None."""
-    wanted, there = (facts["columns"][name]["shards"] for name in (BASE, column))
-    if there == wanted:
-        return None
-    return (
-        f"column {column} lacks {wanted - there} of {wanted} shards, since rows were added; "
-        "run its job again: only they are made"
-    )
-
-
-def read_column_manifest(dataset: Path, column: str, revision: str) -> dict[str, Any]:
-    """The manifest of one revision of a column. Raises UserError when there is none."""
-    path = column_folder(dataset, column, revision) / "manifest.json"
-    try:
-        manifest = read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; merge the column {column} first") from None
-    check_format(manifest, path)
-    return manifest
-
-
-def shard_entries(dataset: Path, column: str, revision: str) -> ShardEntries:
-    """What the column's manifest says of each shard, read a thousand at a time. Raises UserError when there is none."""
-    return ShardEntries(column_folder(dataset, column, revision), read_column_manifest(dataset, column, revision))
-
-
 # ---------------------------------------------------------------- merging
 
 
 def merge(
-    dataset: Path, column: str, revision: str, partial: bool = False, reread: bool = False, aside: bool = False
+    dataset: Path,
+    column: str,
+    revision: str,
+    partial: bool = False,
+    reread: bool = False,
+    aside: bool = False,
+    use: bool | None = None,
 ) -> dict[str, Any]:
     """Make the column's manifest from its receipts, make it current, and rebuild the dataset's manifest.
 
@@ -170,6 +101,7 @@ def merge(
     columns at the same time, does no harm. With `partial` the column manifest is written for the shards that are
     there, and the dataset's manifest is left alone. `aside` is for a revision that the dataset does not use, or for the
     caller to `rebuild` later: parents are those that the receipts name, and the dataset's manifest is left alone.
+    `use`: whether the revision becomes the current one; by default unless what is current is corrections of it.
     Returns the column's manifest. Raises UserError when shards are missing, when receipts do not belong to this
     revision or to the parents' present shards, or when rows and rejected files do not add up to the files seen.
     """
@@ -189,7 +121,7 @@ def merge(
         _check_counts(dataset, revision, summary.manifest, partial)
     summary.publish()
     if not partial and not aside:
-        if corrected(dataset, column, revision) is None:
+        if use or (use is None and corrected(dataset, column, revision) is None):
             write_json(folder.parent / "current.json", {"format": FORMAT, "revision": revision})
         rebuild(dataset)
     return summary.manifest
@@ -378,26 +310,16 @@ class Parents:
         return self._entries[parent].thousand(number)
 
 
-def _current(dataset: Path) -> dict[str, str]:
-    """Column → revision that the dataset uses."""
-    found = {}
-    for path in sorted((dataset / "columns").glob("*/current.json")):
-        pointer = read_json(path)
-        check_format(pointer, path)
-        found[path.parent.name] = pointer["revision"]
-    return found
-
-
 def rebuild(dataset: Path) -> None:
     """Write manifest.json from the current columns.
 
     Two merges may do this at the same time: each has written its own pointer first and looks again after writing, so
     whoever writes last has seen both.
     """
-    current = _current(dataset)
+    current = pointers(dataset)
     while True:
         write_json(dataset / "manifest.json", _dataset_manifest(dataset, current))
-        again = _current(dataset)
+        again = pointers(dataset)
         if again == current:
             return
         current = again

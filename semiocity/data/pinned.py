@@ -15,17 +15,21 @@ from semiocity.errors import UserError
 from semiocity.files import read_json
 
 
-def pinned(dataset: Path, revisions: Mapping[str, str]) -> dict[str, Any]:
-    """The dataset's manifest with just these columns (column → revision). Raises UserError when one is not on disk."""
+def pinned(dataset: Path, revisions: Mapping[str, str], shards: int | None = None) -> dict[str, Any]:
+    """The dataset's manifest with just these columns (column → revision), and of them the first `shards` shards, such
+    as were there before rows were added. Raises UserError when one is not on disk."""
     facts = read_manifest(dataset)
     columns = {name: _column(facts, dataset, name, revision) for name, revision in revisions.items()}
-    if revisions[BASE] == facts["columns"].get(BASE, {}).get("revision"):
-        return {**facts, "columns": columns}
-    base = read_column_manifest(dataset, BASE, revisions[BASE])
-    plan = read_json(dataset / "plans" / revisions[BASE] / "plan.json")
+    if revisions[BASE] != facts["columns"].get(BASE, {}).get("revision"):
+        facts = {**facts, **_of_base(dataset, revisions[BASE])}
+    return _first(dataset, {**facts, "columns": columns}, shards or columns[BASE]["shards"])
+
+
+def _of_base(dataset: Path, revision: str) -> dict[str, Any]:
+    """What the manifest says of the dataset when it uses another revision of base than now."""
+    base = read_column_manifest(dataset, BASE, revision)
+    plan = read_json(dataset / "plans" / revision / "plan.json")
     return {
-        **facts,
-        "columns": columns,
         "recipe": plan["recipe"],
         "digest": base["digest"],
         "rows": base["rows"],
@@ -40,14 +44,17 @@ def first_shards(dataset: Path, shards: int) -> dict[str, Any]:
 
     Columns that have fewer are left out. Raises UserError when base has fewer: then it is another dataset.
     """
-    facts = read_manifest(dataset)
+    return _first(dataset, read_manifest(dataset), shards)
+
+
+def _first(dataset: Path, facts: dict[str, Any], shards: int) -> dict[str, Any]:
     now = facts["columns"][BASE]["shards"]
     if now == shards:
         return facts
     if now < shards:
         raise UserError(f"{dataset}: has {now} shards, fewer than the {shards} it once had")
     columns = {
-        name: _shortened(dataset, name, column, shards)
+        name: column if column["shards"] == shards else _shortened(dataset, name, column, shards)
         for name, column in facts["columns"].items()
         if column["shards"] >= shards
     }

@@ -6,7 +6,8 @@
     plans/REVISION/plan.json         settings, counts, byte offset of each line; written last
 
 The same recipe over the same files (names and sizes) gives the same revision, wherever the files lie. When a source
-has only grown, the plan grows: shards that are there stay as they are, and the new rows go into new ones.
+has only grown, the plan grows: shards that are there stay as they are, and the new rows go into new ones. When it has
+not, or the recipe is another, what was packed would be made anew: that is refused unless it is asked for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 from semiocity.config import canonical, check, fsync_folder, json_bytes, read_json, write_atomic
 from semiocity.data.listing import Listing, PlanRow
 from semiocity.data.manifest import BASE, FORMAT, ShardPath, check_format, column_folder, current
+from semiocity.data.plan_anew import in_use, refusal
 from semiocity.data.recipe import Recipe
 from semiocity.data.removed import read_removed
 from semiocity.data.sources import entries_of, version_of
@@ -103,18 +105,33 @@ class Plan:
                     yield from _parse(line)
 
 
-def make_plan(recipe: Recipe, dataset: Path, *, write: bool = True) -> Plan:
+def make_plan(recipe: Recipe, dataset: Path, anew: bool = False, *, write: bool = True) -> Plan:
     """List the source, sort, cut into shards, and freeze the result below `dataset`.
 
     A plan that is already there for the same recipe is used again; rows that it lacks are added to it as further
-    shards. Only when rows that it has differ now, or are gone, everything is planned anew. Without `write` nothing is
-    frozen, and the plan has facts alone (revision, shards, rows).
-    Raises UserError when the source has nothing to pack, or has label maps while the recipe has no classes.
+    shards. When rows that are packed differ now, or are gone, or the recipe is another, everything is planned anew,
+    with `anew` only. Without `write` nothing is frozen, and the plan has facts alone (revision, shards, rows). Raises
+    UserError without `anew`, when the source has nothing to pack, and when it has label maps while the recipe has no
+    classes; nothing is left of a plan that failed.
     """
     dataset = Path(dataset)
+    if not write:
+        return _make_plan(recipe, dataset, anew, write)
+    plans = dataset / "plans"
+    new = [folder for folder in (plans, dataset) if not folder.exists()]
+    plans.mkdir(parents=True, exist_ok=True)
+    try:
+        return _make_plan(recipe, dataset, anew, write)
+    except BaseException:
+        for folder in new:
+            with suppress(OSError):  # not empty: somebody else plans too
+                folder.rmdir()
+        raise
+
+
+def _make_plan(recipe: Recipe, dataset: Path, anew: bool, write: bool) -> Plan:
     plans = dataset / "plans"
     if write:
-        plans.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(plans)
     removed = frozenset(item.id_sha256 for item in read_removed(dataset))
     with tempfile.TemporaryDirectory(prefix=".making.", dir=plans if write else None) as scratch:
@@ -131,7 +148,7 @@ def make_plan(recipe: Recipe, dataset: Path, *, write: bool = True) -> Plan:
         }
         keep = _keep if write else _leave
         content = _grown(recipe, dataset, settings, listing, Path(scratch), keep)
-        content = content or _fresh(recipe, dataset, settings, listing, Path(scratch), keep)
+        content = content or _fresh(recipe, dataset, settings, listing, Path(scratch), anew, keep)
         folder = plan_folder(dataset, content["revision"])
         lines = "".join(listing.rejected()).encode("ascii")
     # What split files say is in the rows; that they exist is no setting, so that they may grow with the source.
@@ -208,16 +225,31 @@ def _earlier(dataset: Path, settings: dict[str, Any]) -> Iterator[Plan]:
 
 
 def _fresh(
-    recipe: Recipe, dataset: Path, settings: dict[str, Any], listing: Listing, scratch: Path, keep: Keep
+    recipe: Recipe,
+    dataset: Path,
+    settings: dict[str, Any],
+    listing: Listing,
+    scratch: Path,
+    anew: bool,
+    keep: Keep,
 ) -> dict[str, Any]:
-    """The content of a plan of all rows."""
+    """The content of a plan of all rows. Raises UserError when another one is in use and it is not to be `anew`."""
     found = scratch / "plan.jsonl"
     part, digest = _cut(listing.rows(), recipe, found)
     _check(recipe, listing, part["rows"])
     revision = hashlib.sha256(f"{canonical(settings)}\n{digest}".encode()).hexdigest()[:10]
+    if not anew and (used := in_use(dataset)) not in (None, revision):
+        raise refusal(dataset, _readable(dataset, str(used)), settings, listing)
     part["file"] = "plan.jsonl"
     keep(found, plan_folder(dataset, revision) / "plan.jsonl")
     return {"format": FORMAT, "revision": revision, **settings, "parts": [part]} | _counts([part], listing)
+
+
+def _readable(dataset: Path, revision: str) -> Plan | None:
+    try:
+        return Plan.open(dataset, revision)
+    except UserError:
+        return None
 
 
 def _counts(parts: list[dict[str, Any]], listing: Listing) -> dict[str, Any]:

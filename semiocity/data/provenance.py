@@ -7,7 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from semiocity.data.manifest import BASE, behind, column_folder, merge, read_column_manifest, read_manifest
+from semiocity.data.corrections import notes
+from semiocity.data.lease import Owner
+from semiocity.data.manifest import (
+    BASE,
+    TO_CATCH_UP,
+    behind,
+    column_folder,
+    lineage,
+    merge,
+    missing,
+    read_column_manifest,
+    read_manifest,
+)
 from semiocity.errors import UserError
 from semiocity.files import read_json
 
@@ -23,7 +35,8 @@ def columns(dataset: Path) -> dict[str, Any]:
         for item in revisions:
             item["current"] = item["revision"] == used
             item["trouble"] = _trouble(facts, current, folder.name, item) if item["current"] else None
-        found.append({"column": folder.name, "current": used, "revisions": revisions})
+        told = notes(dataset, folder.name, used) if used else []
+        found.append({"column": folder.name, "current": used, "revisions": revisions, "notes": told})
     return {"dataset": facts["name"], "rows": facts["rows"], "columns": found}
 
 
@@ -34,7 +47,12 @@ def use(dataset: Path, column: str, revision: str) -> None:
         folder = dataset / "columns" / column
         there = ", ".join(sorted(path.parent.name for path in folder.glob("*/manifest.json"))) or "none"
         raise UserError(f"{dataset}: column {column} has no revision {revision} that was merged; there are: {there}")
-    merge(dataset, column, revision)
+    lacking = missing(column_folder(dataset, column, revision), read_manifest(dataset)["columns"][BASE]["shards"])
+    if lacking and len(lineage(dataset, column, revision)) > 1:  # rows were added while it was not in use
+        from semiocity.data.corrected import catch_up
+
+        catch_up(dataset, column, revision, Owner.here("columns"))
+    merge(dataset, column, revision, use=True)
 
 
 def _current(dataset: Path) -> dict[str, str]:
@@ -60,7 +78,8 @@ def _trouble(facts: Mapping[str, Any], current: Mapping[str, str], column: str, 
     if not item["merged"]:
         return str(item["note"])
     if column in facts["columns"]:
-        return behind(facts, column)
+        late = behind(facts, column)
+        return late and f"{late}; {TO_CATCH_UP}"
     for parent, revision in item["parents"].items():
         now = current.get(parent)
         if now != revision:
@@ -74,6 +93,7 @@ def render(facts: Mapping[str, Any]) -> str:
     lines = [f"dataset {facts['dataset']}: {facts['rows']} rows"]
     for column in facts["columns"]:
         lines.append(column["column"])
+        lines += [f"  note: {note}" for note in column["notes"]]
         for item in sorted(column["revisions"], key=lambda item: not item["current"]):
             lines += [f"  {line}" for line in _lines(item)]
     return "\n".join(lines)

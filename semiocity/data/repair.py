@@ -22,6 +22,7 @@ from semiocity.data.manifest import merge, read_column_manifest, read_manifest, 
 from semiocity.data.receipts import receipt_of
 from semiocity.data.reindex import reindex
 from semiocity.data.shard import sha256_file
+from semiocity.data.state import EDIT
 from semiocity.data.verify import Fault, verify
 from semiocity.errors import UserError
 from semiocity.files import fsync_folder, json_bytes, read_json, write_atomic
@@ -249,6 +250,8 @@ def command_for(dataset: Path, column: str, revision: str) -> str:
         stage = read_column_manifest(dataset, column, revision)["stage"]["name"]
         if stage == "import":
             return f"semiocity import {dataset} --again {column}"
+        if stage == EDIT:
+            return f"semiocity edit {dataset} --column {column} --again"
         target = Path(dataset).resolve()
 
         def fits(facts: dict[str, Any]) -> bool:

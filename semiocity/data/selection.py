@@ -10,7 +10,7 @@ from semiocity.config import digest
 from semiocity.data import filter as filters
 from semiocity.data.buckets import BucketOptions
 from semiocity.data.filter import Filter
-from semiocity.data.manifest import BASE, behind, require
+from semiocity.data.manifest import BASE, TO_CATCH_UP, behind, require
 from semiocity.errors import UserError
 
 Policy = Literal["error", "skip", "none"]
@@ -109,7 +109,7 @@ def refuse_behind(facts: Mapping[str, Any], columns: Iterable[str], where: Any) 
     """Refuse columns that lack the shards of rows that were added since. Raises UserError."""
     for column in columns:
         if late := behind(facts, column):
-            raise UserError(f"{where}: {late}")
+            raise UserError(f"{where}: {late}; {TO_CATCH_UP}")
 
 
 def column_of(name: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from semiocity.config import canonical, fsync_folder, json_bytes, read_json, write_atomic
-from semiocity.data import imported_rows
+from semiocity.data import corrections, imported_rows
 from semiocity.data.keys import KEY
 from semiocity.data.layout import GALLERY, GATHERED
 from semiocity.data.lease import Owner, lease
@@ -181,6 +181,7 @@ def carry_out(dataset: Path, removed: Iterable[Removed], owner: Owner) -> list[S
     for revision in [path.parent.name for path in sorted((Path(dataset) / "plans").glob("*/plan.json"))]:
         _scrub_plan(Path(dataset), revision, {item.id_sha256 for item in wanted})
     imported_rows.forget(Path(dataset), {item.id_sha256 for item in wanted})
+    corrections.forget(Path(dataset), {item.id_sha256 for item in wanted})
     # Also when nothing was written: an earlier call may have been cut short before it came here.
     for column, revision in revisions.merged():
         merge(dataset, column, revision, aside=True)
@@ -212,8 +213,9 @@ def remains(dataset: Path) -> Iterator[tuple[ShardPath | Path, str]]:
     for file in sorted((Path(dataset) / "plans").glob("*/plan.json")) if removed else ():
         if any(id_hash(entry.id) in hashes for _, entry in Plan.open(dataset, file.parent.name).all_rows() if entry):
             yield file, "names a row that was taken down"
-    for file in imported_rows.remembered(Path(dataset), hashes) if removed else ():
-        yield file, "holds a row that was taken down"
+    for module in (imported_rows, corrections) if removed else ():
+        for file in module.remembered(Path(dataset), hashes):
+            yield file, "holds a row that was taken down"
 
 
 # ---------------------------------------------------------------- shards

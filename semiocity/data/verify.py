@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from semiocity.data.layout import BASE, FOLDER_SHARDS, ShardPath, column_folder
-from semiocity.data.manifest import behind, read_manifest
+from semiocity.data.manifest import TO_CATCH_UP, behind, read_manifest
 from semiocity.data.receipts import ShardEntries
 from semiocity.data.takedown import remains
 from semiocity.data.verify_column import ColumnCheck, Revision, Span
@@ -63,7 +63,7 @@ def verify(dataset: Path, quick: bool = False, workers: int = 1, part: tuple[int
     for column in columns if part[0] == 0 else ():
         faults += column.strangers()
         if late := behind(manifest, column.name):
-            faults.append(Fault(str(column.folder), late, "run its job again", column=column.name))
+            faults.append(Fault(str(column.folder), late, TO_CATCH_UP, column=column.name))
     mine = _part(range(-(-shards // FOLDER_SHARDS)), part)
     sums = {column.name: _Sum() for column in columns}
     for number in mine:
@@ -127,7 +127,7 @@ def _counts(dataset: Path, manifest: dict[str, Any]) -> Iterator[Fault]:
     try:
         planned = read_json(plan)["shards"]
     except (FileNotFoundError, UserError) as error:
-        yield Fault(str(plan), f"cannot be read ({error})", "run `semiocity pack` again: it plans anew", column=BASE)
+        yield Fault(str(plan), f"cannot be read ({error})", "run `semiocity pack` again: it plans again", column=BASE)
     else:
         if planned != base["shards"]:
             yield Fault(str(plan), f"plans {planned} shards, the manifest has {base['shards']}", MERGE, column=BASE)

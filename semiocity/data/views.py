@@ -48,6 +48,8 @@ class ViewJob(Job):
     """What is read of each row: COLUMN.FIELD or COLUMN.SCALAR."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Column → revision, where it is not to be the current one."""
+    shards: int | None = Field(None, ge=1)
+    """The first so many shards, such as were there before rows were added; by default all."""
     split: str = SPLIT
     """The scalar that says which split a row belongs to, such as duplicates.split; "" for none."""
     filter: str | None = None
@@ -110,10 +112,17 @@ def plan_view(job: ViewJob, name: str, where: Any) -> ViewPlan:
     from semiocity.data.manifest import read_manifest
 
     dataset = Path(job.dataset).absolute()
-    facts = read_manifest(dataset)
-    chosen = choose_revisions(facts, dataset, job.columns, where)
-    selection = _select(pinned(dataset, chosen), job, where)
-    needed = pinned(dataset, {column: chosen[column] for column in selection.columns})
+    chosen = choose_revisions(read_manifest(dataset), dataset, job.columns, where)
+    facts = pinned(dataset, chosen)
+    if job.shards is not None:
+        there = facts["columns"][BASE]["shards"]
+        if there < job.shards:
+            raise UserError(f"{where}: shards: {dataset} has {there}, fewer than {job.shards}")
+        # What the others hold is counted only of the columns that are needed.
+        columns = {n: {**c, "shards": min(c["shards"], job.shards)} for n, c in facts["columns"].items()}
+        facts = {**facts, "columns": columns}
+    selection = _select(facts, job, where)
+    needed = pinned(dataset, {column: chosen[column] for column in selection.columns}, job.shards)
     return ViewPlan(dataset, name, needed, selection)
 
 
@@ -143,15 +152,15 @@ def view_folder(dataset: Path, name: str) -> Path:
 
 
 def load_job(path: Path, sets: Sequence[str] = ()) -> ViewJob:
-    """A view's file; or the folder of one that was built, data/NAME/views/VIEW, whose rule and revisions are taken
-    again. Raises UserError."""
+    """A view's file; or the folder of one that was built, data/NAME/views/VIEW, whose rule, revisions and shards are
+    taken again. Raises UserError."""
     if not path.is_dir():
         return load_toml(path, ViewJob, sets)
     dataset = path.absolute().parents[1]
     if path.absolute().parent.name != "views" or not (path / "view.json").exists():
         raise UserError(f"{path}: neither a view's file nor the folder of one that was built (data/NAME/views/VIEW)")
     found = read_view(dataset, path.absolute().name)
-    data = {name: found[name] for name in ("name", "fields", "columns", "filter", "join", "buckets")}
+    data = {name: found[name] for name in ("name", "fields", "columns", "shards", "filter", "join", "buckets")}
     data |= {"dataset": str(dataset), "split": found["split"] or ""}
     for item in sets:
         apply_set(data, item)

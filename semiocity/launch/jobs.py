@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from semiocity.config import Cluster, Job, ReduceJob, Resources, StageJob, Strict, apply_set, check, load_toml
-from semiocity.data import manifest
+from semiocity.data import corrections, manifest
 from semiocity.data.views import check_fresh, check_reading, read_view
 from semiocity.errors import UserError
 from semiocity.files import read_json
@@ -108,12 +109,20 @@ def load_asked(job_file: Path, model: type[Asked], sets: Sequence[str]) -> Asked
 
 
 def pack(
-    recipe_file: Path, sets: Sequence[str], job_file: Path, data: Path = Path("data"), dry_run: bool = False
+    recipe_file: Path,
+    sets: Sequence[str],
+    job_file: Path,
+    data: Path = Path("data"),
+    *,
+    anew: bool = False,
+    dry_run: bool = False,
 ) -> Work:
     """Plan a dataset and describe the packing of its shards. Writes the frozen plan, unless `dry_run`; nothing else.
 
-    Of `sets` those of `resources` and `image` are the job file's, the others the recipe's.
+    Of `sets` those of `resources` and `image` are the job file's, the others the recipe's. `anew`: also when what is
+    packed would be another revision then. Raises UserError otherwise.
     """
+    from semiocity.data import plan_anew
     from semiocity.data.plan import make_plan
     from semiocity.data.recipe import load_recipe
 
@@ -126,7 +135,9 @@ def pack(
             "ask for one, or take cpu"
         )
     dataset = (data / recipe.name).resolve()
-    plan = make_plan(recipe, dataset, write=not dry_run)
+    plan = make_plan(recipe, dataset, anew, write=not dry_run)
+    if note := plan_anew.note(dataset, plan.revision):
+        print(f"note: {note}", file=sys.stderr)
     places = [getattr(recipe.source, "root", None), *getattr(recipe.source, "link_roots", ())]
     if recipe.blur is not None:
         places.append(recipe.blur.detector.path)
@@ -154,6 +165,7 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
     check_needs(made, facts)
     column = job.column or made.column
     parents = {name: facts["columns"][name]["revision"] for name in parents_of(made)}
+    _note_corrections(dataset, column, revision(made, parents))
     return Work(
         kind="stage",
         run=run_folder(job.run, column, dataset.name),
@@ -166,6 +178,13 @@ def stage(job_file: Path, sets: Sequence[str], expect: str | None = None) -> Wor
         shards=facts["columns"]["base"]["shards"],
         binds=tuple(Path(path).resolve() for path in made.paths()),
     )
+
+
+def _note_corrections(dataset: Path, column: str, revision: str) -> None:
+    """Say which corrections by hand the revision will not have; those of itself come along (`corrected.follow`)."""
+    if manifest.corrected(dataset, column, revision) is None:
+        for note in corrections.notes(dataset, column, revision):
+            print(f"note: {note}", file=sys.stderr)
 
 
 def is_stage(job_file: Path, sets: Sequence[str] = ()) -> bool:
@@ -203,7 +222,7 @@ def view(view_file: Path, sets: Sequence[str]) -> Work:
 
     job = load_job(view_file, sets)
     plan = plan_view(job, job.name or view_file.stem, view_file)
-    pinned = {"name": plan.name, "columns": plan.revisions, "dataset": str(plan.dataset)}
+    pinned = {"name": plan.name, "columns": plan.revisions, "shards": plan.shards, "dataset": str(plan.dataset)}
     sizes = {"buckets": {"sizes": job.buckets.resolved()}} if job.buckets else {}
     return Work(
         kind="view",

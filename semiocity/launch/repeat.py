@@ -96,7 +96,7 @@ def _plan_again(data: Mapping[str, Any], dataset: Path, write: bool) -> None:
 
     if (dataset / "plans" / data["revision"] / "plan.json").exists():
         return
-    plan = make_plan(check(data["job"], Recipe, where="the run's recipe"), dataset, write=write)
+    plan = make_plan(check(data["job"], Recipe, where="the run's recipe"), dataset, anew=True, write=write)
     if plan.revision != data["revision"]:
         raise UserError(
             f"{dataset}: the source gives revision {plan.revision} now, the run packed {data['revision']}: rows were "

@@ -221,7 +221,7 @@ def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
     place = Path(data["dataset"]), data["column"], data["revision"]
     merge(*place)
     if corrected(*place) is not None:  # imports much, and is seldom needed
-        from semiocity.data.edit import follow
+        from semiocity.data.corrected import follow
 
         follow(*place, _owner(world))
     return True

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from semiocity.config import Strict, check, digest
-from semiocity.data.manifest import behind
+from semiocity.data.manifest import TO_CATCH_UP, behind
 from semiocity.data.results import Made, Tombstone
 from semiocity.errors import UserError
 
@@ -213,7 +213,7 @@ def check_needs(stage: Stage, facts: Mapping[str, Any]) -> None:
         if known is None:
             raise UserError(f"{where}: column {column} is missing; {_remedy(column)}")
         if late := behind(facts, column):
-            raise UserError(f"{where}: {late}")
+            raise UserError(f"{where}: {late}; {TO_CATCH_UP}")
         if field not in known["fields"]:
             there = ", ".join(f"{column}.{name}" for name in known["fields"])
             raise UserError(f"{where}: there is no such field; column {column} has {there}")

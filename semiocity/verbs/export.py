@@ -79,11 +79,13 @@ def run(a: argparse.Namespace) -> int:
     if a.json:
         print(json.dumps(manifest, indent=1, sort_keys=True))
         return 0
-    left_out, failed = manifest["left_out"]["rows"], sum(manifest["left_out"]["tombstones"].values())
+    left_out = manifest["left_out"]["rows"]
+    # By column: a row may have failed in several.
+    failed = ", ".join(f"{rows} in {column}" for column, rows in manifest["left_out"]["tombstones"].items() if rows)
     print(
         f"{a.out}: {manifest['rows_total']} rows, {manifest['files']} files, {manifest['bytes'] / 1e6:.1f} MB"
         + (f"; {left_out} rows left out" if left_out else "")
-        + (f" ({failed} failed in a column)" if failed else "")
+        + (f" (failed: {failed})" if failed else "")
     )
     return 0
 

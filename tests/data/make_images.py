@@ -94,8 +94,8 @@ def planned(plan: Plan, shard: int) -> list[Entry]:
 
 
 def packed(recipe: Recipe, dataset: Path) -> tuple[Plan, Dataset]:
-    """Plan, pack every shard in this process, merge, open."""
-    plan = make_plan(recipe, dataset)
+    """Plan (anew if need be), pack every shard in this process, merge, open."""
+    plan = make_plan(recipe, dataset, anew=True)
     assert pack_shards(plan, range(plan.shards), Owner.here())
     merge(dataset, "base", plan.revision)
     return plan, Dataset.open(dataset)

@@ -199,7 +199,7 @@ def test_a_function_of_the_users_own(tmp_path: Path) -> None:
     assert dataset.view(["base.blurred"]).read(0) == {"base.blurred": 1}
     assert Plan.open(tmp_path / "out", plan.revision).recipe == recipe, "tasks find the module where the plan says"
     write_files(tmp_path / "mine", {"plates_for_a_test.py": (MODULE + "\n").encode()})
-    assert make_plan(recipe, tmp_path / "out").revision != plan.revision
+    assert make_plan(recipe, tmp_path / "out", anew=True).revision != plan.revision
     gone = folder_recipe(root, blur={"detector": {**detector, "function": "plates_for_a_test:Other"}})
     with pytest.raises(UserError, match="Other"):
         packed(gone, tmp_path / "out2")

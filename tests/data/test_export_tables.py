@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from exported import FIELDS, ours
-from make_images import decoded
+from make_images import add_column, city_recipe, decoded, packed
 
+from semiocity.cli import main
 from semiocity.data.columns import Dataset
 from semiocity.data.export.engine import export
 from semiocity.data.export.selection import Rows
+from semiocity.data.lease import Owner
+from semiocity.data.takedown import carry_out, request
 
 
 def check_table_row(row: dict[str, Any], own: dict[str, Any], classes: bool = True) -> None:
@@ -88,3 +92,16 @@ def test_failed_rows_are_left_out_and_counted(full: Dataset, tmp_path: Path) -> 
     assert manifest["columns"]["word"]["stage"] == {"name": "word", "version": 1, "args": {}}
     assert manifest["columns"]["base"]["revision"] == full.column("base").revision
     assert manifest["dataset_digest"] == full.digest
+
+
+def test_rows_that_were_taken_down_are_not_counted_as_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    town = tmp_path / "town"
+    packed(city_recipe(), town)
+    base = Dataset.open(town).reader("base", 0)
+    add_column(town, failing=(base.keys[1],))
+    carry_out(town, request(town, [base.keys[0]], "asked for"), Owner.here())
+    out = str(tmp_path / "out")
+    assert main(["export", str(town), "--to", "parquet", "--out", out, "--fields", "base.image", "word.text"]) == 0
+    assert "18 rows" in (said := capsys.readouterr().out) and "; 1 rows left out (failed: 1 in word)" in said

@@ -7,15 +7,20 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from make_images import add_column, folder_recipe, jpeg, pack_folder, packed, png, write_files
+from make_images import add_column, folder_recipe, jpeg, pack_folder, packed, png, tree, write_files
 
+from semiocity.cli import main
 from semiocity.data import listing
 from semiocity.data.columns import Dataset
 from semiocity.data.keys import Key, key_of
+from semiocity.data.lease import Owner
 from semiocity.data.manifest import missing
+from semiocity.data.pack import pack_shards
 from semiocity.data.plan import make_plan
+from semiocity.data.recipe import load_recipe
 from semiocity.data.verify import verify
 from semiocity.errors import UserError
+from semiocity.launch import jobs
 
 
 def pictures(*numbers: int) -> dict[str, bytes]:
@@ -77,6 +82,82 @@ def test_rows_that_changed_are_planned_anew(tmp_path: Path, what: str) -> None:
     assert plan.revision != first.revision
     assert plan.rows_planned == (3 if what == "gone" else 4)
     assert len(plan.content["parts"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("changed", r"1 rows of the plan differ now \(first: 2\.jpg\)\. .*`semiocity remove"),
+        ("gone", r"2 of its rows are gone from the source \(first: [0-9a-f]{10}-[13]\)\. .*`semiocity remove"),
+        ("both", r"1 rows of the plan differ now \(first: 2\.jpg\); 1 of its rows are gone"),
+        ("setting", r"recipe: shard_rows: 6 -> 2\. .*Put the recipe's keys"),
+        ("lost", "the plan of what is packed cannot be read"),
+    ],
+)
+def test_what_is_packed_is_not_planned_anew_unasked(tmp_path: Path, what: str, message: str) -> None:
+    root, out = write_files(tmp_path / "in", pictures(1, 2, 3)), tmp_path / "out"
+    first, _ = packed(folder_recipe(root), out)
+    add_column(out)
+    write_files(root, pictures(4))
+    settings = {"shard_rows": 2} if what == "setting" else {}
+    if what in ("changed", "both"):
+        (root / "2.jpg").write_bytes(jpeg(80, 60))
+    for name in {"gone": "13", "both": "1"}.get(what, ""):
+        (root / f"{name}.jpg").unlink()
+    if what == "lost":
+        (out / "plans" / first.revision / "plan.json").unlink()
+    before = tree(out)
+    with pytest.raises(UserError, match=message) as caught:
+        make_plan(folder_recipe(root, **settings), out)
+    assert "out of date, until their jobs have run again: word." in str(caught.value) and "--anew" in str(caught.value)
+    assert tree(out) == before, "nothing is written"
+    plan = make_plan(folder_recipe(root, **settings), out, anew=True)
+    assert plan.revision != first.revision
+    assert make_plan(folder_recipe(root, **settings), out).revision == plan.revision, "asked once; retries need no flag"
+
+
+def test_what_is_packed_but_not_yet_merged_is_not_planned_anew_either(tmp_path: Path) -> None:
+    root, out = write_files(tmp_path / "in", pictures(1, 2, 3)), tmp_path / "out"
+    plan = make_plan(folder_recipe(root), out)
+    (root / "1.jpg").unlink()
+    plan = make_plan(folder_recipe(root), out)
+    assert plan.rows_planned == 2, "nothing was packed yet"
+    assert pack_shards(plan, range(plan.shards), Owner.here())
+    (root / "2.jpg").unlink()
+    with pytest.raises(UserError, match="1 of its rows are gone"):
+        make_plan(folder_recipe(root), out)
+
+
+def test_corrections_are_named_before_they_stay_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_files(tmp_path / "in", pictures(1, 2, 3))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.toml").write_text(f'source = {{ kind = "folder", root = "{root}" }}\n')
+    out = tmp_path / "data" / "r"
+    packed(load_recipe(Path("r.toml"), []), out)
+    add_column(out)
+    key = Dataset.open(out).reader("word", 0).keys[0]
+    assert main(["edit", str(out), "--column", "word", "--key", key, "--text", "mine"]) == 0
+    corrected = Dataset.open(out).column("word").revision
+    (root / "2.jpg").unlink()
+    capsys.readouterr()
+    assert main(["pack", "r.toml"]) == 2
+    told = f"`semiocity edit {out} --column word --from-revision {corrected}` brings them"
+    assert told in capsys.readouterr().err
+    assert Dataset.open(out).column("word").revision == corrected
+    work = jobs.pack(Path("r.toml"), [], Path("jobs/pack.toml"), anew=True)
+    assert told in capsys.readouterr().err and work.revision != Dataset.open(out).column("base").revision
+    assert jobs.pack(Path("r.toml"), [], Path("jobs/pack.toml")).revision == work.revision, "as a retry has it"
+    assert main(["pack", "r.toml", "--dry-run", "--anew"]) == 0, "the flag is there"
+
+
+def test_a_plan_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for root in ("in", "nowhere"):
+        with pytest.raises(UserError):
+            make_plan(folder_recipe(tmp_path / root), tmp_path / "data" / "x")
+        assert not (tmp_path / "data" / "x").exists()
 
 
 def test_a_file_that_is_rejected_only_does_not_make_a_new_revision(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from semiocity.data.manifest import ShardPath, column_folder, merge
 from semiocity.data.pack import pack_shards
 from semiocity.data.plan import make_plan
 from semiocity.data.shard import Head, ShardReader, ShardWriter
+from semiocity.data.state import TO_CATCH_UP
 from semiocity.data.takedown import carry_out, request
 from semiocity.data.verify import Fault, verify
 from semiocity.errors import UserError
@@ -358,7 +359,7 @@ def test_a_column_that_lacks_added_shards_is_one_fault(tmp_path: Path) -> None:
     write_files(root, {"20.jpg": jpeg(seed=20)})
     packed(folder_recipe(root), tmp_path / "out")
     for quick in (True, False):
-        assert [fault.remedy for fault in verify(tmp_path / "out", quick)] == ["run its job again"]
+        assert [fault.remedy for fault in verify(tmp_path / "out", quick)] == [TO_CATCH_UP]
 
 
 def test_damage_where_a_row_was_taken_down(own_town: Path) -> None:

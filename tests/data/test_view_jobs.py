@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_images import city_recipe, packed
+from make_images import add_column, city_recipe, folder_recipe, jpeg, packed, write_files
 
 from semiocity.cli import main
 from semiocity.config import Cluster, check
 from semiocity.data import views
 from semiocity.data.columns import Dataset
+from semiocity.data.saved import SavedView
 from semiocity.data.view_build import build, merge
 from semiocity.errors import UserError
 from semiocity.launch import jobs, submission
@@ -111,6 +112,44 @@ def test_after_a_take_down_the_command_that_is_named_makes_views_fresh(
     jobs.train(Path("train.toml"), [])
     with pytest.raises(UserError, match=r"former build, [0-9a-f]{10}; .* begin another run"):
         Dataset.open(town).saved_view(pinned)
+
+
+def test_a_view_is_built_again_over_the_rows_that_it_had(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows were added and a column whose revision hangs on all rows, as duplicates does, went on to another one."""
+    root = write_files(project / "in", {f"{number}.jpg": jpeg(seed=number) for number in range(8)})
+    out = Path("data/pictures")
+    packed(folder_recipe(root), out)
+    add_column(out, revision="aaaaaaaaaa")
+    (project / "views" / "word.toml").write_text('dataset = "data/pictures"\nfields = ["base.image", "word.text"]\n')
+
+    def built(path: str) -> SavedView:
+        work = jobs.view(Path(path), [])
+        plan = views.plan_again(check(work.job, views.ViewJob, "job"), work.revision)
+        assert build(plan, range(plan.shards)) and merge(plan)
+        return Dataset.open(out).saved_view("word")
+
+    before = built("views/word.toml")
+    queued = jobs.view(Path("views/word.toml"), [])
+    rows = [before.key(i) for i in range(len(before))]
+    write_files(root, {f"{number}.jpg": jpeg(seed=number) for number in range(20, 24)})
+    packed(folder_recipe(root), out)
+    assert views.plan_again(check(queued.job, views.ViewJob, "job"), queued.revision).shards == 2, "queued before"
+    with pytest.raises(UserError, match=r"word lacks 1 of 3 shards.*a reduce, such as duplicates, makes its col"):
+        jobs.view(Path("views/word.toml"), [])
+    assert jobs.view(Path("data/pictures/views/word"), []).revision == before.facts["revision"], "nothing to do"
+    add_column(out, revision="bbbbbbbbbb")
+    assert main(["remove", str(out), rows[0], "--reason", "asked for", "--apply"]) == 0
+    command = re.search(r"`semiocity view ([^`]+)`", capsys.readouterr().out)
+    assert command is not None
+    after = built(command[1])
+    assert [after.key(i) for i in range(len(after))] == rows[1:]
+    assert (after.facts["columns"]["word"], after.facts["shards"]) == ("aaaaaaaaaa", 2)
+    assert after.facts["of_rows"] == 8 and views.stale_views(out) == []
+    assert len(built("views/word.toml")) == 11, "its file takes all rows, and the column that is current"
+    with pytest.raises(UserError, match=r"shards: .* has 3, fewer than 9"):
+        jobs.view(Path("views/word.toml"), ["shards=9"])
 
 
 def test_a_folder_that_is_no_view_is_refused(project: Path) -> None:

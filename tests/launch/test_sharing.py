@@ -60,7 +60,9 @@ def test_two_users_work_on_one_project(tmp_path: Path) -> None:
     run(ANNA, "caption", "jobs/caption.toml")  # in the run and the column that Ben began
     assert [path.stat().st_uid for path in receipts] == [BEN, ANNA, BEN]
     assert len(list((project / "runs/caption-city/attempts").iterdir())) == 2
-    run(BEN, "pack", "shards/city.toml", *SETS[:2], "--set", "source.train=12", *SETS[4:])  # Ben's plan beside Anna's
+    run(
+        BEN, "pack", "shards/city.toml", *SETS[:2], "--set", "source.train=12", *SETS[4:], "--anew"
+    )  # Ben's plan beside Anna's
     closed = [
         f"{path.relative_to(project)} {stat.filemode(found.st_mode)} {found.st_uid}:{found.st_gid}"
         for top in ("data", "runs")

@@ -138,7 +138,8 @@ class Selection:
     def counts(self, shard: int) -> dict[str, Any]:
         """{"rows": {split: n}, "tombstones": {column: rows that failed}, "licenses": {licence: rows}}.
 
-        Rows that failed are those of the wanted split, whether or not a filter would have let them through.
+        Rows that failed are those of the wanted split, whether or not a filter would have let them through; those that
+        were taken down are no rows any more.
         """
         base, splits, rows = self.dataset.reader(BASE, shard), self.splits_of(shard), self.places(shard)
         licenses = base.column("license") if self.dataset.has(f"{BASE}.license") else [None] * len(base)
@@ -147,7 +148,9 @@ class Selection:
             if any(self.dataset.shard_entries(column)[shard]["tombstones"].values()):
                 kinds = self.dataset.reader(column, shard).column("tombstone")
                 wanted = (None, *splits) if self.chosen.split is None else (self.chosen.split,)
-                dead[column] = sum(k is not None and s in wanted for k, s in zip(kinds, splits, strict=True))
+                dead[column] = sum(
+                    k not in (None, "removed") and s in wanted for k, s in zip(kinds, splits, strict=True)
+                )
         return {
             "rows": dict(sorted(Counter(splits[row] for row in rows).items())),
             "tombstones": dead,

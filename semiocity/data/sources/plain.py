@@ -59,7 +59,7 @@ def open_planned(root: Path, name: str, planned: int, field: str, link_roots: Se
         raise Rejected("unreadable", f"{field}: {printable(name)}") from None
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{root}: {printable(name)} is gone since the plan was made. Run `semiocity pack` again: it plans anew"
+            f"{root}: {printable(name)} is gone since the plan was made. Put it back, or run `semiocity pack --anew`"
         ) from None
     if os.fstat(descriptor).st_size != planned:
         os.close(descriptor)
@@ -70,5 +70,5 @@ def open_planned(root: Path, name: str, planned: int, field: str, link_roots: Se
 def _changed(root: Path, name: str, planned: int) -> UserError:
     return UserError(
         f"{root}: {printable(name)} no longer has the {planned} bytes it had when the plan was made. "
-        "Run `semiocity pack` again: it plans anew"
+        "Put it back, or run `semiocity pack --anew`"
     )

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from semiocity.data.columns import Dataset
-from semiocity.data.manifest import BASE, behind, read_column_manifest
+from semiocity.data.manifest import BASE, TO_CATCH_UP, behind, read_column_manifest
 from semiocity.data.shard import ShardError
 from semiocity.data.sources.reasons import REASONS
 from semiocity.errors import UserError
@@ -159,7 +159,7 @@ def _column_of(shelf: Shelf, row: int, name: str, shard: int) -> dict[str, Any]:
         "fields": {},
     }
     if lacking := behind(shelf.dataset.facts, name) if shard >= shards_of(shelf.dataset, name) else None:
-        return found | {"error": lacking}
+        return found | {"error": f"{lacking}; {TO_CATCH_UP}"}
     try:
         place = shelf.index.read(row, ["row"])["row"]
         reader = shelf.reader(name, shard)
