@@ -308,6 +308,8 @@ class Cluster(Strict):
 
     executor: Literal["local", "slurm"] = "local"
     partition: str | None = None
+    light_partition: str | None = None
+    """Partition of the small jobs without GPUs that merge what an array made; by default the job's own."""
     account: str | None = None
     """What jobs are charged to; many sites refuse jobs without."""
     qos: str | None = None

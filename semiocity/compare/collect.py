@@ -15,7 +15,7 @@ from semiocity.files import canonical, read_json
 from semiocity.launch.identity import flat
 from semiocity.launch.progress import gpu_hours
 from semiocity.launch.runs import attempts
-from semiocity.launch.status import Read
+from semiocity.launch.status_tasks import Read
 from semiocity.train.lines import read_metrics
 
 POINTS = 400

@@ -76,7 +76,7 @@ def avoided(attempt: Attempt, data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _done(run: Path) -> Counter[str]:
-    from semiocity.launch.status import task_states
+    from semiocity.launch.status_tasks import task_states
 
     counts: Counter[str] = Counter()
     for attempt in attempts(run):

@@ -20,12 +20,13 @@ from typing import Any
 
 from semiocity.data.layout import ShardPath, column_folder
 from semiocity.errors import UserError
-from semiocity.launch import squeue
+from semiocity.launch import scheduler, squeue
 from semiocity.launch.runs import Attempt, alive, attempts
-from semiocity.launch.scheduler import call
 
 GONE_S = 60.0
 """How long tasks that were told to end may take; SLURM kills them after its KillWait, 30 s by default."""
+FIRST_S, MOST_S = 1.0, 10.0
+"""Seconds before the first look whether they are gone, and most between two: each look is a call to the controller."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,15 @@ class Found:
 
 def find(run: Path) -> list[Found]:
     """What is queued or running of a run, of a pipeline with its steps. One squeue call. Raises UserError."""
+    return _look(run)[0]
+
+
+def _look(run: Path) -> tuple[list[Found], list[Found]]:
+    """What `find` returns; and what was cancelled before and has ended since."""
     read = [(attempt, attempt.read()) for place in _runs(run) for attempt in attempts(place) if attempt.file.exists()]
-    live = squeue.states(job for _, data in read if data["executor"] == "slurm" for job in data["jobs"] if job)
-    found = []
+    noted = [job for _, data in read if data["executor"] == "slurm" for job in data["jobs"] if job]
+    live = squeue.look(noted, patience_s=scheduler.PATIENCE_S)
+    found, ended = [], []
     for attempt, data in read:
         if data["executor"] == "slurm":
             jobs = [job for job in data["jobs"] if job in live]
@@ -63,7 +70,9 @@ def find(run: Path) -> list[Found]:
             jobs = []
         if jobs:
             found.append(Found(attempt, data, tuple(jobs)))
-    return found
+        elif attempt.cancelled.exists():
+            ended.append(Found(attempt, data, ()))
+    return found, ended
 
 
 def _runs(run: Path) -> list[Path]:
@@ -74,32 +83,59 @@ def _runs(run: Path) -> list[Path]:
 
 
 def cancel(found: Iterable[Found], wait_s: float = GONE_S) -> bool:
-    """End it, and wait until it is gone. Returns whether it is; then nothing of it is held any more either."""
+    """End it, and wait until it is gone. Returns whether it is. What is gone holds nothing any more either; what may
+    not be, since the controller does not answer, may still be at its shards."""
     found = list(found)
     for item in found:
         item.attempt.cancelled.touch()
     if queued := squeue.whole_jobs(job for item in found if item.slurm for job in item.jobs):
-        call(["scancel", *queued])
+        scheduler.call(["scancel", *queued])
     for item in found:
         for job in () if item.slurm else item.jobs:
             with suppress(ProcessLookupError):
                 os.kill(int(job), signal.SIGTERM)
-    end = time.monotonic() + wait_s
-    while left := _left(found):
-        if time.monotonic() > end:
-            print(f"still ending: {', '.join(left)}; `semiocity status` shows when they are gone", file=sys.stderr)
+    end, pause_s = time.monotonic() + wait_s, FIRST_S if any(item.slurm for item in found) else 0.2
+    while found:
+        time.sleep(pause_s)
+        pause_s = min(1.5 * pause_s, MOST_S)
+        left, fault = _left(found)
+        for item in found:
+            if item not in left:
+                _release(item)
+        found = left
+        if found and time.monotonic() > end:
+            names = ", ".join(
+                job for item in found for job in (squeue.whole_jobs(item.jobs) if item.slurm else item.jobs)
+            )
+            why = f" ({fault})" if fault else ""
+            print(
+                f"still ending: {names}{why}; `semiocity status` shows when they are gone, and the same command then "
+                "removes what they held",
+                file=sys.stderr,
+            )
             return False
-        time.sleep(0.5)
-    for item in found:
-        _release(item)
     return True
 
 
-def _left(found: Iterable[Found]) -> list[str]:
-    queued = [job for item in found if item.slurm for job in item.jobs]
-    live = squeue.states(queued) if queued else {}
-    here = [job for item in found if not item.slurm for job in item.jobs if alive(job)]
-    return squeue.whole_jobs(job for job in queued if job in live) + here
+def _left(found: Sequence[Found]) -> tuple[list[Found], str]:
+    """What is not known to be gone, and the controller's words when it did not answer. One squeue call."""
+    live: Iterable[str] = ()
+    fault = ""
+    try:
+        live = squeue.look(job for item in found if item.slurm for job in item.jobs)
+    except UserError as error:  # busy: what nobody can tell is asked again
+        fault = str(error)
+
+    def ending(item: Found) -> bool:
+        if item.slurm:
+            return bool(fault) or any(job in live for job in item.jobs)
+        return any(alive(job) for job in item.jobs)
+
+    return [item for item in found if ending(item)], fault
+
+
+def _has_steps(item: Found) -> bool:
+    return bool(item.data["kind"] == "pipeline")
 
 
 def _release(item: Found) -> None:
@@ -127,7 +163,10 @@ def _release(item: Found) -> None:
 
 def run(runs: Sequence[Path], yes: bool, dry_run: bool = False) -> int:
     """Show what there is of some runs, ask, end it. Exit status 0 when nothing of it is left, or with `dry_run`."""
-    found = [item for run in runs for item in find(run)]
+    looks = [_look(run) for run in runs]
+    found = [item for there, _ in looks for item in there]
+    for item in () if dry_run else (item for _, ended in looks for item in ended):
+        _release(item)  # what it still held when nobody could wait for it any longer
     if not found:
         print(f"{', '.join(run.name for run in runs)}: nothing is queued or running")
         return 0
@@ -143,6 +182,7 @@ def run(runs: Sequence[Path], yes: bool, dry_run: bool = False) -> int:
     while found:
         if not cancel(found):
             return 1
-        found = [item for run in runs for item in find(run)]  # a gate may just have queued its step
+        # A gate may just have queued its step.
+        found = [item for run in runs for item in find(run)] if any(map(_has_steps, found)) else []
     print("cancelled; the same commands, or `semiocity retry`, go on from what was done")
     return 0

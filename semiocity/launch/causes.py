@@ -21,6 +21,7 @@ BAD_NODE = "bad_node"
 HUNG = "hung"
 CANCELLED = "cancelled"
 NEVER_STARTED = "never_started"
+NEVER_QUEUED = "never_queued"
 REFUSED = "refused"
 KILLED = "killed"
 LOST = "lost"
@@ -36,6 +37,7 @@ WHAT: dict[str, str] = {
     HUNG: "hung",
     CANCELLED: "cancelled",
     NEVER_STARTED: "never started",
+    NEVER_QUEUED: "never queued: its submission broke off",
     REFUSED: "refused to go on",
     KILLED: "killed without a word, as by lack of memory",
     LOST: "ended without a word",
@@ -54,6 +56,7 @@ ADVICE: dict[str, str] = {
     HUNG: "its log holds the stacks of all threads; the same command makes what is missing",
     CANCELLED: "the same command makes what is missing",
     NEVER_STARTED: "`squeue` or `sacct -j JOB` may say why; run the same command again",
+    NEVER_QUEUED: "the same command, or `semiocity retry RUN`, queues what is missing",
     REFUSED: "mend what it names, then run the same command again",
     KILLED: "ask for more resources.mem_gb, or lower the batch, then run the same command again",
     LOST: "`sacct -j JOB` may say why; the same command makes what is missing",

@@ -6,6 +6,7 @@ together in `packed.json` and `logs/done.log`; whatever failed keeps its own. St
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from semiocity.launch.runs import Attempt
 
 DONE_LOG = "done.log"
 HEAD = "==> {} <==\n"
+LOG = re.compile(r"(.+)_\d+_log\.out")
+"""JOB_RANK_log.out; the job may be a task of an array, `123_4`."""
 
 
 def packed_states(attempt: Attempt) -> dict[int, dict[str, Any]]:
@@ -44,7 +47,8 @@ def compact(attempt: Attempt) -> int:
                 done[path] = facts
     if not done:
         return 0
-    logs = [log for facts in done.values() for log in _logs(attempt, str(facts.get("job", "")))]
+    by_job = _logs(attempt)
+    logs = [log for facts in done.values() for log in by_job.get(str(facts.get("job", "")), ())]
     _pack_logs(attempt.logs / DONE_LOG, logs)
     states = packed_states(attempt) | {int(path.stem): facts for path, facts in done.items()}
     write_json(attempt.packed, {str(index): states[index] for index in sorted(states)})
@@ -54,8 +58,13 @@ def compact(attempt: Attempt) -> int:
     return len(done)
 
 
-def _logs(attempt: Attempt, job: str) -> list[Path]:
-    return sorted(attempt.logs.glob(f"{job}_*_log.out")) if job else []
+def _logs(attempt: Attempt) -> dict[str, list[Path]]:
+    """Job id → logs of its ranks, from one look at the folder."""
+    found: dict[str, list[Path]] = {}
+    for name in sorted(os.listdir(attempt.logs)):  # noqa: PTH208
+        if match := LOG.fullmatch(name):
+            found.setdefault(match[1], []).append(attempt.logs / name)
+    return found
 
 
 def _pack_logs(target: Path, logs: list[Path]) -> None:

@@ -61,7 +61,7 @@ def run_local(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], para
                         waiting.clear()
                     elif ends.settle(attempt, index, job.job_id, restart, retries):
                         waiting.append((index, restart + 1))
-            progress(attempt, len(data["tasks"]), final=not running and not waiting)
+            progress(attempt, final=not running and not waiting)
             if interrupted and not running:
                 raise Interrupted(
                     f"stopped; what was done is kept. Run the same command again to go on ({short(attempt.run)})"
@@ -120,7 +120,7 @@ def last_task_done(attempt: Attempt, data: Mapping[str, Any]) -> bool:
         return index in packed_states(attempt)
 
 
-def progress(attempt: Attempt, tasks: int, final: bool = False) -> None:
+def progress(attempt: Attempt, final: bool = False) -> None:
     """One line that is rewritten on a terminal, and printed anew every half minute elsewhere."""
     from semiocity.launch.status import progress_line
 
@@ -130,7 +130,7 @@ def progress(attempt: Attempt, tasks: int, final: bool = False) -> None:
     if not final and now - last < (1.0 if terminal else 30.0):
         return
     _LAST_SHOWN[attempt.folder] = now
-    line = progress_line(attempt, tasks)
+    line = progress_line(attempt.run)
     if terminal:
         print(f"\r\033[K{line}", end="\n" if final else "", file=sys.stderr, flush=True)
     elif final or last:
@@ -142,12 +142,15 @@ _LAST_SHOWN: dict[Path, float] = {}
 
 def failure(attempt: Attempt, work: Work) -> str:
     """What went wrong first, with its place: for the message at the end of a followed submission."""
-    from semiocity.launch.status import task_states
+    from semiocity.launch.status import read_all
+    from semiocity.launch.status_tasks import FAILED, current
 
-    failed = [state for state in task_states(attempt, live={}) if state["state"] in ("failed", "lost")]
+    told = current(read_all(attempt.run), live={}).told()
+    failed = [(read.attempt.number, state) for read, state in told if state["state"] in FAILED]
     lines = [f"{describe(work)}: not complete"]
-    for state in failed[:3]:
-        lines.append(f"  task {state['index']}: {state['reason']}")
+    for number, state in failed[:3]:
+        which = f"attempt {number}, " if number != attempt.number else ""
+        lines.append(f"  {which}task {state['index']}: {state['reason']}")
         if state["log"]:
             lines.append(f"    {last_line(Path(state['log']))}\n    {short(Path(state['log']))}")
     if len(failed) > 3:

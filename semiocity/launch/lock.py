@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -51,6 +52,29 @@ def submission(run: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
     finally:
         with suppress(OSError):
             run.rmdir()
+
+
+def is_held(run: Path) -> bool:
+    """Whether somebody may be submitting the run at this moment. Writes nothing."""
+    path = lock_file(run)
+    try:
+        fresh = time.time() - path.stat().st_mtime < 2 * STALE_S  # clocks differ a little
+        facts = read_json(path)
+        return _exists(int(facts["pid"])) if facts["host"] == socket.gethostname() else fresh
+    except FileNotFoundError:
+        return False
+    except (OSError, UserError, KeyError, TypeError, ValueError):
+        return fresh  # it is just being written
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
 
 
 def holder(path: Path) -> str:

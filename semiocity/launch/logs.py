@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from semiocity.launch import squeue
 from semiocity.launch.compact import packed_log
 from semiocity.launch.first_cause import first_cause
 from semiocity.launch.runs import Attempt, attempts
-from semiocity.launch.status import task_states
+from semiocity.launch.status_tasks import FAILED, Read, current, task_states
 
 FIRST = {"failed": 0, "lost": 1, "cancelled": 2, "stopped": 3, "running": 4, "queued": 5, "done": 6}
 """Which task is shown when none is named: the first in this order."""
@@ -25,16 +25,21 @@ TAIL_BYTES = 1 << 18
 def show(run: Path, *, task: int | None, rank: int | None, attempt: int | None, lines: int, follow: bool) -> int:
     """Print the last `lines` lines of a task's log under one line on how it stands; with `follow` go on until it ends.
 
-    Exit status 1 when the task shown has failed.
+    Without `task` and `attempt`, of every attempt's tasks that still count the one that matters most. Exit status 1
+    when the task shown has failed.
     """
-    chosen = _attempt(run, attempt)
-    states = _states(chosen)
-    state = _task(states, task, chosen)
-    failed = [s["index"] for s in states if s["state"] in ("failed", "lost")]
+    made = _attempts(run)
+    if attempt is None and task is None:
+        states = _current(made)
+    else:
+        one = made[-1] if attempt is None else _numbered(made, attempt)
+        states = [(one, state) for state in _states(one)]
+    chosen, state = _task(states, task, run)
     head = f"{run.name}, attempt {chosen.number}, task {state['index']} ({state['state']})"
     print(head + (f": {state['reason']}" if state["reason"] else ""))
+    failed = [(of, s["index"]) for of, s in states if s["state"] in FAILED]
     if len(failed) > 1 and task is None:
-        print(f"tasks that failed: {', '.join(map(str, failed[:20]))}{' …' if len(failed) > 20 else ''} (--task N)")
+        print(_failed(failed))
     log = _log(chosen, state, rank)
     if log is None and (text := packed_log(chosen, state["job"], rank or 0)):
         print("\n".join(text.splitlines()[-lines:]))
@@ -51,40 +56,59 @@ def show(run: Path, *, task: int | None, rank: int | None, attempt: int | None, 
         for text in _follow(log, lambda: _live(chosen, state["index"])):
             print(text, end="", flush=True)
         state = _states(chosen)[state["index"]]
-    return 1 if state["state"] in ("failed", "lost") else 0
+    return 1 if state["state"] in FAILED else 0
 
 
-def _attempt(run: Path, number: int | None) -> Attempt:
+def _attempts(run: Path) -> list[Attempt]:
     found = [attempt for attempt in attempts(run) if attempt.file.exists()]
     if not found:
         raise UserError(f"{run}: no run folder of ours; `semiocity status` lists them")
-    if number is None:
-        return found[-1]
+    return found
+
+
+def _numbered(found: Sequence[Attempt], number: int) -> Attempt:
     for attempt in found:
         if attempt.number == number:
             return attempt
-    raise UserError(f"{run}: no attempt {number}; there are {', '.join(str(a.number) for a in found)}")
+    raise UserError(f"{found[0].run}: no attempt {number}; there are {', '.join(str(a.number) for a in found)}")
 
 
 def _states(attempt: Attempt) -> list[dict[str, Any]]:
-    data = attempt.read()
-    live: Mapping[str, str] | None = None
-    if data["executor"] == "slurm":
-        try:
-            live = squeue.states(job for job in data["jobs"] if job)
-        except UserError:
-            live = None  # the files are believed
-    return task_states(attempt, live)
+    return task_states(attempt, _queue([attempt.read()]))
 
 
-def _task(states: list[dict[str, Any]], wanted: int | None, attempt: Attempt) -> dict[str, Any]:
+def _current(made: Sequence[Attempt]) -> list[tuple[Attempt, dict[str, Any]]]:
+    reads = [Read.of(attempt) for attempt in made]
+    now = current(reads, _queue([read.data for read in reads]))
+    return [(read.attempt, state) for read, state in now.told()]
+
+
+def _queue(found: Sequence[Mapping[str, Any]]) -> Mapping[str, str] | None:
+    """What squeue says of the jobs of attempts; None when it cannot be asked: the files are believed."""
+    try:
+        return squeue.states(job for data in found if data["executor"] == "slurm" for job in data["jobs"] if job)
+    except UserError:
+        return None
+
+
+def _task(
+    states: list[tuple[Attempt, dict[str, Any]]], wanted: int | None, run: Path
+) -> tuple[Attempt, dict[str, Any]]:
     if not states:
-        raise UserError(f"{attempt.folder}: nothing was queued")
+        raise UserError(f"{run}: nothing was queued")
     if wanted is None:
-        return min(states, key=lambda state: (FIRST.get(state["state"], 9), state["index"]))
+        return min(states, key=lambda one: (FIRST.get(one[1]["state"], 9), one[0].number, one[1]["index"]))
     if not 0 <= wanted < len(states):
-        raise UserError(f"{attempt.run.name}: no task {wanted}; attempt {attempt.number} has 0 to {len(states) - 1}")
+        raise UserError(f"{run.name}: no task {wanted}; attempt {states[0][0].number} has 0 to {len(states) - 1}")
     return states[wanted]
+
+
+def _failed(found: Sequence[tuple[Attempt, int]]) -> str:
+    """`tasks that failed: 3, 4 (--task N)`, with their attempts where these are several."""
+    several = len({attempt for attempt, _ in found}) > 1
+    names = [f"{attempt.number}/{index}" if several else str(index) for attempt, index in found[:20]]
+    how = "as attempt/task; --attempt N --task N" if several else f"--attempt {found[0][0].number} --task N"
+    return f"tasks that failed: {', '.join(names)}{' …' if len(found) > 20 else ''} ({how})"
 
 
 def _log(attempt: Attempt, state: Mapping[str, Any], rank: int | None) -> Path | None:
@@ -96,7 +120,7 @@ def _log(attempt: Attempt, state: Mapping[str, Any], rank: int | None) -> Path |
                 f"{attempt.run.name}: task {state['index']} has no log of rank {rank}; ranks: {_span(logs)}"
             )
         return logs.get(rank)
-    if state["state"] in ("failed", "lost") and len(logs) > 1:
+    if state["state"] in FAILED and len(logs) > 1:
         log, said = first_failure(attempt, state["job"], logs)
         print(said)
         return log

@@ -1,4 +1,5 @@
-"""A notice when a run ends or fails: to a webhook, from the task that ends the run. Mail is SLURM's own (launch.site).
+"""A notice when a run ends, fails or stops for good: to a webhook, from the task that ends the run. Mail is SLURM's own
+(launch.site).
 
 The webhook's URL is a secret: it is read when it is used, from an environment variable or a file, and never written. A
 webhook that does not answer is said once in the log, and harms nothing. Standard library only.
@@ -9,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +83,11 @@ def message(data: Mapping[str, Any], state: str, reason: str) -> dict[str, Any]:
     }
 
 
-def ends_run(data: Mapping[str, Any], index: int) -> bool:
-    """Whether a task is the one whose end is the run's: the merge behind an array, or a task without companions."""
+def ends_run(data: Mapping[str, Any], index: int, state: str = "failed") -> bool:
+    """Whether a task is the one whose end is the run's: the merge behind an array, or a task without companions. A
+    pipeline ends with the gate that goes no further; when all goes well, with its last steps, which are runs."""
+    if data["kind"] == "pipeline":
+        return state == "failed"
     return index == data["merge"] if data["merge"] is not None else len(data["tasks"]) == 1
 
 
@@ -91,8 +97,50 @@ def failed(
     """Send the notice of a task that failed, unless the job comes back by itself. Of several ranks the one tells whose
     word counts as the cause. `again`: whether it may end otherwise when it is tried again."""
     first = ends.read(ends.end_file(attempt, world.job_id, world.restart))
-    if first.get("rank") == str(world.rank) and not comes_back(data, index, attempt, world.job_id, cause, again):
-        ended(data, index, "failed", reason)
+    if not comes_back(data, index, attempt, world.job_id, cause, again):
+        _one_tells(data, index, world, first.get("rank") == str(world.rank), reason)
+
+
+def stopped(data: Mapping[str, Any], index: int, attempt: Attempt, world: World, cause: str) -> None:
+    """Send the notice of a task that saved and leaves before its time, unless the job comes back by itself or a person
+    ended it. Call it on every rank."""
+    if cause == causes.CANCELLED or attempt.cancelled.exists():
+        return
+    if not comes_back(data, index, attempt, world.job_id, cause, True):
+        reason = f"{causes.WHAT[cause]}, saved, and does not come back by itself; `semiocity retry` goes on with it"
+        _one_tells(data, index, world, world.rank == 0, reason)
+
+
+def hung(data: Mapping[str, Any], index: int, attempt: Attempt, world: World) -> Callable[[str, bool], None]:
+    """What the watchdog of a training calls on every rank that hangs, with the reason and whether it may come back: the
+    end is noted, for the batch script too, and told if it is the last."""
+
+    def tell(reason: str, again: bool) -> None:
+        # No node: the one that speaks need not be the one to blame.
+        ends.note(attempt, world.job_id, world.restart, causes.HUNG, reason, "", world.rank, again)
+        failed(data, index, attempt, world, causes.HUNG, f"{causes.WHAT[causes.HUNG]}: {reason}", again)
+
+    return tell
+
+
+def _one_tells(data: Mapping[str, Any], index: int, world: World, mine: bool, reason: str) -> None:
+    """Of several ranks one tells, and the others stay until it has: with the first that leaves SLURM ends them all."""
+    places = data.get("notify") or {}
+    if not ends_run(data, index) or url_of(places) is None:
+        return
+    told = world.folder / "told" if world.folder is not None and world.size > 1 else None
+    if mine:
+        try:
+            ended(data, index, "failed", reason)
+        finally:
+            if told is not None:
+                with suppress(OSError):
+                    told.parent.mkdir(parents=True, exist_ok=True)
+                    told.touch()
+    elif told is not None:
+        end = time.monotonic() + float(places.get("timeout_s", 10)) + 1
+        while not told.exists() and time.monotonic() < end:
+            time.sleep(0.2)
 
 
 def comes_back(data: Mapping[str, Any], index: int, attempt: Attempt, job: str, cause: str, again: bool) -> bool:
@@ -114,11 +162,22 @@ def comes_back(data: Mapping[str, Any], index: int, attempt: Attempt, job: str, 
 def ended(data: Mapping[str, Any], index: int, state: str, reason: str = "") -> None:
     """Send the notice of a task's end, if it is the run's end and a webhook is named. Never raises."""
     places = data.get("notify") or {}
-    if not ends_run(data, index):
+    if not ends_run(data, index, state):
         return
     url = url_of(places)
-    if url is not None:
+    if url is not None and (data["kind"] != "pipeline" or _first_gate(data)):
         send(url, message(data, state, reason), float(places.get("timeout_s", 10)))
+
+
+def _first_gate(data: Mapping[str, Any]) -> bool:
+    """Whether no other gate of the attempt has told yet: what one lacks, those behind it lack too."""
+    try:
+        (Path(data["run"]) / "attempts" / f"{data['attempt']:04d}" / "told").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def send(url: str, body: Mapping[str, Any], timeout_s: float) -> bool:

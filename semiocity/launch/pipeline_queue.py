@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from semiocity.config import Cluster, Resources
 from semiocity.errors import UserError
 from semiocity.files import write_json
-from semiocity.launch import facts, follow, lock, scheduler, slurm, squeue, submission
+from semiocity.launch import facts, follow, lock, notices, scheduler, slurm, squeue, submission
 from semiocity.launch.jobs import Work
 from semiocity.launch.pipeline import Pipeline
 from semiocity.launch.pipeline_check import places, refuse, refuse_crowd
@@ -70,8 +70,9 @@ def queue(pipeline: Pipeline, cluster: Cluster, chosen: Sequence[str], code: Pat
 
 def gate_launch(run: Path, cluster: Cluster, asked: Resources, code: Path) -> slurm.Launch:
     """How gates are queued. A gate needs no node for itself, and where it has a partition of its own, none of the usual
-    nodes' features."""
-    small = {"exclusive": False} | ({"constraint": None} if asked.partition else {})
+    nodes' features. By mail it tells only that it failed: steps that end well tell of themselves."""
+    quiet = cluster.notify.model_copy(update={"mail_on": ["FAIL"]})
+    small = {"exclusive": False, "notify": quiet} | ({"constraint": None} if asked.partition else {})
     return slurm.Launch(
         name=run.name,
         cluster=cluster.model_copy(update=small),
@@ -119,6 +120,7 @@ def _queue(
         "host": socket.gethostname(),
         "image": None,
         "cluster": cluster.model_dump(mode="json"),
+        "notify": {**notices.settings(cluster.notify), "retries": slurm.retries(cluster, pipeline.gate)},
         "code": str(launch.code),
         "tasks": [[] for _ in steps],
         "merge": None,

@@ -14,7 +14,7 @@ from semiocity.launch import submission
 from semiocity.launch.jobs import Work
 from semiocity.launch.pipeline_steps import Step, build
 from semiocity.launch.runs import Attempt, attempts
-from semiocity.launch.status import task_states
+from semiocity.launch.status_tasks import task_states
 
 UNIMPORTANT = {"resources", "image", "run", "tasks", "dataset"}
 """Keys of a job that do not change what comes out."""

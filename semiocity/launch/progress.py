@@ -7,17 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
-def measure(data: Mapping[str, Any], states: Sequence[Mapping[str, Any]], now: float | None = None) -> dict[str, Any]:
-    """What is done of an attempt's shards, or of its tasks where it makes none, how fast, and how long it will take.
+def measure(
+    tasks: Sequence[Sequence[int]],
+    states: Sequence[Mapping[str, Any]],
+    now: float | None = None,
+    before: tuple[int, int] = (0, 0),
+) -> dict[str, Any]:
+    """What is done of the tasks' shards, or of the tasks where they make none, how fast, and how long it will take.
 
-    {"unit", "done", "of", "rows_per_s", "left_s"}; the last two None where nothing tells. Parts of a shard count.
+    `before` are shards done, and shards in all, of earlier attempts: they count, but not in the speed.
+    {"unit", "done", "of", "share", "rows_per_s", "left_s"}; the last two None where nothing tells. Parts of a shard
+    count.
     """
-    tasks = data["tasks"]
     mine = states[: len(tasks)]
     of = sum(map(len, tasks))
-    if of:
+    if of or before[1]:
         unit = "shards"
-        done = float(sum(_shards(state, len(task)) for state, task in zip(mine, tasks)))
+        done = float(sum(shards_done(state, len(task)) for state, task in zip(mine, tasks)))
     else:
         unit, of = "tasks", len(mine)
         done = float(sum(state["state"] == "done" for state in mine))
@@ -28,6 +34,7 @@ def measure(data: Mapping[str, Any], states: Sequence[Mapping[str, Any]], now: f
     if running and begun and 0 < done < of:
         elapsed = max((now or time.time()) - min(begun), 1e-3)
         left_s = round((of - done) * elapsed / done)
+    done, of = done + before[0], of + before[1]
     return {
         "unit": unit,
         "done": int(done),
@@ -38,7 +45,7 @@ def measure(data: Mapping[str, Any], states: Sequence[Mapping[str, Any]], now: f
     }
 
 
-def _shards(state: Mapping[str, Any], shards: int) -> float:
+def shards_done(state: Mapping[str, Any], shards: int) -> float:
     """Shards of a task that are done, the one at hand by its rows."""
     if state["state"] == "done":
         return shards

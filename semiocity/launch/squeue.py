@@ -65,14 +65,15 @@ def states(job_ids: Iterable[str]) -> Mapping[str, str]:
     return {job: seen.state for job, seen in look(job_ids).items()}
 
 
-def look(job_ids: Iterable[str]) -> Mapping[str, Seen]:
-    """State and reason by job id of those jobs that are still live. Raises UserError as `states` does."""
+def look(job_ids: Iterable[str], patience_s: float = 0) -> Mapping[str, Seen]:
+    """State and reason by job id of those jobs that are still live. A busy controller is asked again for `patience_s`
+    seconds. Raises UserError as `states` does."""
     wanted = whole_jobs(job_ids)
     if not wanted:
         return {}
     call = ["squeue", "--noheader", "--array", f"--jobs={','.join(wanted)}", "--format=%i|%T|%r"]
     try:
-        lines = scheduler.call(call, patience_s=0).splitlines()
+        lines = scheduler.call(call, patience_s=patience_s).splitlines()
     except UserError as error:
         # A single id that is gone for good makes squeue fail; among several it is left out.
         if "Invalid job id" not in str(error):

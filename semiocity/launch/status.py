@@ -6,158 +6,36 @@ Standard library only, so that `semiocity status` starts at once on a login node
 from __future__ import annotations
 
 import os
-import socket
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from semiocity.errors import UserError
-from semiocity.files import read_json, write_json
-from semiocity.launch import bad_nodes, causes, ends, held, squeue
-from semiocity.launch.compact import packed_states
-from semiocity.launch.progress import clock, gpu_hours, measure
-from semiocity.launch.runs import Attempt, alive, all_runs, attempts, last_line
-
-GATHER = 100
-"""Tasks that have to be done newly before they are gathered in a file."""
-
-STALE_S = 120.0
-"""A task on another machine that has not written for so long, and that nobody can ask about, counts as lost."""
+from semiocity.files import read_json
+from semiocity.launch import bad_nodes, causes, held, squeue
+from semiocity.launch.progress import clock, gpu_hours
+from semiocity.launch.runs import all_runs, attempts, last_line
+from semiocity.launch.status_tasks import FAILED, UNDER_WAY, Read, current, is_merge
 
 
-# ---------------------------------------------------------------- tasks
-
-
-@dataclass(frozen=True)
-class Read:
-    """An attempt with what is written of it, read once."""
-
-    attempt: Attempt
-    data: dict[str, Any]
-    written: dict[int, dict[str, Any]]
-
-    @classmethod
-    def of(cls, attempt: Attempt) -> Read:
-        data = attempt.read()
-        return cls(attempt, data, _task_files(attempt, data["jobs"]))
-
-
-def task_states(attempt: Attempt, live: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """State of every task of an attempt: done, running, queued, stopped, cancelled, failed or lost (ended without a
-    word), and the cause of those that ended without being done.
-
-    `live` is squeue's answer when it was asked; None asks nobody and believes the files.
-    """
-    return _states(Read.of(attempt), live)
-
-
-def _states(read: Read, live: Mapping[str, str] | None) -> list[dict[str, Any]]:
-    attempt, data = read.attempt, read.data
-    found = []
-    cancelled = attempt.cancelled.exists()
-    logs = _logs(attempt)
-    for index in range(max(len(data["tasks"]), len(data["jobs"]))):
-        job = data["jobs"][index] if index < len(data["jobs"]) else ""
-        facts = read.written.get(index, {})
-        state = facts.get("state", "queued")
-        if facts and facts.get("job") != job and job and data["executor"] == "local":
-            state = "queued"  # brought back a moment ago; the file is still its predecessor's
-        if state in ("running", "queued", "stopped"):
-            state = _judge(state, job, facts, data, live)
-        reason = facts.get("reason") or ""
-        log = ""
-        if state not in ("done", "queued") and f"{job}_0_log.out" in logs:
-            log = str(attempt.logs / f"{job}_0_log.out")
-        cause = ""
-        if cancelled and state in ("lost", "stopped"):
-            state, cause, reason = "cancelled", causes.CANCELLED, ""
-        elif state in ("failed", "lost"):
-            found_cause = ends.cause(attempt, facts, job)
-            cause, reason = found_cause.name, f"{found_cause}; {found_cause.advice}"
-        elif state == "stopped":
-            cause = causes.of_signal(facts.get("reason"))
-        named = {"index": index, "job": job, "state": state, "reason": reason, "cause": cause, "log": log}
-        found.append({**facts, **named})
-    return found
-
-
-def _logs(attempt: Attempt) -> set[str]:
-    try:
-        return set(os.listdir(attempt.logs))  # noqa: PTH208
-    except FileNotFoundError:
-        return set()
-
-
-def _task_files(attempt: Attempt, jobs: Sequence[str]) -> dict[int, dict[str, Any]]:
-    """What the tasks wrote of themselves, by index.
-
-    Tasks that are done are gathered in one file by whoever looks, so that ten thousand of them are not opened again.
-    """
-    try:
-        names = os.listdir(attempt.folder / "tasks")  # noqa: PTH208
-    except FileNotFoundError:
-        return {}
-    indices = sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdigit())
-    gathered = _json(attempt.gathered)
-    known = {i: gathered[str(i)] for i in indices if str(i) in gathered}
-    # A task that was submitted again has another job, and is not done.
-    known = {i: facts for i, facts in known.items() if i < len(jobs) and jobs[i] == facts.get("job")}
-    found = known | {i: _json(attempt.task_file(i)) for i in indices if i not in known}
-    # Read last: what was packed away since the listing is there.
-    packed = packed_states(attempt)
-    found = {i: facts for i, facts in found.items() if facts and i not in packed}
-    done = {str(i): facts for i, facts in found.items() if facts.get("state") == "done"}
-    if len(done) >= len(known) + GATHER:
-        with suppress(OSError):  # somebody else's run
-            write_json(attempt.gathered, done)
-    return found | packed
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except (FileNotFoundError, UserError):
-        return {}
-
-
-def _judge(
-    state: str, job: str, facts: Mapping[str, Any], data: Mapping[str, Any], live: Mapping[str, str] | None
-) -> str:
-    """What a task that has not said "done" or "failed" is really doing."""
-    if data["executor"] == "slurm":
-        if live is None or not job:
-            return state
-        if job not in live:
-            return "lost"
-        return "running" if live[job] == "RUNNING" else "queued"
-    if not job:
-        return "queued"
-    if data["host"] == socket.gethostname():
-        return state if alive(job) else "lost"
-    return state if time.time() - facts.get("updated", 0) < STALE_S else "lost"
-
-
-def progress_line(attempt: Attempt, tasks: int) -> str:
-    """One line on how an attempt stands, for whoever waits for it."""
-    read = Read.of(attempt)
-    states = _states(read, None)[:tasks]
-    progress = training_progress(attempt.run) if read.data["kind"] == "train" else ""
+def progress_line(run: Path) -> str:
+    """One line on how a run stands, by its files alone, for whoever waits for it."""
+    reads = read_all(run)
+    progress = training_progress(run) if reads[-1].data["kind"] == "train" else ""
     if not progress:
-        counts = Counter(state["state"] for state in states)
-        work = measure(read.data, states)
+        now = current(reads, None)
+        tasks = [one.state["state"] for one in now.counted if not is_merge(one)]
+        counts, work = Counter(tasks), now.work()
         parts = [f"{work['done']}/{work['of']} shards"] if work["unit"] == "shards" else []
-        parts.append(f"{counts['done']}/{tasks} tasks done")
+        parts.append(f"{counts['done']}/{len(tasks)} tasks done")
         parts += [f"{counts[name]} {name}" for name in ("running", "queued", "failed") if counts[name]]
         if work["rows_per_s"]:
             parts.append(f"{work['rows_per_s']:.1f} rows/s")
         if work["left_s"] is not None:
             parts.append(f"{clock(work['left_s'])} left")
         progress = ", ".join(parts)
-    return f"  {attempt.run.name}: {progress}"
+    return f"  {run.name}: {progress}"
 
 
 def training_progress(run: Path) -> str:
@@ -241,8 +119,7 @@ def _planned(dataset: Path, column: str, revision: str, facts: Mapping[str, Any]
 
 def collect(data: Path, runs: Path, only: Sequence[Path] = ()) -> dict[str, Any]:
     """Datasets and runs as one JSON value, or `only` some runs. Asks squeue once, for jobs that files do not settle."""
-    found = {run: [a for a in attempts(run) if a.file.exists()] for run in only or all_runs(runs)}
-    read = {run: [Read.of(attempt) for attempt in listed] for run, listed in found.items() if listed}
+    read = {run: reads for run in only or all_runs(runs) if (reads := read_all(run))}
     seen, trouble = _ask_slurm(newest for listed in read.values() for newest in listed)
     listed_runs = [_run(run, listed, seen) for run, listed in read.items()]
     return {
@@ -251,6 +128,11 @@ def collect(data: Path, runs: Path, only: Sequence[Path] = ()) -> dict[str, Any]
         "gpu_hours": round(sum(run["gpu_hours"] for run in listed_runs), 2),
         "trouble": trouble,
     }
+
+
+def read_all(run: Path) -> list[Read]:
+    """Every attempt of a run, oldest first."""
+    return [Read.of(attempt) for attempt in attempts(run) if attempt.file.exists()]
 
 
 def _ask_slurm(found: Iterable[Read]) -> tuple[Mapping[str, squeue.Seen] | None, str]:
@@ -268,13 +150,20 @@ def _ask_slurm(found: Iterable[Read]) -> tuple[Mapping[str, squeue.Seen] | None,
 def _run(run: Path, listed: Sequence[Read], seen: Mapping[str, squeue.Seen] | None) -> dict[str, Any]:
     newest = listed[-1]
     data = newest.data
-    states = _states(newest, None if seen is None else {job: found.state for job, found in seen.items()})
+    now = current(listed, None if seen is None else {job: found.state for job, found in seen.items()})
+    told = now.told()
+    states = [state for _, state in told]
     mine = {job for read in listed for job in read.data["jobs"]}
     kept = held.find({job: found for job, found in (seen or {}).items() if job in mine}, run.name)
     problems = [
-        {**{name: s[name] for name in ("state", "reason", "cause", "log")}, "task": s["index"], "last": _last(s["log"])}
-        for s in states
-        if s["state"] in ("failed", "lost")
+        {
+            **{name: state[name] for name in ("state", "reason", "cause", "log")},
+            "attempt": read.attempt.number,
+            "task": state["index"],
+            "last": _last(state["log"]),
+        }
+        for read, state in told
+        if state["state"] in FAILED
     ]
     hours = sum(gpu_hours(read.data, read.written.values()) for read in listed)
     return {
@@ -283,18 +172,21 @@ def _run(run: Path, listed: Sequence[Read], seen: Mapping[str, squeue.Seen] | No
         "dataset": Path(data["dataset"]).name,
         "column": data["column"],
         "executor": data["executor"],
-        "jobs": squeue.whole_jobs(job for job in data["jobs"] if job),
+        "jobs": squeue.whole_jobs(job for read in now.reads for job in read.data["jobs"] if job),
         "attempt": newest.attempt.number,
+        "attempts": [read.attempt.number for read in now.reads],
         "restarts": max((state.get("restart", 0) for state in states), default=0),
         "tasks": dict(sorted(Counter(state["state"] for state in states).items())),
         "causes": dict(sorted(Counter(state["cause"] for state in states if state["cause"]).items())),
-        "work": measure(data, states),
+        "work": now.work(),
         "gpu_hours": round(hours, 2),
-        "steps": steps_of(data, states),
+        "steps": steps_of(data, [state for read, state in told if read is newest]),
         "progress": training_progress(run) if (run / "progress.json").exists() else "",
         "problems": problems,
         "held": [{**item._asdict(), "said": str(item)} for item in kept],
-        "excluded": bad_nodes.avoided(newest.attempt, data),
+        "excluded": {
+            node: why for read in now.reads for node, why in bad_nodes.avoided(read.attempt, read.data).items()
+        },
     }
 
 
@@ -303,7 +195,12 @@ def steps_of(data: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> li
     if data["kind"] != "pipeline":
         return []
     return [
-        {"step": step["name"], "state": state["state"], "job": state["job"], "said": state.get("said", "")}
+        {
+            "step": step["name"],
+            "state": state["state"],
+            "job": state["job"],
+            "said": state.get("said", "") or ("never queued" if state["cause"] == causes.NEVER_QUEUED else ""),
+        }
         for step, state in zip(data["job"]["steps"], states)
     ]
 
@@ -319,4 +216,4 @@ def healthy(facts: Mapping[str, Any]) -> bool:
 
 def busy(facts: Mapping[str, Any]) -> bool:
     """Whether anything is queued or running."""
-    return any(run["tasks"].get(state) for run in facts["runs"] for state in ("queued", "running", "stopped"))
+    return any(run["tasks"].get(state) for run in facts["runs"] for state in UNDER_WAY)

@@ -24,6 +24,7 @@ WORDS = {
     "node_failure": "node failure",
     "bad_node": "bad node",
     "never_started": "never started",
+    "never_queued": "never queued",
 }
 CLEAR, HOME, TO_END, HIDE, SHOW = "\033[2J", "\033[H", "\033[J", "\033[?25l", "\033[?25h"
 
@@ -57,7 +58,9 @@ def _run(run: Mapping[str, Any]) -> list[str]:
     jobs = f" job {', '.join(run['jobs'])}" if run["executor"] == "slurm" and run["jobs"] else ""
     back = f", came back {run['restarts']}x" if run["restarts"] else ""
     hours = f", {run['gpu_hours']:.1f} GPU-hours" if run["gpu_hours"] else ""
-    head = f"{run['kind']} of {run['dataset']}, attempt {run['attempt']}{jobs}{back}{hours}"
+    several = len(run["attempts"]) > 1
+    tries = f"attempts {', '.join(map(str, run['attempts']))}" if several else f"attempt {run['attempt']}"
+    head = f"{run['kind']} of {run['dataset']}, {tries}{jobs}{back}{hours}"
     lines = [f"run {run['run']} ({head}): {counts}"]
     if run["tasks"].get("running") or run["tasks"].get("queued"):
         if run["progress"]:
@@ -75,7 +78,8 @@ def _run(run: Mapping[str, Any]) -> list[str]:
     lines += [f"  {item['said']}" for item in run["held"]]
     lines += [f"  keeps away from {node}: {why}" for node, why in sorted(run["excluded"].items())]
     for problem in run["problems"][:5]:
-        lines.append(f"  task {problem['task']} {problem['state']}: {problem['reason']}")
+        which = f"attempt {problem['attempt']}, " if several else ""
+        lines.append(f"  {which}task {problem['task']} {problem['state']}: {problem['reason']}")
         if problem["log"]:
             lines.append(f"    {problem['last']}\n    {os.path.relpath(problem['log'])}")
     if len(run["problems"]) > 5:

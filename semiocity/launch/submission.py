@@ -84,13 +84,13 @@ def submit(
             for _ in follow_slurm(submitted.queued, run=work.run.name):
                 pass
             continue  # to what they may have left
-        attempt, launch, left = submitted
+        attempt, launch, left, beside = submitted
         data = attempt.read()
         if cluster.executor == "slurm":
             if not wait:
                 return False
-            for _ in follow_slurm(data["jobs"], partial(last_task_done, attempt, data), work.run.name):
-                progress(attempt, len(data["tasks"]))
+            for _ in follow_slurm([*data["jobs"], *beside], partial(last_task_done, attempt, data), work.run.name):
+                progress(attempt)
         else:
             run_local(launch, attempt, data, cluster.local_parallelism if work.kind != "train" else 1)
             compact(attempt)
@@ -116,10 +116,18 @@ def check(work: Work, cluster: Cluster) -> Path | None:
 
 
 def refuse_request(work: Work, cluster: Cluster, image: Path | None, code: Path | None = None) -> None:
-    """UserError in sbatch's own words when the cluster would not take the job."""
+    """UserError in sbatch's own words when the cluster would not take the job, or the merge behind it where that asks
+    for something else: a partition of its own, or no GPUs where the job has some."""
     draft = _launch(work, cluster, image, code or work.run / "code" / "SNAPSHOT")
     if reason := scheduler.refusal(slurm.sbatch_file(draft, Attempt(work.run, 1), 1) + "\n"):
         raise UserError(f"{describe(work)}: the cluster would not take this job, so nothing was queued: {reason}")
+    if work.kind not in MERGED or not (work.resources.gpus_per_node or cluster.light_partition):
+        return
+    if reason := scheduler.refusal(slurm.sbatch_file(light(draft), Attempt(work.run, 1), 1) + "\n"):
+        raise UserError(
+            f"{describe(work)}: the cluster would not take the job without GPUs that merges its results, so nothing "
+            f"was queued: {reason}; light_partition in jobs/cluster.toml names a partition for such jobs"
+        )
 
 
 def _submit(
@@ -130,9 +138,10 @@ def _submit(
     code: Path | None,
     after: tuple[str, ...],
     spare: int,
-) -> tuple[Attempt, slurm.Launch, int] | UnderWay:
-    """Plan, freeze and queue one attempt, with the run's submission lock held. Returns the attempt and how many planned
-    tasks found no room in the queue; or what is under way, when that is everything that is missing."""
+) -> tuple[Attempt, slurm.Launch, int, list[str]] | UnderWay:
+    """Plan, freeze and queue one attempt, with the run's submission lock held. Returns the attempt, how many planned
+    tasks found no room in the queue, and the jobs of earlier attempts that are at the rest; or what is under way, when
+    that is everything that is missing."""
     busy = under_way(work, limited=cluster.executor == "slurm" and cluster.max_submitted is not None)
     if not replace:
         identity.refuse_another(work, busy.jobs)
@@ -190,7 +199,7 @@ def _submit(
     write_json(attempt.folder / "environment.json", facts.environment(image))
     attempt.write(data)
     if cluster.executor == "slurm":
-        _queue(launch, attempt, data, after)
+        _queue(launch, attempt, data, after, busy.queued)
     left = planned - len(data["tasks"])
     count = len(data["tasks"])
     print(f"{describe(work)}: {count} task{'s' * (count != 1)} -> {short(attempt.folder)}")
@@ -202,7 +211,7 @@ def _submit(
             "again later; it queues what is missing then (with max_submitted in jobs/cluster.toml tasks are made "
             "longer, so that all fit)"
         )
-    return attempt, launch, left
+    return attempt, launch, left, busy.queued
 
 
 def cut(data: Mapping[str, Any]) -> bool:
@@ -240,9 +249,12 @@ def dry_run_of(work: Work, cluster: Cluster) -> str:
     return "\n\n".join([*texts, summary]) + "\n"
 
 
-def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], after: tuple[str, ...]) -> None:
-    """Queue an attempt's tasks and the merge behind them. What is queued is noted, also when the rest is refused; at
-    the site's limit the attempt is cut to what was taken."""
+def _queue(
+    launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], after: tuple[str, ...], beside: Sequence[str]
+) -> None:
+    """Queue an attempt's tasks, and the merge behind them and behind `beside`, the jobs of earlier attempts at the same
+    work: otherwise it would not find their shards. What is queued is noted, also when the rest is refused; at the
+    site's limit the attempt is cut to what was taken."""
     jobs: list[str] = data["jobs"]
 
     def note(queued: Iterator[list[str]]) -> None:
@@ -261,7 +273,8 @@ def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], after: 
             attempt.write(data)
         if data["merge"] is not None:
             try:
-                note(slurm.submit(light(launch), attempt, range(data["merge"], data["merge"] + 1), after=tuple(jobs)))
+                behind = (*jobs, *beside)
+                note(slurm.submit(light(launch), attempt, range(data["merge"], data["merge"] + 1), after=behind))
             except scheduler.Full:  # the next submission finds every shard made, and merges
                 data["merge"] = None
                 attempt.write(data)
@@ -277,9 +290,17 @@ def _queue(launch: slurm.Launch, attempt: Attempt, data: dict[str, Any], after: 
 
 
 def light(launch: slurm.Launch) -> slurm.Launch:
-    """For the task that merges receipts: it needs neither GPUs nor many ranks."""
-    small = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "cpus_per_rank": 1, "mem_gb": None}
-    return with_(launch, resources=launch.resources.model_copy(update=small))
+    """For the task that merges receipts: it needs neither GPUs nor many ranks nor a node for itself, and where such
+    jobs have a partition of their own, none of the usual nodes' features."""
+    small: dict[str, Any] = {"nodes": 1, "ranks_per_node": 1, "gpus_per_node": 0, "cpus_per_rank": 1, "mem_gb": None}
+    site: dict[str, Any] = {"exclusive": False}
+    if launch.cluster.light_partition:
+        small["partition"], site["constraint"] = launch.cluster.light_partition, None
+    return with_(
+        launch,
+        resources=launch.resources.model_copy(update=small),
+        cluster=launch.cluster.model_copy(update=site),
+    )
 
 
 def _launch(work: Work, cluster: Cluster, image: Path | None, code: Path) -> slurm.Launch:
@@ -318,7 +339,7 @@ def complete(work: Work) -> bool:
 
 
 def _all_done(attempt: Attempt) -> bool:
-    from semiocity.launch.status import task_states
+    from semiocity.launch.status_tasks import task_states
 
     return all(state["state"] == "done" for state in task_states(attempt, live={}))
 

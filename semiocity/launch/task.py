@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ def main(run: str, number: int, index: int) -> str:
         with ranks.recorded(world):
             finished = work(data, index, world, stop, report)
     except BaseException as error:
+        if isinstance(error, UserError) and (later := _merges_later(attempt, data, index)):
+            print(f"semiocity: {error}\nleft to attempt {later}, which merges when this is made", file=sys.stderr)
+            report(state="done", said=f"left to attempt {later}")
+            return "done"
         cause, reason = said(error)
         again = not isinstance(error, FAULTS_IN_CODE)
         ends.note(attempt, world.job_id, world.restart, cause, reason, node_name(), world.rank, again)
@@ -65,14 +70,15 @@ def main(run: str, number: int, index: int) -> str:
         raise
     if finished:
         report(state="done")
-        if world.rank == 0:
+        if world.rank == 0 and not _merges_later(attempt, data, index):
             notices.ended(data, index, "done")
         return "done"
     report(state="stopped", reason=stop.reason or "stopped")
+    cause = causes.of_signal(stop.reason)
     if world.rank == 0 and not attempt.cancelled.exists():
         # Written only now: every rank has saved and passed a barrier, so the job may come back.
-        asked = attempt.requeue_file(world.job_id, world.restart)
-        asked.write_text(causes.of_signal(stop.reason), encoding="utf-8")
+        attempt.requeue_file(world.job_id, world.restart).write_text(cause, encoding="utf-8")
+    notices.stopped(data, index, attempt, world, cause)
     raise SystemExit(REQUEUE_EXIT)
 
 
@@ -224,6 +230,25 @@ def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
     return True
 
 
+def _merges_later(attempt: Attempt, data: dict[str, Any], index: int) -> int | None:
+    """The later attempt whose merge waits behind this task, if this is a merge: what is missing now, that attempt is
+    making, and the run ends with it."""
+    if index != data["merge"]:
+        return None
+    for other in attempts(attempt.run):
+        if other.number <= attempt.number or other.cancelled.exists() or not other.file.exists():
+            continue
+        later = other.read()
+        merge = later.get("merge")
+        same = all(later.get(name) == data.get(name) for name in ("kind", "column", "revision"))
+        if same and merge is not None and any(later["jobs"][merge:]):
+            with suppress(FileNotFoundError, UserError):
+                if read_json(other.task_file(merge)).get("state") in ("done", "failed"):
+                    continue
+            return other.number
+    return None
+
+
 def _merge_reduce(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:
     from semiocity.data.columns import Dataset
     from semiocity.stages.reduce import make_reduce
@@ -278,7 +303,9 @@ def _train(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
     from semiocity.train.loop import run
     from semiocity.train.options import TrainJob
 
-    return run(TrainJob.model_validate(data["job"]), Path(data["run"]), Path(data["dataset"]), world, stop)
+    folder = Path(data["run"])
+    hung = notices.hung(data, index, Attempt(folder, data["attempt"]), world)
+    return run(TrainJob.model_validate(data["job"]), folder, Path(data["dataset"]), world, stop, hung)
 
 
 def _generate(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Callable[..., None]) -> bool:

@@ -20,7 +20,7 @@ from semiocity.files import read_json, write_json
 from semiocity.launch import events
 from semiocity.launch.progress import measure
 from semiocity.launch.runs import Attempt, all_runs, attempts
-from semiocity.launch.status import task_states
+from semiocity.launch.status_tasks import task_states
 
 KINDS = ("pack", "stage", "reduce", "view", "generate")
 POINTS = 200
@@ -28,13 +28,20 @@ POINTS = 200
 
 
 def record_all(runs: Path, live: Mapping[str, str] | None = None) -> int:
-    """Record every run's newest array; returns how many have something to show."""
-    found = [a[-1] for run in all_runs(runs) if (a := [a for a in attempts(run) if a.file.exists()])]
+    """Record every run's newest array, and those that were still at work when it was submitted; returns how many have
+    something to show."""
     shown = 0
-    for attempt in found:
+    for run in all_runs(runs):
         with suppress(OSError, UserError):  # somebody else's run, or one that is just being made
-            shown += record(attempt, live)
+            for attempt in _at_work(run):
+                shown += record(attempt, live)
     return shown
+
+
+def _at_work(run: Path) -> list[Attempt]:
+    made = [attempt for attempt in attempts(run) if attempt.file.exists()]
+    live = set(made[-1].read().get("live", ())) if made else set()
+    return [*(attempt for attempt in made[:-1] if live and live & set(attempt.read()["jobs"])), *made[-1:]]
 
 
 def record(attempt: Attempt, live: Mapping[str, str] | None = None, now: float | None = None) -> bool:
@@ -79,7 +86,7 @@ def _write(
 
 def current(data: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The scalars of this moment."""
-    work = measure(data, states)
+    work = measure(data["tasks"], states)
     return {
         f"array/{work['unit']}_done": float(work["done"]),
         "array/rows_per_s": float(work["rows_per_s"] or 0.0),

@@ -42,8 +42,16 @@ from semiocity.train.zero import Engine, World
 ROLLBACKS = 1
 
 
-def run(job: TrainJob, run: Path, dataset: Path, world: World, stop: Callable[[], bool]) -> bool:
-    """Train until the end or until any rank is asked to stop; call it on every rank alike.
+def run(
+    job: TrainJob,
+    run: Path,
+    dataset: Path,
+    world: World,
+    stop: Callable[[], bool],
+    hung: Callable[[str, bool], None] | None = None,
+) -> bool:
+    """Train until the end or until any rank is asked to stop; call it on every rank alike. `hung` is told when it
+    stands still (`Watchdog`).
 
     True: finished, the model is exported. False: stopped; every rank has saved and passed a barrier. A run that was
     stopped, killed or damaged goes on from its newest good checkpoint; a finished one returns True at once.
@@ -58,7 +66,7 @@ def run(job: TrainJob, run: Path, dataset: Path, world: World, stop: Callable[[]
         compiling.refuse_without_compiler()
     if job.optimizer.kind == "adamw_8bit":
         optimizers.eight_bit()
-    with zero.session(world, job.resources.cpus_per_rank) as device, Watchdog(world, job.hang) as watchdog:
+    with zero.session(world, job.resources.cpus_per_rank) as device, Watchdog(world, job.hang, hung) as watchdog:
         if zero.from_first(is_done(run, job)):
             return True
         zero.start_deepspeed()

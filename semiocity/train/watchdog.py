@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,15 @@ IDLE_S = 5.0
 
 
 class Watchdog:
-    """Watches this rank between `__enter__` and `__exit__`. Call `beat` after every step."""
+    """Watches this rank between `__enter__` and `__exit__`. Call `beat` after every step.
 
-    def __init__(self, place: ranks.Place, options: HangOptions) -> None:
-        self.place, self.options = place, options
+    `told` hears why the rank ends and whether the job may come back, on every rank that hangs.
+    """
+
+    def __init__(
+        self, place: ranks.Place, options: HangOptions, told: Callable[[str, bool], None] | None = None
+    ) -> None:
+        self.place, self.options, self.told = place, options, told
         self._steps_s: deque[float] = deque(maxlen=101)
         self._last = time.monotonic()
         self._paused: list[str] = []
@@ -106,7 +111,8 @@ class Watchdog:
                 faulthandler.dump_traceback(file, all_threads=True)
             ranks.write(self.place, "hung", reason, where=_where())
         self._wait_for_the_others(folder)
-        if self._within_budget(folder):
+        again = self._within_budget(folder)
+        if again:
             with suppress(OSError):
                 # Any rank may ask: rank 0 may be the one that is stuck.
                 asked = folder.parents[1] / "requeue" / f"{self.place.job_id}.{self.place.restart}"
@@ -114,6 +120,9 @@ class Watchdog:
             say(f"rank {self.place.rank}: ending; the job comes back from its newest checkpoint")
         else:
             say(f"rank {self.place.rank}: ending for good: the job hung {self.options.requeues} times before")
+        if self.told is not None:
+            with suppress(Exception):  # nothing may keep a hung rank alive
+                self.told(reason, again)
         self._kill_neighbours(folder)
         _exit(REQUEUE_EXIT)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
+import pytest
+
 from semiocity.files import write_json
-from semiocity.launch import compact, status
+from semiocity.launch import compact, status_tasks
 from semiocity.launch.runs import Attempt, new_attempt
 
 STATES = {0: "done", 1: "failed", 2: "done", 3: "done", 4: "running"}
@@ -26,11 +29,11 @@ def attempt_of(run: Path, states: dict[int, str]) -> Attempt:
 
 def test_done_is_packed_and_the_rest_stays(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path, STATES)
-    before = status.task_states(attempt)
+    before = status_tasks.task_states(attempt)
     assert compact.compact(attempt) == 3
     assert sorted(path.name for path in (attempt.folder / "tasks").iterdir()) == ["0001.json", "0004.json"]
     assert sorted(path.name for path in attempt.logs.iterdir()) == ["7_1_0_log.out", "7_4_0_log.out", "done.log"]
-    assert status.task_states(attempt) == before
+    assert status_tasks.task_states(attempt) == before
     assert compact.packed_log(attempt, "7_2") == "task 2\n==> no head <==\nended\n"
     assert compact.packed_log(attempt, "7_1") == ""
     # More is done later: added, nothing lost.
@@ -40,6 +43,26 @@ def test_done_is_packed_and_the_rest_stays(tmp_path: Path) -> None:
     assert "task 0" in compact.packed_log(attempt, "7_0") and "task 4" in compact.packed_log(attempt, "7_4")
 
 
+def test_the_folder_of_logs_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = attempt_of(tmp_path, dict.fromkeys(range(40), "done"))
+    for rank in (10, 2):
+        (attempt.logs / f"7_3_{rank}_log.out").write_text(f"rank {rank}\n")
+    listed: list[str] = []
+    look = os.listdir
+
+    def noted(folder: Path) -> list[str]:
+        listed.append(str(folder))
+        return look(folder)
+
+    monkeypatch.setattr(os, "listdir", noted)
+    monkeypatch.setattr(os, "scandir", lambda folder: pytest.fail(f"{folder} is listed for each task"))
+    monkeypatch.setattr(compact.Path, "iterdir", lambda folder: map(folder.joinpath, look(folder)))
+    assert compact.compact(attempt) == 40
+    assert listed == [str(attempt.logs)]
+    assert [compact.packed_log(attempt, "7_3", rank) for rank in (2, 10)] == ["rank 2\n", "rank 10\n"]
+    assert [path.name for path in map(Path, look(attempt.logs))] == [compact.DONE_LOG]
+
+
 def test_whoever_looks_meanwhile_sees_every_task(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path, dict.fromkeys(range(120), "done"))
     seen: list[int] = []
@@ -47,7 +70,7 @@ def test_whoever_looks_meanwhile_sees_every_task(tmp_path: Path) -> None:
 
     def look() -> None:
         while not over.is_set():
-            seen.append(sum(state["state"] == "done" for state in status.task_states(attempt)))
+            seen.append(sum(state["state"] == "done" for state in status_tasks.task_states(attempt)))
 
     watcher = threading.Thread(target=look)
     watcher.start()

@@ -147,6 +147,22 @@ def test_signed_images_pass_and_others_are_refused_at_submission(small_image: Pa
         image_of(None, site(public))
 
 
+def test_an_image_is_read_once_while_it_stays_as_it_is(tmp_path: Path) -> None:
+    """A pipeline asks for the image of each of its steps."""
+    key, image, program = tmp_path / "key", tmp_path / "a.sif", tmp_path / "apptainer"
+    key.write_text("-----BEGIN PUBLIC KEY-----\n")
+    image.write_text("x")
+    program.write_text(f'#!/bin/bash\necho call >>{tmp_path}/calls; [ "$(cat {image})" = x ]\n')
+    program.chmod(0o755)
+    for _ in range(3):
+        signatures.require(image, key, str(program))
+    assert (tmp_path / "calls").read_text().split() == ["call"]
+    image.write_text("xy")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"a\.sif: no signature"):
+            signatures.require(image, key, str(program))
+
+
 def test_a_wrong_key_is_named(tmp_path: Path) -> None:
     key = tmp_path / "key"
     with pytest.raises(UserError, match=r"key: no public key: No such file"):

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from semiocity.config import Notify
-from semiocity.launch import ends, notices
-from semiocity.launch.runs import Attempt
+from semiocity.errors import UserError
+from semiocity.launch import causes, ends, notices, task
+from semiocity.launch.preempt import StopFlag
+from semiocity.launch.runs import Attempt, new_attempt
 from semiocity.launch.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -151,3 +153,119 @@ def test_a_failure_is_told_when_the_job_does_not_come_back(
     assert fails(3, "out_of_memory") == 1, "no budget"
     assert fails(4, "crash", again=False) == 1, "it would end the same way"
     assert fails(5, "preemption", cluster={"requeue": False}) == 1, "a site without requeueing"
+
+
+def trained(tmp_path: Path, **more: Any) -> tuple[dict[str, Any], Attempt]:
+    """A training's attempt with a webhook, as a task reads it."""
+    places = {**notices.settings(Notify(webhook_env="MY_HOOK", timeout_s=60)), "retries": {"time_limit": 1, "hung": 1}}
+    data: dict[str, Any] = {
+        "run": str(tmp_path / "train-city"),
+        "dataset": str(tmp_path),
+        "column": "",
+        "revision": "",
+        "kind": "train",
+    }
+    data |= {"tasks": [[]], "merge": None, "jobs": ["7"], "notify": places, "executor": "slurm", "job": {}}
+    data |= {"cluster": {"requeue": True}, **more}
+    attempt = new_attempt(tmp_path / "train-city")
+    (attempt.folder / "ends").mkdir()
+    attempt.write(data)
+    return {**data, "attempt": attempt.number}, attempt
+
+
+def test_a_training_that_stops_for_good_tells(
+    heard: tuple[str, list[dict]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url, told = heard
+    monkeypatch.setenv("MY_HOOK", url)
+    monkeypatch.setattr(task, "check_node", lambda data: None)
+
+    def stops(reason: str, restart: int = 0, **more: Any) -> tuple[int, Attempt]:
+        """Notices of a training that saves because of a signal, and its attempt."""
+        told.clear()
+        attempt = trained(tmp_path, **more)[1]
+        monkeypatch.setattr(task, "from_environment", lambda: World(0, 1, 0, 1, "n1", 1, "7", restart))
+        for earlier in range(restart):
+            (attempt.folder / "ends" / f"7.{earlier}").write_text("cause=time_limit\nbudget=time_limit\n")
+
+        def work(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Any) -> bool:
+            stop.reason = reason
+            return False
+
+        monkeypatch.setitem(task.KINDS, "train", work)
+        with pytest.raises(SystemExit, match="85"):
+            task.main(str(attempt.run), attempt.number, 0)
+        assert attempt.requeue_file("7", restart).exists()
+        return len(told), attempt
+
+    assert stops("SIGUSR2")[0] == 0, "it comes back"
+    assert stops("SIGUSR2", restart=1)[0] == 1, "the budget is used up"
+    assert told[0]["state"] == "failed" and "reached its time limit, saved, and does not come back" in told[0]["text"]
+    assert stops("SIGUSR2", cluster={"requeue": False})[0] == 1, "a site without requeueing"
+    assert stops("SIGTERM")[0] == 1, "no budget for preemptions here"
+    assert stops("SIGINT")[0] == 0, "a person"
+    data, attempt = trained(tmp_path, cluster={"requeue": False})
+    attempt.cancelled.touch()
+    told.clear()
+    notices.stopped(data, 0, attempt, World(0, 1, 0, 1, "n1", 1, "7", 0), causes.TIME_LIMIT)
+    assert not told, "a person, too"
+
+
+def test_of_several_ranks_one_tells_and_the_others_stay_until_it_has(
+    heard: tuple[str, list[dict]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url, told = heard
+    monkeypatch.setenv("MY_HOOK", url)
+    data, attempt = trained(tmp_path, cluster={"requeue": False})
+    folder = attempt.folder / "ranks" / "7.0"
+    worlds = [World(rank, 2, rank, 1, "n1", 1, "7", 0, folder) for rank in (0, 1)]
+    other = threading.Thread(target=notices.stopped, args=(data, 0, attempt, worlds[1], causes.TIME_LIMIT))
+    other.start()
+    assert not told and other.is_alive()
+    notices.stopped(data, 0, attempt, worlds[0], causes.TIME_LIMIT)
+    other.join(30)
+    assert not other.is_alive() and len(told) == 1
+
+
+def test_a_hang_is_noted_with_its_cause_and_told_when_it_is_the_last(
+    heard: tuple[str, list[dict]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url, told = heard
+    monkeypatch.setenv("MY_HOOK", url)
+    data, attempt = trained(tmp_path)
+
+    def hangs(restart: int, again: bool = True) -> int:
+        told.clear()
+        for rank in (1, 0):
+            world = World(rank, 2, rank, 1, "n1", 1, "7", restart, attempt.folder / "ranks" / f"7.{restart}")
+            notices.hung(data, 0, attempt, world)("no step for 9 s", again)
+        return len(told)
+
+    assert hangs(0) == 0
+    end = ends.end_file(attempt, "7", 0)
+    assert {"cause": "hung", "reason": "no step for 9 s", "host": ""}.items() <= ends.read(end).items()
+    end.open("a").write("budget=hung\n")
+    assert hangs(1) == 1 and "failed: hung: no step for 9 s" in told[0]["text"]
+    assert hangs(2, again=False) == 1
+    assert ends.read(ends.end_file(attempt, "7", 2))["again"] == "no", "the batch script must not take it for a crash"
+
+
+def test_the_gate_at_which_a_pipeline_ends_tells_and_those_behind_it_do_not(
+    heard: tuple[str, list[dict]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url, told = heard
+    monkeypatch.setenv("MY_HOOK", url)
+    monkeypatch.setattr(task, "check_node", lambda data: None)
+    attempt = trained(tmp_path, kind="pipeline", tasks=[[], [], []], jobs=["", "7", "8"])[1]
+    for index in (1, 2):
+        monkeypatch.setattr(task, "from_environment", lambda job=f"{6 + index}": World(0, 1, 0, 1, "n1", 1, job, 0))
+
+        def gate(data: dict[str, Any], index: int, world: World, stop: StopFlag, report: Any) -> bool:
+            raise UserError(f"step {index} was not started: pack is not complete")
+
+        monkeypatch.setitem(task.KINDS, "pipeline", gate)
+        with pytest.raises(SystemExit):
+            task.main(str(attempt.run), attempt.number, index)
+    assert [t["text"].rpartition("failed: ")[2] for t in told] == ["step 1 was not started: pack is not complete"]
+    notices.ended({**attempt.read(), "attempt": 1}, 2, "done")
+    assert len(told) == 1, "its last steps are runs, and tell of themselves"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from semiocity.files import write_json
-from semiocity.launch import progress, squeue, status, status_text
+from semiocity.launch import progress, squeue, status, status_tasks, status_text
 from semiocity.launch.runs import Attempt, new_attempt
 
 
@@ -54,7 +54,7 @@ def test_a_local_task_that_died_without_a_word_is_lost(tmp_path: Path) -> None:
         say(attempt, index, state="running", job=jobs[index])
     say(attempt, 3, state="done", job="1")
     try:
-        assert [state["state"] for state in status.task_states(attempt)] == ["lost", "running", "lost", "done"]
+        assert [state["state"] for state in status_tasks.task_states(attempt)] == ["lost", "running", "lost", "done"]
     finally:
         controller.kill()
         controller.wait()
@@ -66,9 +66,9 @@ def test_slurm_tasks_are_judged_by_the_queue(tmp_path: Path) -> None:
     say(attempt, 1, state="running", job="9_1")
     say(attempt, 2, state="failed", job="9_2", reason="boom")
     live = {"9_0": "RUNNING", "9_3": "PENDING"}
-    assert [s["state"] for s in status.task_states(attempt, live)] == ["running", "lost", "failed", "queued"]
+    assert [s["state"] for s in status_tasks.task_states(attempt, live)] == ["running", "lost", "failed", "queued"]
     # Nobody could be asked: the files are believed.
-    assert [s["state"] for s in status.task_states(attempt, None)] == ["running", "running", "failed", "queued"]
+    assert [s["state"] for s in status_tasks.task_states(attempt, None)] == ["running", "running", "failed", "queued"]
 
 
 def test_a_failure_shows_reason_last_line_and_path(tmp_path: Path) -> None:
@@ -102,20 +102,20 @@ def test_tasks_that_are_done_are_not_opened_again(tmp_path: Path, monkeypatch: p
         say(attempt, index, job=jobs[index], state="failed" if index == 7 else "done")
     expected = ["queued" if i == count - 1 else "failed" if i == 7 else "done" for i in range(count)]
     live = {jobs[-1]: "PENDING"}
-    assert [state["state"] for state in status.task_states(attempt, live)] == expected
+    assert [state["state"] for state in status_tasks.task_states(attempt, live)] == expected
     opened: list[Path] = []
-    read = status.read_json
+    read = status_tasks.read_json
 
     def noted(path: Path) -> object:
         opened.append(path)
         return read(path)
 
-    monkeypatch.setattr(status, "read_json", noted)
-    assert [state["state"] for state in status.task_states(attempt, live)] == expected
+    monkeypatch.setattr(status_tasks, "read_json", noted)
+    assert [state["state"] for state in status_tasks.task_states(attempt, live)] == expected
     assert opened == [attempt.gathered, attempt.task_file(7)], "one that failed may be brought back"
     attempt.write(attempt.read() | {"jobs": ["6_0", *jobs[1:]]})
     say(attempt, 0, job="6_0", state="running")
-    assert status.task_states(attempt, live | {"6_0": "RUNNING"})[0]["state"] == "running"
+    assert status_tasks.task_states(attempt, live | {"6_0": "RUNNING"})[0]["state"] == "running"
 
 
 def test_progress_causes_and_gpu_hours(tmp_path: Path) -> None:
@@ -132,16 +132,16 @@ def test_progress_causes_and_gpu_hours(tmp_path: Path) -> None:
     say(attempt, 3, state="running", job="9_3", started=now - 1800, updated=now, restart=1, **half)
     (attempt.folder / "ends").mkdir()
     (attempt.folder / "ends" / "9_1.0").write_text("cause=gpu_out_of_memory\nreason=too large\n")
-    states = status.task_states(attempt, {"9_3": "RUNNING", "10": "PENDING"})
+    states = status_tasks.task_states(attempt, {"9_3": "RUNNING", "10": "PENDING"})
     assert [state["state"] for state in states] == ["done", "failed", "lost", "running", "queued"]
     assert [state["cause"] for state in states] == ["", "gpu_out_of_memory", "time_limit", "", ""]
-    work = progress.measure(attempt.read(), states, now)
+    work = progress.measure(tasks, states, now)
     assert (work["done"], work["of"], work["rows_per_s"]) == (3, 8, 2.5)
     # Three shards and a half of eight in an hour.
     assert work["left_s"] == pytest.approx(4.5 / 3.5 * 3600, abs=2)
     assert progress.gpu_hours(attempt.read(), states) == pytest.approx(4 * 1.5, abs=0.01)
     attempt.cancelled.touch()
-    assert [s["state"] for s in status.task_states(attempt, {})] == ["done", "failed"] + ["cancelled"] * 3
+    assert [s["state"] for s in status_tasks.task_states(attempt, {})] == ["done", "failed"] + ["cancelled"] * 3
 
 
 def test_twenty_thousand_tasks_are_looked_at_with_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,13 +160,13 @@ def test_twenty_thousand_tasks_are_looked_at_with_few_files(tmp_path: Path, monk
 
     monkeypatch.setattr(squeue, "look", queue)
     opened: list[Path] = []
-    read = status.read_json
+    read = status_tasks.read_json
 
     def noted(path: Path) -> dict[str, Any]:
         opened.append(path)
         return read(path)
 
-    monkeypatch.setattr(status, "read_json", noted)
+    monkeypatch.setattr(status_tasks, "read_json", noted)
     [run] = status.collect(tmp_path / "data", tmp_path / "runs")["runs"]
     assert run["tasks"] == {"done": count - 100, "running": 100}
     assert len(asked) == 1 and len(asked[0]) == 100

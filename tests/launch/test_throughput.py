@@ -52,6 +52,17 @@ def test_the_past_is_filled_in_once_and_the_present_added(tmp_path: Path) -> Non
     assert not (attempt.run / "tb" / "stage-0001" / ".writer.lease").exists()
 
 
+def test_an_array_that_another_one_was_queued_beside_goes_on_being_recorded(tmp_path: Path) -> None:
+    first = array(tmp_path / "a")
+    say = {"state": "running", "started": 1.0, "updated": 2.0}
+    write_json(first.task_file(0), {**say, "job": "1_0"})
+    second = array(tmp_path / "a")
+    for live, count in (([], 1), (["1_0"], 2)):
+        second.write({**second.read(), "jobs": ["2_0", "2_1", "2_2"], "live": live})
+        write_json(second.task_file(0), {**say, "job": "2_0"})
+        assert throughput.record_all(tmp_path) == count
+
+
 def test_a_broken_run_does_not_keep_the_others_from_the_board(tmp_path: Path) -> None:
     attempt = array(tmp_path / "a")
     write_json(attempt.task_file(0), {"state": "done", "job": "1_0", "started": 1.0, "updated": 2.0})

@@ -182,6 +182,33 @@ def test_jobs_of_a_submission_that_was_killed_are_known_by_their_sbatch_file(pro
     project.run("caption", "jobs/caption.toml", "--wait")
 
 
+def test_a_retry_beside_running_tasks_is_seen_and_followed_with_them(project: Project, cluster: Any) -> None:
+    """One task of an array is lost and queued again while the others go on: both attempts are one run."""
+    project.run("caption", "jobs/caption.toml", "--set", "args.rehearse_slow_batch_s=8")
+    first = attempt(project)
+    lost = first["jobs"][0]
+    project.wait(lambda: project.run_status("caption-city")["tasks"].get("running", 0) > 0, "running")
+    subprocess.run(["scancel", lost], env={**os.environ, **project.environment}, check=True)
+    project.wait(lambda: "lost" in project.run_status("caption-city")["tasks"], "gone")
+    words = [sys.executable, "-m", "semiocity", "retry", "caption-city", "--wait"]
+    environment = {**os.environ, **project.environment}
+    with subprocess.Popen(words, cwd=project.folder, env=environment, stderr=subprocess.PIPE, text=True) as waiting:
+        second = project.folder / "runs/caption-city/attempts/0002"
+        project.wait(lambda: len(list(second.glob("*.sbatch"))) == 2, "both queued")
+        found = project.run_status("caption-city")
+        assert found["attempts"] == [1, 2] and found["work"]["of"] == SHARDS and not found["problems"]
+        assert sum(found["tasks"].get(state, 0) for state in ("running", "queued")) > 2, found
+        assert waiting.wait() == 0, waiting.stderr.read() if waiting.stderr else ""
+    data = attempt(project, number=2)
+    assert data["tasks"] == [[0]]
+    merge = (second / "tasks-00001.sbatch").read_text()
+    assert all(job in merge for job in {job.partition("_")[0] for job in [*first["jobs"], data["jobs"][0]]})
+    assert len(receipts(project)) == SHARDS
+    found = project.run_status("caption-city")
+    assert set(found["tasks"]) == {"done"} and not found["problems"] and found["work"]["done"] == SHARDS
+    assert "complete, nothing to do" in project.run("caption", "jobs/caption.toml").stdout
+
+
 def test_a_limit_makes_tasks_longer_and_the_rest_waits(project: Project, shims: Shims, cluster: Any) -> None:
     (project.folder / "jobs/cluster.toml").write_text(SITE + "max_submitted = 4\n")
     project.run("caption", "jobs/caption.toml", "--wait")

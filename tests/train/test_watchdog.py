@@ -31,8 +31,11 @@ world = World(int(rank), 2, 0, 1, "127.0.0.1", 10_000, "7", int(restart), Path(f
 def stand_still():
     while True:
         time.sleep(0.1)
+def told(reason, again):
+    (Path(folder) / f"told-{rank}").write_text(f"{again} {reason}")
+    raise OSError("what listens is broken")
 options = HangOptions(times=5, at_least_s=1.0, requeues=int(requeues))
-with ranks.recorded(world), watchdog.Watchdog(world, options) as watch:
+with ranks.recorded(world), watchdog.Watchdog(world, options, told) as watch:
     for _ in range(5):
         time.sleep(0.05)
         watch.beat()
@@ -97,6 +100,9 @@ def test_it_comes_back_as_often_as_allowed(attempt: Attempt) -> None:
         processes = [start(attempt, rank, restart=restart, requeues=1, grace_s=PATIENCE_S) for rank in (0, 1)]
         assert [process.wait(PATIENCE_S) for process in processes] == [85, 85]
         assert attempt.requeue_file("7", restart).exists() == back
+        for rank in (0, 1):
+            said = (folder(attempt, restart) / f"told-{rank}").read_text()
+            assert said.startswith(f"{back} no step for "), "whoever listens knows whether it is for good"
 
 
 def test_saving_takes_its_time(attempt: Attempt) -> None:
