@@ -155,11 +155,9 @@ def test_full_goes_on_bit_by_bit_and_diffusers_paints_what_the_training_does(
     assert "`LICENSE.md`" in card
 
 
-def painted(pipeline: Any, prompt: str, row: int, steps: int, guidance: float) -> np.ndarray:
+def painted(pipeline: Any, prompt: str, place: int, steps: int, guidance: float) -> np.ndarray:
     """A picture by diffusers, from the noise that image grids begin with."""
-    random = generator(0, 0, row)
-    random.random(3)
-    noise = torch.from_numpy(random.standard_normal((1, CHANNELS, 4, 4), dtype=np.float32))
+    noise = torch.from_numpy(generator(0, 0, place).standard_normal((1, CHANNELS, 4, 4), dtype=np.float32))
     image = pipeline(
         prompt,
         height=32,
