@@ -234,6 +234,18 @@ def test_only_plain_adapters_are_taken(model: Path, lora: Path, tmp_path: Path) 
         load_pipeline(Source(model, lora=tmp_path / "x.safetensors"), torch.float32)
 
 
+def test_equal_adapters_are_equal_files(model: Path, tmp_path: Path) -> None:
+    task = task_of(FluxLoraTask, "flux-lora", model, rank=2)
+    (phase,) = task.phases()
+    trained = {name: p.detach() for name, p in phase.modules["transformer"].named_parameters() if p.requires_grad}
+    made = set()
+    for i in range(8):
+        (folder := tmp_path / str(i)).mkdir()
+        task.export({"transformer": trained}, folder, FACTS)
+        made.add(tuple((folder / name).read_bytes() for name in ("lora.safetensors", "lora-comfyui.safetensors")))
+    assert len(made) == 1
+
+
 def test_the_card_names_the_base_on_the_hub(model: Path, tmp_path: Path) -> None:
     """From what `semiocity fetch` leaves beside the weights, or from the folders of the hub's cache; else no name that
     the hub would take for another's repository."""

@@ -91,9 +91,10 @@ def lora(task: FluxLoraTask, trained: Mapping[str, Tensors], folder: Path, facts
             "target_modules": sorted(name.removeprefix(OLD_CLIP) for name in adapters(state)),
         }.items()
     }
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
-    save_file(diffusers, folder / LORA, metadata)
-    save_file(comfyui, folder / LORA_COMFYUI, {"format": "pt", "ss_network_alpha": str(task.alpha)})
+    # One entry of metadata a file: safetensors writes several in an order that changes from run to run, and equal
+    # weights must be equal bytes.
+    save_file(diffusers, folder / LORA, {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)})
+    save_file(comfyui, folder / LORA_COMFYUI, {"ss_network_alpha": str(task.alpha)})
     _describe(task, folder, facts, "lora")
 
 
