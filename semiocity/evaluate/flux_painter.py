@@ -12,14 +12,12 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 
 from semiocity.errors import UserError
-from semiocity.evaluate import noise
+from semiocity.evaluate import flux_lora, noise
 from semiocity.evaluate.images import Pixels
 from semiocity.evaluate.painter import deterministic
 from semiocity.evaluate.prompt_options import Prompt, PromptJob, Source
 from semiocity.models import flux, flux_layout, flux_names
 from semiocity.stages import flux_parts, weights
-
-T5 = "text_encoder_2"
 
 
 class FluxPainter:
@@ -70,9 +68,7 @@ def load_pipeline(source: Source, dtype: torch.dtype, lora_scale: float = 1.0) -
         weights.resolve(source.base), local_files_only=True, use_safetensors=True, dtype=dtype, **parts
     )
     if source.lora is not None:
-        pipeline.load_lora_weights(str(source.lora.parent), weight_name=source.lora.name, adapter_name="lora")
-        pipeline.set_adapters(["lora"], [lora_scale])
-        _adapt_t5(pipeline, load_file(source.lora), source.about, lora_scale)
+        flux_lora.load(pipeline, source.lora, lora_scale)
     return pipeline
 
 
@@ -89,19 +85,3 @@ def load_original(file: Path, base: Path, dtype: torch.dtype) -> Any:
         model = loader.from_config(config)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     return model
-
-
-def _adapt_t5(pipeline: Any, state: dict[str, torch.Tensor], about: dict[str, Any], scale: float) -> None:
-    """Adapters of T5, which diffusers does not load."""
-    ours = {name.removeprefix(f"{T5}."): tensor for name, tensor in state.items() if name.startswith(f"{T5}.")}
-    if not ours:
-        return
-    end = ".lora_A.weight"
-    rank = next(tensor.shape[0] for name, tensor in ours.items() if name.endswith(end))
-    alpha = about.get("model", {}).get("alpha") or rank
-    layers = dict(pipeline.text_encoder_2.named_modules())
-    with torch.no_grad():
-        for name in [name.removesuffix(end) for name in ours if name.endswith(end)]:
-            weight = layers[name].weight
-            update = ours[f"{name}.lora_B.weight"].float() @ ours[f"{name}{end}"].float()
-            weight.add_((update * (scale * alpha / rank)).to(weight.dtype))

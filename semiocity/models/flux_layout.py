@@ -182,3 +182,51 @@ def adapters_to_original(
     if left:
         raise KeyError(f"{min(left)} has no place in Flux's original layout")
     return made
+
+
+def kohya_pairs(state: Mapping[str, Tensor]) -> dict[str, tuple[Adapter, float]]:
+    """Adapter and alpha by kohya's name of a layer, such as lora_unet_double_blocks_0_img_attn_qkv. Without an alpha it
+    is the rank. KeyError for a tensor that is none of lora_down.weight, lora_up.weight and alpha."""
+    ends = (".lora_down.weight", ".lora_up.weight", ".alpha")
+    if odd := [name for name in state if not name.endswith(ends)]:
+        raise KeyError(f"{min(odd)} is no part of a plain low-rank adapter")
+    found: dict[str, tuple[Adapter, float]] = {}
+    for layer in sorted({name.partition(".")[0] for name in state}):
+        pair = Adapter(*(_tensor(state, layer + end) for end in ends[:2]))
+        alpha = state.get(layer + ends[2])
+        found[layer] = pair, float(len(pair.down) if alpha is None else alpha)
+    return found
+
+
+def adapters_from_original(
+    pairs: Mapping[str, tuple[Adapter, float]], outputs: Mapping[str, int], double: int, single: int
+) -> dict[str, tuple[Adapter, float]]:
+    """Inverse of `adapters_to_original`, of what `kohya_pairs` found: adapter and alpha by diffusers' name.
+
+    Of a matrix that is several layers here, each layer gets its rows of `up`, and of the ranks those that it uses;
+    alpha shrinks with the rank, so the scale stays. KeyError for a layer that is not known or does not fit.
+    """
+    left = dict(pairs)
+    made: dict[str, tuple[Adapter, float]] = {}
+    for name, parts in layers(double, single):
+        key = "lora_unet_" + name.replace(".", "_")
+        if key not in left or parts[0] not in outputs:
+            continue
+        (down, up), alpha = left.pop(key)
+        sizes = [outputs[part] for part in parts]
+        if len(up) != sum(sizes) or up.shape[1] != len(down):
+            raise KeyError(f"{key}: {list(down.shape)} and {list(up.shape)} fit no layer with {sum(sizes)} outputs")
+        for part, rows in zip(parts, (swap_halves(up) if name == SWAPPED else up).split(sizes)):
+            used = rows.any(0)
+            if used.any():
+                adapter = Adapter(down[used].contiguous(), rows[:, used].contiguous())
+                made[part] = adapter, alpha * int(used.sum()) / len(down)
+    if left:
+        raise KeyError(f"{min(left)} is no layer of this Flux model")
+    return made
+
+
+def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise KeyError(f"{name} is missing")
+    return state[name]

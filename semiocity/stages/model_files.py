@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import tomllib
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -114,6 +115,32 @@ def check_safetensors(path: Path, where: str, remedy: str) -> None:
 def name_of(folder: Path) -> str:
     """The name that a folder of weights goes by: NAME of models/NAME and of models/NAME@COMMIT."""
     return folder.name.partition("@")[0]
+
+
+class Origin(NamedTuple):
+    """Where a folder of weights is from."""
+
+    name: str
+    """What people call it."""
+    repo: str | None = None
+    """ORG/NAME on the hub, where the folder says so."""
+    commit: str | None = None
+
+
+def origin(folder: Path) -> Origin:
+    """Of what `semiocity fetch` or the hub's own cache made; of any other folder its name alone."""
+    folder = folder.resolve()
+    with suppress(OSError, ValueError, KeyError):
+        found = read_json(folder / MARKER)
+        return Origin(name_of(folder), found["repo"], found["commit"])
+    for place in (folder, *folder.parents[:2]):  # models--ORG--NAME, or its snapshots/COMMIT
+        kind, *repo = place.name.split("--")
+        if kind == "models" and len(repo) == 2:
+            commit = folder.name if folder.parent.name == "snapshots" else None
+            with suppress(OSError):
+                commit = commit or (folder / "refs" / "main").read_text(encoding="ascii").strip()
+            return Origin(repo[1], "/".join(repo), commit)
+    return Origin(name_of(folder))
 
 
 def command(name: str) -> str:

@@ -112,9 +112,9 @@ class Feed:
             return list(range(min(wanted, rows)))
         return first_of_bucket(self._sampled, sizes.index(size), sizes, wanted)
 
-    def sampled(self, task: Task, wanted: list[int]) -> Tensors:
-        """Tensors of some rows of `samples` outside of training, at `data.size`."""
-        batch = Batch(0, np.array(wanted), np.arange(len(wanted)), np.ones(len(wanted), np.float32))
+    def sampled(self, task: Task, wanted: list[int], places: list[int]) -> Tensors:
+        """Tensors of some rows of `samples` outside of training, at `data.size`; `places`: theirs in the grid."""
+        batch = Batch(0, np.array(wanted), np.array(places), np.ones(len(wanted), np.float32))
         size = self.job.data.height_width
         return task.collate(batch, [self.samples.row(row, size).arrays for row in wanted])
 

@@ -48,6 +48,8 @@ class Looks:
         self.job, self.feed, self.task, self.modules = job, feed, task, modules
         self.engines, self.averages, self.world, self.device = engines, averages, world, device
         self._rows = feed.grid_rows(job.sample_images) if job.sample_every else []
+        if self._rows and not task.grid_of_rows:
+            self._rows = [self._rows[place % len(self._rows)] for place in range(job.sample_images)]
         self._validation: Validation | None = None
         if job.validate_every:
             self._validation = Validation(job, feed.validated, feed.held_out, feed.sizes, world)
@@ -81,9 +83,9 @@ class Looks:
         """An image grid, uint8 [height, width, 3]; every rank makes its part of the rows."""
         count = len(self._rows)
         each = math.ceil(count / self.world.size)
-        mine = [self._rows[(self.world.rank * each + i) % count] for i in range(each)]
+        places = [(self.world.rank * each + i) % count for i in range(each)]
         # Step 0 for every grid: the same noise each time, so that grids differ by the weights alone.
-        batch = self.feed.sampled(self.task, mine)
+        batch = self.feed.sampled(self.task, [self._rows[place] for place in places], places)
         with averaged(self.engines, self.averages):
             pictures = self.task.sample(self.modules, {k: v.to(self.device) for k, v in batch.items()})
         parts = zero.gather(pictures.cpu().numpy())

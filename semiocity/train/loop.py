@@ -397,7 +397,7 @@ class Trainer:
             with self.watchdog.paused("sampling"), self.meter.paused():
                 grid = self.looks.grid()
             if self.metrics:
-                self.metrics.images(self.done, grid)
+                self.metrics.images(self.done, grid, self.task.grid_title)
 
     def _export(self) -> None:
         """Export the averaged weights, then mark the run as done. The folder is there whole or not at all."""

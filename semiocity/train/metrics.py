@@ -153,12 +153,12 @@ class Metrics:
     def _grid(self, step: int) -> Path:
         return self.run / "grids" / f"step-{step:08d}.png"
 
-    def images(self, step: int, grid: Tensor) -> None:
-        """Show an image grid, uint8 [height, width, 3], and keep it as grids/step-N.png."""
+    def images(self, step: int, grid: Tensor, title: str) -> None:
+        """Show an image grid, uint8 [height, width, 3], under a title, and keep it as grids/step-N.png."""
         from PIL import Image
 
         for board in self._boards:
-            board.picture(step, "layout, real, sample", grid)
+            board.picture(step, title, grid)
         file = self._grid(step)
         file.parent.mkdir(exist_ok=True)
         temporary = file.with_name(f".{file.name}.tmp")

@@ -142,6 +142,8 @@ def test_every_kind_of_file_paints(model: Path, full: Path, lora: Path, tmp_path
         "full": {"model": full},
         "original": {"model": full / "flux.safetensors", "base": model},
         "lora": {"model": lora},
+        "lora file": {"model": lora / "lora.safetensors", "base": model},
+        "comfyui": {"model": lora / "lora-comfyui.safetensors", "base": model},
         "weak": {"model": lora, "lora_scale": 0.0},
     }
     for name, places in kinds.items():
@@ -150,32 +152,129 @@ def test_every_kind_of_file_paints(model: Path, full: Path, lora: Path, tmp_path
         made[name] = files(tmp_path / name / "samples")
     assert made["full"] == made["original"]
     assert made["weak"] == made["pipeline"]
+    assert made["lora file"] == made["comfyui"] == made["lora"]
     assert len({tuple(found.values()) for found in made.values()}) == 3
 
 
 @torch.no_grad()
-def test_adapters_are_loaded_into_every_part(model: Path, lora: Path) -> None:
+@pytest.mark.parametrize("file", ["lora.safetensors", "lora-comfyui.safetensors"])
+def test_adapters_are_loaded_into_every_part(model: Path, lora: Path, file: str) -> None:
+    """At alpha / rank = 3, T5's as well, though the file alone is given."""
     from semiocity.evaluate.flux_painter import load_pipeline
 
-    about = json.loads((lora / "config.json").read_text())
-    pipeline = load_pipeline(Source(model, lora=lora / "lora.safetensors", about=about), torch.float32)
+    pipeline = load_pipeline(Source(model, lora=lora / file), torch.float32)
     plain: Any = FluxPipeline.from_pretrained(model)
     state = load_file(lora / "lora.safetensors")
-    inputs = torch.arange(8)[None]
-    expected = {
-        "text_encoder_2": "encoder.block.0.layer.0.SelfAttention.q",
-        "text_encoder": next(n for n in state if n.startswith("text_encoder."))
-        .removeprefix("text_encoder.")
-        .partition(".lora")[0],
-        "transformer": "single_transformer_blocks.1.attn.to_k",
-    }
-    for part, name in expected.items():
-        x = torch.randn(2, dict(plain.components[part].named_modules())[name].in_features)
-        before = dict(plain.components[part].named_modules())[name](x)
-        after = dict(pipeline.components[part].named_modules())[name](x)
-        down, up = state[f"{part}.{name}.lora_A.weight"], state[f"{part}.{name}.lora_B.weight"]
-        assert torch.allclose(after, before + x @ down.T @ up.T * 3.0, atol=1e-4), part
-    assert not torch.equal(pipeline.text_encoder_2(inputs)[0], plain.text_encoder_2(inputs)[0])
+    stored = {name.partition(".lora")[0] for name in state}
+    found = 0
+    for part in ("text_encoder_2", "text_encoder", "transformer"):
+        before, after = (dict(one.components[part].named_modules()) for one in (plain, pipeline))
+        for name, layer in before.items():
+            if not isinstance(layer, torch.nn.Linear):
+                continue
+            key = f"{part}.text_model.{name}" if part == "text_encoder" else f"{part}.{name}"
+            x = torch.randn(2, layer.in_features)
+            expected = layer(x)
+            if key in stored:
+                down, up = state[f"{key}.lora_A.weight"], state[f"{key}.lora_B.weight"]
+                expected = expected + x @ down.T @ up.T * 3.0
+                found += 1
+            assert torch.allclose(after[name](x), expected, atol=1e-4), key
+    assert found == len(stored)
+
+
+def test_a_file_of_others_is_read_by_its_names(model: Path, tmp_path: Path) -> None:
+    """A dense adapter of one matrix for query, key and value, as kohya's scripts train it, without alpha."""
+    from semiocity.evaluate.flux_painter import load_pipeline
+
+    torch.manual_seed(1)
+    down, up = torch.randn(2, 32), torch.randn(96, 2)
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, tmp_path / "x.safetensors")
+    source = source_of(job_of(tmp_path, model=tmp_path / "x.safetensors", base=model), tmp_path)
+    pipeline, plain = load_pipeline(source, torch.float32), FluxPipeline.from_pretrained(model)
+    x = torch.randn(3, 32)
+    for i, part in enumerate(("to_q", "to_k", "to_v")):
+        before, after = (getattr(one.transformer.transformer_blocks[0].attn, part)(x) for one in (plain, pipeline))
+        assert torch.allclose(after, before + x @ (up[32 * i : 32 * i + 32] @ down).T, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"lora_unet_double_blocks_7_img_attn_qkv": (32, 96)}, "double_blocks_7_img_attn_qkv is no layer of this Flux"),
+        ({"lora_unet_double_blocks_0_img_attn_qkv": (32, 90)}, "fit no layer with 96 outputs"),
+        ({"lora_te2_encoder_block_9_layer_0_SelfAttention_q": (32, 32)}, "no layer of text_encoder_2"),
+        ({"lora_te2_encoder_block_0_layer_0_SelfAttention_q": (31, 32)}, "does not fit base"),
+        ({"transformer.transformer_blocks.0.attn.to_q": (31, 32)}, "for a layer with 31, not 32 inputs"),
+        ({"transformer.transformer_blocks.0.attn.to_q": (32, 33)}, "for a layer with 33, not 32 outputs"),
+        ({"text_encoder.text_model.encoder.layers.9.self_attn.q_proj": (16, 16)}, "belongs to no layer of it"),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_refused(
+    model: Path, tmp_path: Path, names: dict[str, tuple[int, int]], said: str
+) -> None:
+    from semiocity.evaluate.flux_painter import load_pipeline
+
+    state = {}
+    for name, (inputs, outputs) in names.items():
+        ends = ("lora_A", "lora_B") if name[0] == "t" else ("lora_down", "lora_up")
+        state |= {f"{name}.{ends[0]}.weight": torch.ones(2, inputs), f"{name}.{ends[1]}.weight": torch.ones(outputs, 2)}
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=said):
+        load_pipeline(Source(model, lora=tmp_path / "x.safetensors"), torch.float32)
+
+
+def test_only_plain_adapters_are_taken(model: Path, lora: Path, tmp_path: Path) -> None:
+    from semiocity.evaluate.flux_painter import load_pipeline
+
+    state = load_file(lora / "lora-comfyui.safetensors")
+    save_file({**state, "lora_unet_double_blocks_0_img_mlp_0.dora_scale": torch.ones(3)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"dora_scale is no part of a plain low-rank adapter; .*take lora.safetensors"):
+        load_pipeline(Source(model, lora=tmp_path / "x.safetensors"), torch.float32)
+
+
+def test_equal_adapters_are_equal_files(model: Path, tmp_path: Path) -> None:
+    task = task_of(FluxLoraTask, "flux-lora", model, rank=2)
+    (phase,) = task.phases()
+    trained = {name: p.detach() for name, p in phase.modules["transformer"].named_parameters() if p.requires_grad}
+    made = set()
+    for i in range(8):
+        (folder := tmp_path / str(i)).mkdir()
+        task.export({"transformer": trained}, folder, FACTS)
+        made.add(tuple((folder / name).read_bytes() for name in ("lora.safetensors", "lora-comfyui.safetensors")))
+    assert len(made) == 1
+
+
+def test_the_card_names_the_base_on_the_hub(model: Path, tmp_path: Path) -> None:
+    """From what `semiocity fetch` leaves beside the weights, or from the folders of the hub's cache; else no name that
+    the hub would take for another's repository."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    fetched, cached = tmp_path / "FLUX.1-dev@0123456789ab", tmp_path / "models--black-forest-labs--FLUX.1-dev"
+    shutil.copytree(model, fetched)
+    (fetched / ".semiocity-model.json").write_text(
+        json.dumps({"repo": "black-forest-labs/FLUX.1-dev", "commit": commit, "files": {}})
+    )
+    (tmp_path / "FLUX.1-dev").symlink_to(fetched.name)
+    shutil.copytree(model, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    cards = []
+    for base in (tmp_path / "FLUX.1-dev", cached, cached / "snapshots" / commit, model):
+        folder = tmp_path / f"export-{len(cards)}"
+        folder.mkdir()
+        task = task_of(FluxLoraTask, "flux-lora", base, rank=2)
+        (phase,) = task.phases()
+        trained = {name: p.detach() for name, p in phase.modules["transformer"].named_parameters() if p.requires_grad}
+        task.export({"transformer": trained}, folder, FACTS)
+        cards.append((folder / "README.md").read_text())
+    for card in cards[:3]:
+        assert "\nbase_model: black-forest-labs/FLUX.1-dev\n" in card
+        assert f'from_pretrained("black-forest-labs/FLUX.1-dev", revision="{commit}", torch_dtype' in card
+        assert "# FLUX.1-dev, a LoRA on town" in card
+        assert "@0123" not in card
+    assert "base_model" not in cards[3]
+    assert 'from_pretrained("flux", torch_dtype' in cards[3]
 
 
 def test_comfyuis_file_is_the_same_update(model: Path, lora: Path) -> None:
@@ -185,8 +284,9 @@ def test_comfyuis_file_is_the_same_update(model: Path, lora: Path) -> None:
     whole *= comfyui[f"{key}.alpha"] / len(comfyui[f"{key}.lora_down.weight"])
     value = diffusers[f"{name}.lora_B.weight"] @ diffusers[f"{name}.lora_A.weight"] * 3.0
     assert torch.allclose(whole[64:96], value, atol=1e-5)
-    assert any(k.startswith("lora_te1_") for k in comfyui)
-    assert any(k.startswith("lora_te2_") for k in comfyui)
+    # ComfyUI's own names of the encoders' layers (comfy/lora.py: model_lora_keys_clip).
+    assert "lora_te1_text_model_encoder_layers_1_self_attn_q_proj.lora_up.weight" in comfyui
+    assert "lora_te2_encoder_block_1_layer_0_SelfAttention_q.lora_up.weight" in comfyui
 
 
 def test_a_manifest_is_made_again_and_differences_are_named(full: Path, tmp_path: Path) -> None:

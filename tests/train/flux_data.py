@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from tiny_flux import TOKENS
 
 from semiocity.data.lease import Owner
@@ -14,6 +16,9 @@ from semiocity.data.plan import make_plan
 from semiocity.data.recipe import Recipe
 from semiocity.stages.base import make_stage, parents_of, revision
 from semiocity.stages.runner import run_shards
+
+SHAPES = [[32, 48], [32, 32], [48, 32]]
+"""Width and height of the pictures of `captioned_shapes`: buckets of them."""
 
 
 def captioned_city(folder: Path, rows: int, size: int = 32) -> Path:
@@ -39,8 +44,10 @@ def add_column(dataset: Path, name: str, **args: Any) -> Path:
 
 def cache(dataset: Path, model: Path, **latent: Any) -> Path:
     """Columns `latent` and `text` by the model's own parts."""
-    add_column(dataset, "latent", encoder="flux", model=str(model), size=32, **latent)
-    return add_column(dataset, "text", encoder="flux", model=str(model), tokens=TOKENS)
+    common = {"encoder": "flux", "model": str(model)}
+    sizes = {} if "buckets" in latent else {"size": 32}
+    add_column(dataset, "latent", **common, **sizes, **latent)
+    return add_column(dataset, "text", **common, tokens=TOKENS)
 
 
 def flux(
@@ -72,3 +79,22 @@ def flux(
         "model": own,
         **more,
     }
+
+
+def captioned_shapes(folder: Path, rows: int) -> Path:
+    """Pictures of three shapes, as many of each, with captions from their label maps."""
+    pictures = folder.parent / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(1)
+    for i in range(rows):
+        width, height = SHAPES[i % 3]
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{i}.png")
+        Image.fromarray(pixels[..., 0] % 2).save(pictures / f"{i}.label.png")
+    classes = [{"name": "road", "color": [90, 90, 90]}, {"name": "sky", "color": [0, 0, 255]}]
+    source = {"kind": "folder", "root": str(pictures)}
+    settings = {"name": "shapes", "source": source, "fields": ["image", "label"], "classes": classes, "shard_rows": 10}
+    plan = make_plan(Recipe.model_validate(settings), folder)
+    assert pack_shards(plan, range(plan.shards), Owner.here())
+    merge(folder, "base", plan.revision)
+    return add_column(folder, "caption", captioner="labels")

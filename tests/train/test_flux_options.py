@@ -78,6 +78,7 @@ def test_shipped_jobs_are_valid(model: Path, file: Path) -> None:
     job = load_toml(file, TrainJob, [f"model.pretrained={model}"])
     ranks = job.resources.nodes * job.resources.ranks_per_node
     assert job.sample_images % ranks in (0, job.sample_images)
+    assert job.sample_images >= len(job.options.sample_prompts)  # type: ignore[attr-defined]
 
 
 def test_a_fitting_job_is_resolved_and_its_weights_are_mounted(cached: Path, model: Path, tmp_path: Path) -> None:
@@ -102,6 +103,16 @@ def test_cached_columns_must_come_from_the_same_weights_and_sizes(cached: Path, 
     shutil.rmtree(incomplete / "scheduler")
     with pytest.raises(UserError, match="no folder scheduler"):
         submit(cached, flux("flux-full", incomplete, FP32, data={"size": 32}), tmp_path)
+
+
+def test_a_grid_that_would_leave_out_prompts_is_refused(cached: Path, model: Path, tmp_path: Path) -> None:
+    settings = flux("flux-lora", model, FP32, {"sample_prompts": ["a", "b", "c"]}, data={"size": 32})
+    with pytest.raises(
+        UserError, match=r"sample_images: 2 would leave out some of the 3 prompts .* set it to 3 or more"
+    ):
+        submit(cached, settings | {"sample_images": 2}, tmp_path)
+    submit(cached, settings | {"sample_images": 2, "sample_every": 0}, tmp_path)
+    submit(cached, settings | {"sample_images": 3}, tmp_path)
 
 
 def test_a_missing_column_is_named_with_what_makes_it(model: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from flux_data import cache, captioned_city, flux
+from flux_pictures import distance, grid, painted
 from PIL import Image
 from safetensors.torch import load_file
 from scipy.special import expit, ndtri
@@ -145,32 +146,13 @@ def test_full_goes_on_bit_by_bit_and_diffusers_paints_what_the_training_does(
     assert {name for name in before if torch.equal(before[name], after[name])} == frozen
 
     pipeline = FluxPipeline.from_pretrained(run / "export")
-    grid = np.array(Image.open(next(iter(sorted((run / "grids").rglob("*.png"))))))
-    made = [painted(pipeline, prompt, row, steps=2, guidance=2.0) for row, prompt in enumerate(prompts)]
-    assert np.abs(grid.astype(int) - np.concatenate(made).astype(int)).max() <= 1
-    assert np.abs(made[0].astype(int) - made[1].astype(int)).max() > 3
+    made = np.stack([painted(pipeline, prompt, place, steps=2, guidance=2.0) for place, prompt in enumerate(prompts)])
+    assert distance(grid(run), made) <= 1
+    assert distance(made[0], made[1]) > 3
     assert (run / "export" / "flux.safetensors").stat().st_size > 1000
     card = (run / "export" / "README.md").read_text()
     assert json.loads((run / "export" / "config.json").read_text())["dataset_digest"] in card
     assert "`LICENSE.md`" in card
-
-
-def painted(pipeline: Any, prompt: str, row: int, steps: int, guidance: float) -> np.ndarray:
-    """A picture by diffusers, from the noise that image grids begin with."""
-    random = generator(0, 0, row)
-    random.random(3)
-    noise = torch.from_numpy(random.standard_normal((1, CHANNELS, 4, 4), dtype=np.float32))
-    image = pipeline(
-        prompt,
-        height=32,
-        width=32,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        max_sequence_length=TOKENS,
-        latents=FluxPipeline._pack_latents(noise, 1, CHANNELS, 4, 4),
-        output_type="np",
-    ).images[0]
-    return (image * 255).round().astype(np.uint8)
 
 
 @pytest.mark.parametrize("zero", [{"stage": 2, "precision": "bf16"}], ids=str)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from engine_ranks import STEPS, come_back
+from optimizer_cases import CASES, OFFLOADED, Case
 from safetensors.torch import load_file
 from tiny import STEPS as TRAINING_STEPS
 from tiny import checkpoint, differing, gan, history, sdm
@@ -16,17 +17,6 @@ from semiocity.errors import UserError
 from semiocity.train.muon import Muon, is_for_muon, orthogonal, size_of
 from semiocity.train.optimizer_options import KINDS
 from semiocity.train.optimizers import AdamWBf16, round_stochastically
-
-CASES: list[tuple[str, int, str, str]] = [
-    (kind, stage, precision, "none")
-    for kind, facts in KINDS.items()
-    for stage in facts.stages
-    for precision in ("fp32", "bf16")
-    if not (stage == 0 and precision == "bf16") and not (kind == "adamw_bf16" and precision == "fp32")
-]
-OFFLOADED = [("adamw", stage, precision, "optimizer") for stage in (2, 3) for precision in ("fp32", "bf16")]
-OFFLOADED += [("adamw", 3, precision, "parameters") for precision in ("fp32", "bf16")]
-Case = tuple[str, int, str, str]
 
 
 def comes_back(ranks: Ranks, folder: Path, case: Case, stops: list[int], accumulation: int) -> dict[str, Any]:

@@ -138,6 +138,17 @@ class Task(ABC):
 
     # -- results ------------------------------------------------------------------------------------------------------
 
+    @property
+    def grid_of_rows(self) -> bool:
+        """Whether the pictures of a grid are of rows of the dataset. Otherwise rows lend their shape alone, and come
+        again where there are fewer than the grid has places."""
+        return True
+
+    @property
+    def grid_title(self) -> str:
+        """What a grid shows, column by column: its name in TensorBoard and Weights & Biases."""
+        return "samples"
+
     @abstractmethod
     def sample(self, modules: Modules, batch: Tensors) -> Tensor:
         """A row of pictures for each sample of `batch`: uint8 [b, height, width, 3]. Called under no_grad, in eval

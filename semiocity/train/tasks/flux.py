@@ -88,6 +88,14 @@ class FluxTask(Task):
         return parts
 
     @property
+    def grid_of_rows(self) -> bool:
+        return not self.options.sample_prompts
+
+    @property
+    def grid_title(self) -> str:
+        return "real, sample" if self.grid_of_rows else "samples of the prompts"
+
+    @property
     def trained_parts(self) -> tuple[str, ...]:
         """Parts of the pipeline that the phase trains."""
         return (TRANSFORMER,)
@@ -198,8 +206,9 @@ class FluxTask(Task):
             raise ValueError(str(error)) from None
 
     def collate(self, batch: Batch, decoded: Sequence[Arrays]) -> Tensors:
-        """What `decode` gave, stacked, with `weight` [b], `share` [b] (quantile of the time), `drop` [b], `row` [b],
-        `noise` [b, c, h, w], and for drawn latents `draw` of the same shape. Latents are picked and scaled here."""
+        """What `decode` gave, stacked, with `weight` [b], `share` [b] (quantile of the time), `drop` [b], `place` [b]
+        (in the global batch, or in the grid), `noise` [b, c, h, w], and for drawn latents `draw` of the same shape.
+        Latents are picked and scaled here."""
         shape = (len(batch.rows), *self._latent_shape(decoded[0]))
         draws = np.empty((len(batch.rows), 3))
         noise = empty(decoded, shape, np.float32)
@@ -230,7 +239,7 @@ class FluxTask(Task):
             "weight": torch.from_numpy(batch.weights),
             "share": torch.from_numpy(share),
             "drop": drop,
-            "row": torch.from_numpy(np.asarray(batch.rows, np.int64)),
+            "place": torch.from_numpy(np.asarray(batch.places, np.int64)),
             "noise": torch.from_numpy(noise),
         }
 
@@ -247,7 +256,7 @@ class FluxTask(Task):
             "weight": torch.from_numpy(batch.weights),
             "share": torch.from_numpy(shares),
             "drop": torch.zeros(count, dtype=torch.bool),
-            "row": torch.from_numpy(np.asarray(batch.rows, np.int64)),
+            "place": torch.from_numpy(np.asarray(batch.places, np.int64)),
             "noise": torch.from_numpy(noise[:, 0].copy()),
         }
 
@@ -342,16 +351,19 @@ class FluxTask(Task):
     # -- results ------------------------------------------------------------------------------------------------------
 
     def sample(self, modules: Modules, batch: Tensors) -> Tensor:
-        """Pictures of the fixed prompts, or the dataset's beside those made of their captions: [b, H, W or 2·W, 3]."""
-        prompts = self.options.sample_prompts
+        """Pictures of the fixed prompts, or the dataset's beside those made of their captions: [b, H, W or 2·W, 3].
+        Those of prompts have nothing of the dataset, so that runs on different ones can be compared."""
+        prompts, noise = self.options.sample_prompts, batch["noise"]
         if prompts:
-            texts = [prompts[row % len(prompts)] for row in batch["row"].tolist()]
-            prompt, pooled = self._embed(modules, texts, batch["noise"].device)
+            places = batch["place"].tolist()
+            noise = torch.stack([self._first_noise(place, noise.shape[1:]) for place in places]).to(noise)
+            texts = [prompts[place % len(prompts)] for place in places]
+            prompt, pooled = self._embed(modules, texts, noise.device)
         else:
             prompt, pooled = self._texts(modules, batch | {"drop": torch.zeros_like(batch["drop"])})
         made = flux.sample_euler(
             modules[TRANSFORMER],
-            batch["noise"],
+            noise,
             prompt,
             pooled,
             steps=self.options.sample_steps,
@@ -361,6 +373,10 @@ class FluxTask(Task):
         )
         pictures = self._decoded(modules, made)
         return pictures if prompts else torch.cat([self._decoded(modules, self._latent(modules, batch)), pictures], 2)
+
+    def _first_noise(self, place: int, shape: Sequence[int]) -> Tensor:
+        """What the picture at a place of the grid begins with, fp32, by seed and place."""
+        return torch.from_numpy(generator(self.job.seed, 0, place).standard_normal(tuple(shape), dtype=np.float32))
 
     def _embed(self, modules: Modules, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
         if self.tokenizers is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from semiocity.files import write_atomic, write_json
 from semiocity.models import flux_layout, flux_names
-from semiocity.stages import weights
+from semiocity.stages import model_files, weights
 from semiocity.stages.text_encoders import CLIP, T5
 from semiocity.train.tasks.base import Tensors
 
@@ -33,6 +33,8 @@ LORA_COMFYUI = "lora-comfyui.safetensors"
 TRANSFORMER = "transformer"
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 KOHYA = {CLIP: "lora_te1", T5: "lora_te2"}
+OLD_CLIP = "text_model."
+"""What the names of CLIP's layers began with before transformers 5."""
 
 
 def full(task: FluxFullTask, trained: Tensors, folder: Path, facts: dict[str, Any]) -> None:
@@ -63,34 +65,42 @@ def lora(task: FluxLoraTask, trained: Mapping[str, Tensors], folder: Path, facts
     for part, state in trained.items():
         found = {name: flux_layout.Adapter(*(t.to(dtype) for t in pair)) for name, pair in adapters(state).items()}
         for name, pair in found.items():
-            diffusers[f"{part}.{name}.lora_A.weight"] = pair.down.contiguous()
-            diffusers[f"{part}.{name}.lora_B.weight"] = pair.up.contiguous()
+            named = f"{part}.{_in_files(part, name)}"
+            diffusers[f"{named}.lora_A.weight"] = pair.down.contiguous()
+            diffusers[f"{named}.lora_B.weight"] = pair.up.contiguous()
         if part == TRANSFORMER:
             outputs = {name: shape[0] for name, shape in flux_names.linear_layers(task.config).items()}
             numbers = task.config["num_layers"], task.config["num_single_layers"]
             comfyui |= flux_layout.adapters_to_original(found, outputs, task.alpha, *numbers)
         else:
             for name, pair in found.items():
-                key = f"{KOHYA[part]}_{name.replace('.', '_')}"
+                key = f"{KOHYA[part]}_{_in_files(part, name).replace('.', '_')}"
                 comfyui |= {
                     f"{key}.lora_down.weight": pair.down.contiguous(),
                     f"{key}.lora_up.weight": pair.up.contiguous(),
                     f"{key}.alpha": torch.tensor(task.alpha),
                 }
-    # What diffusers reads alpha from; without it, it takes alpha = rank.
+    # What diffusers and `semiocity generate` read alpha from; without it, they take alpha = rank. Layers are named by
+    # endings that fit CLIP's with and without OLD_CLIP.
     settings = {
         f"{part}.{key}": value
         for part, state in trained.items()
         for key, value in {
             "r": task.options.rank,
             "lora_alpha": task.alpha,
-            "target_modules": sorted(adapters(state)),
+            "target_modules": sorted(name.removeprefix(OLD_CLIP) for name in adapters(state)),
         }.items()
     }
-    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
-    save_file(diffusers, folder / LORA, metadata)
-    save_file(comfyui, folder / LORA_COMFYUI, {"format": "pt", "ss_network_alpha": str(task.alpha)})
+    # One entry of metadata a file: safetensors writes several in an order that changes from run to run, and equal
+    # weights must be equal bytes.
+    save_file(diffusers, folder / LORA, {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)})
+    save_file(comfyui, folder / LORA_COMFYUI, {"ss_network_alpha": str(task.alpha)})
     _describe(task, folder, facts, "lora")
+
+
+def _in_files(part: str, layer: str) -> str:
+    """The name that files have for a layer: CLIP's still begin with OLD_CLIP, which ComfyUI and transformers 4 want."""
+    return OLD_CLIP + layer.removeprefix(OLD_CLIP) if part == CLIP else layer
 
 
 def adapters(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -140,6 +150,7 @@ def _describe(task: FluxTask, folder: Path, facts: dict[str, Any], kind: str) ->
         "family": "flux",
         "kind": kind,
         "pretrained": str(task.folder),
+        "base": model_files.origin(task.options.pretrained)._asdict(),
         "pretrained_digests": dict(task.frozen_digests()),
         "size": list(job.data.height_width),
         "text_tokens": task.options.text_tokens,
@@ -157,9 +168,10 @@ def _describe(task: FluxTask, folder: Path, facts: dict[str, Any], kind: str) ->
 def card(about: Mapping[str, Any], licence: str | None) -> str:
     """A model card in the hub's format."""
     is_lora = about["kind"] == "lora"
-    base = Path(about["pretrained"]).name
+    base, repo, commit = (about["base"][key] for key in ("name", "repo", "commit"))
+    place = f'"{repo}", revision="{commit}"' if repo and commit else f'"{repo or base}"'
     use = (
-        f'pipe = FluxPipeline.from_pretrained("{base}", torch_dtype=torch.bfloat16)\n'
+        f"pipe = FluxPipeline.from_pretrained({place}, torch_dtype=torch.bfloat16)\n"
         f'pipe.load_lora_weights(".", weight_name="{LORA}")'
         if is_lora
         else 'pipe = FluxPipeline.from_pretrained(".", torch_dtype=torch.bfloat16)'
@@ -171,7 +183,10 @@ def card(about: Mapping[str, Any], licence: str | None) -> str:
         "FLUX.1-dev may not be used commercially without an agreement, FLUX.1-schnell is under Apache 2.0."
     )
     tags = ["text-to-image", "flux", "diffusers", *(["lora"] if is_lora else [])]
-    head = ["---", "library_name: diffusers", "pipeline_tag: text-to-image", f"base_model: {base}", "tags:"]
+    head = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
+    if repo:  # a folder's own name would be taken for a repository of that name
+        head += [f"base_model: {repo}", f"base_model_relation: {'adapter' if is_lora else 'finetune'}"]
+    head.append("tags:")
     head += [*(f"- {tag}" for tag in tags), "---"]
     config = {name: about[name] for name in ("model", "optimizer", "steps", "global_batch", "size", "seed")}
     config["model"] = {key: value for key, value in config["model"].items() if key != "pretrained"}
@@ -182,7 +197,9 @@ def card(about: Mapping[str, Any], licence: str | None) -> str:
             f"# {base}, {'a LoRA' if is_lora else 'fine-tuned'} on {about['dataset']}",
             "",
             f"Trained by Semiocity for {about['step']} steps of {about['global_batch']} images on the dataset "
-            f"`{about['dataset']}`, digest `{about['dataset_digest']}`.",
+            f"`{about['dataset']}`, digest `{about['dataset_digest']}`. It began from "
+            + (f"`{repo}`" + (f" at commit `{commit}`" if commit else "") if repo else f"a folder `{base}`")
+            + ".",
             "",
             "```python",
             "import torch",

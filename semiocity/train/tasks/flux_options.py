@@ -70,8 +70,9 @@ class FluxOptions(TaskOptions):
     vae_dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
     sample_prompts: tuple[str, ...] = ()
-    """Prompts of the image grids, one a picture, in turn. Without, grids show pictures of the dataset beside what the
-    model makes of their captions."""
+    """Prompts of the image grids, one a picture, in turn, from noise that hangs on `seed` and the place in the grid
+    alone; `sample_images` must not be fewer. Without, grids show pictures of the dataset beside what the model makes of
+    their captions."""
     sample_steps: int = Field(28, ge=1)
     sample_guidance: float = Field(3.5, ge=0)
 
@@ -110,6 +111,11 @@ class FluxOptions(TaskOptions):
     def check_reading(self, job: TrainJob, columns: Mapping[str, Mapping[str, Any]]) -> None:
         where = "model.pretrained"
         flux_parts.check(self.pretrained, where, (*flux_parts.CLASSES, *flux_parts.TOKENIZERS, "scheduler"))
+        if job.sample_every and job.sample_images < len(self.sample_prompts):
+            raise UserError(
+                f"sample_images: {job.sample_images} would leave out some of the {len(self.sample_prompts)} prompts in "
+                f"model.sample_prompts; set it to {len(self.sample_prompts)} or more"
+            )
         fields = job.fields_by_role()
         if self.latents == "column":
             self._check_latents(job.data, _column(columns, fields["latent"]))

@@ -49,7 +49,7 @@ def example(task: FluxTask, samples: int, height: int, width: int) -> dict[str, 
         "weight": torch.empty(samples, dtype=torch.float32),
         "share": torch.empty(samples, dtype=torch.float64),
         "drop": torch.empty(samples, dtype=torch.bool),
-        "row": torch.empty(samples, dtype=torch.int64),
+        "place": torch.empty(samples, dtype=torch.int64),
         "noise": torch.empty(latent),
         "draw": torch.empty(latent),
     }

@@ -147,6 +147,10 @@ class SDMTask(Task):
 
     # -- results ------------------------------------------------------------------------------------------------------
 
+    @property
+    def grid_title(self) -> str:
+        return "layout, real, sample"
+
     def sample(self, modules: Modules, batch: Tensors) -> Tensor:
         """Layout in the dataset's colours, real image and sample side by side: [b, H, 3·W, 3] uint8."""
         # The noise of step 0 in every grid: grids then differ by the weights alone.
