@@ -110,6 +110,7 @@ def check(work: Work, cluster: Cluster) -> Path | None:
         )
     if work.kind == "train":
         wandb_check.check(work.job.get("wandb"), image, cluster)
+        equipment_check.check(work.job, image, cluster)
     return image
 
 
