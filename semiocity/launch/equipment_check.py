@@ -63,9 +63,7 @@ def check(job: Mapping[str, Any], image: Path | None, cluster: Cluster) -> None:
             )
 
 
-def found(
-    modules: Iterable[str], programs: Iterable[str], image: Path | None, cluster: Cluster
-) -> set[str] | None:
+def found(modules: Iterable[str], programs: Iterable[str], image: Path | None, cluster: Cluster) -> set[str] | None:
     """Which of them are in the image, or in this Python and on its path. None where nobody can tell from here."""
     argv = [sys.executable]
     if image is not None:

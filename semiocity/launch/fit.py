@@ -126,7 +126,11 @@ def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: 
         # the share, unless its sums are among the states, and on CPUs what AdamW computes in between (fused on GPUs).
         times = 4 if phase["stage"] == 0 and ranks > 1 else 1 if device == "cuda" else 3
         moving = max(moving, share * (times - _sums_are_kept(phase, accumulation)))
-    return {**parts, "pass": max(passing, moving), "total": sum(parts.values()) + max(passing, moving)}
+    parts["pass"] = max(passing, moving)
+    total = sum(parts.values())
+    if (more := found.get("start", 0) - total) > 0:
+        parts["start"] = more
+    return {**parts, "total": max(total, total + more)}
 
 
 def measure(work: Work, cluster: Cluster, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -331,6 +335,7 @@ NAMES = {
     "average": "moving average, fp32",
     "gradients": "gradients and their buffer",
     "pass": "activations at their highest",
+    "start": "more than that while it loads",
     "frozen": "frozen modules",
     "input": "batch",
     "other": "untrained parts",

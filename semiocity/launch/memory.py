@@ -37,7 +37,8 @@ def settle(work: Work, cluster: Cluster) -> tuple[Work, list[str]]:
     variants: dict[Any, dict[str, Any]] = {"as it is": {"samples": samples, "model": {}}}
     if key is not None:
         variants = {
-            str(value): {"samples": samples, "model": {key.removeprefix("model."): value}} for value in fit.RECOMPUTE[key]
+            str(value): {"samples": samples, "model": {key.removeprefix("model."): value}}
+            for value in fit.RECOMPUTE[key]
         }
     found = fit.measure(work, cluster, variants)
     if not job.choose:

@@ -19,6 +19,7 @@ from semiocity.files import write_json
 from semiocity.launch import (
     bad_nodes,
     doctor,
+    equipment_check,
     estimate,
     facts,
     identity,
@@ -61,7 +62,7 @@ def submit(
     to wait for in the queue, however they end.
     """
     work, chosen = memory.settle(work, cluster)
-    for line in chosen:
+    for line in [*chosen, *_remarks(work)]:
         print(line, file=sys.stderr if dry_run else sys.stdout)
     image = check(work, cluster)
     if dry_run:
@@ -99,6 +100,16 @@ def submit(
             print(f"{describe(work)}: rows in {len(again)} shards failed for now; the same command tries them again")
         return True
     raise UserError(failure(attempt, work))
+
+
+def _remarks(work: Work) -> list[str]:
+    """What is odd about work, but may be meant."""
+    if work.kind != "train":
+        return []
+    from semiocity.train import schedule
+    from semiocity.train.optimizer_options import OptimizerOptions
+
+    return schedule.notes(OptimizerOptions.model_validate(work.job["optimizer"]), work.job["steps"])
 
 
 def check(work: Work, cluster: Cluster) -> Path | None:

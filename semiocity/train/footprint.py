@@ -62,7 +62,7 @@ def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any
     Returns {"phases": [{"name", "stage", "precision", "offload", "optimizer", "ema", "every", "parameters", "small"
     (parameters of tensors with at most 100,000 elements), "largest" (elements of the largest tensor), "untrained"
     (bytes of what else the modules hold), "pass" (see `_passing`), "flops" (of one sample, recomputed ones too)}],
-    "frozen" (bytes of modules that are never trained), "batch" (bytes of the input)}.
+    "frozen" (bytes of modules that are never trained), "start" (see `Task.start_bytes`), "batch" (bytes of the input)}.
     """
     # Torch notes at the first such context which functions make tensors. accelerate replaces them for a while when it
     # loads a model; if the first context fell into that while, the real ones would be left out for good.
@@ -77,11 +77,13 @@ def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any
         for phase in phases:
             for module in phase.modules.values():
                 module.to(torch.bfloat16 if phase.zero.precision == "bf16" else torch.float32)
+        start = task.start_bytes(modules)
         batch = task.example(samples, *largest(job))
         found = [_phase(task, phase, phases, modules, trained, batch, samples) for phase in phases]
     return {
         "phases": found,
         "frozen": sum(map(_bytes, frozen.values())),
+        "start": start,
         "batch": sum(t.nbytes for t in batch.values()),
     }
 

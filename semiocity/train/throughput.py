@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
+
 def memory_gb() -> float:
     """Most memory that this rank held, in 10⁹ bytes: of the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
