@@ -63,8 +63,8 @@ def notes(options: OptimizerOptions, steps: int) -> list[str]:
         return []
     reached = learning_rate(options, steps, steps)
     return [
-        f"optimizer.warmup_steps is {options.warmup_steps}, more than steps = {steps}: the rate ends at {reached:.3g} and "
-        f"never reaches lr = {options.lr:g}"
+        f"optimizer.warmup_steps is {options.warmup_steps}, more than steps = {steps}: the rate ends at {reached:.3g} "
+        f"and never reaches lr = {options.lr:g}"
     ]
 
 

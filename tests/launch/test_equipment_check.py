@@ -41,7 +41,7 @@ def site(tmp_path: Path) -> Cluster:
     [
         (
             {"compile": "blocks"},
-            r'compile = "blocks" needs the Python module triton and a C\+\+ compiler .* in .*x\.sif; .*set compile = "none"',
+            r"blocks\" needs the Python module triton and a C\+\+ compiler .* in .*x\.sif; .*set compile = \"none\"",
         ),
         ({"compile": "blocks", "resources": {"gpus_per_node": 0}}, r"blocks\" needs a C\+\+ compiler"),
         ({"model": {"attention": "flash"}}, 'attention = "flash" needs the Python module flash_attn, .*"native"'),
