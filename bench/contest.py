@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 PEERS = os.environ.get("SEMIOCITY_PEERS")
@@ -122,15 +124,30 @@ def table(title: str, medians: Mapping[str, float], count: int, unit: str) -> No
         print(f"  {name:<34} {count / value:>10,.0f} {unit}")
 
 
-def verdict(claim: str, ours: float, peer: float, goal: float) -> None:
-    """The last line of a script: one JSON object. `ours` and `peer` are rates; their ratio is to reach `goal`."""
-    ratio = ours / peer
-    facts = {
-        "claim": claim,
-        "ours": round(ours),
-        "peer": round(peer),
-        "ratio": round(ratio, 2),
-        "goal": f"ratio >= {goal}",
-        "met": ratio >= goal,
-    }
-    print(json.dumps(facts))
+@dataclass(frozen=True)
+class Goal:
+    """`ours` / `peer`, two rates, is to reach `wanted`."""
+
+    name: str
+    ours: float
+    peer: float
+    wanted: float
+
+    def facts(self) -> dict[str, Any]:
+        ratio = self.ours / self.peer
+        return {
+            "claim": self.name,
+            "ours": round(self.ours),
+            "peer": round(self.peer),
+            "ratio": round(ratio, 2),
+            "goal": f"ratio >= {self.wanted}",
+            "met": ratio >= self.wanted,
+        }
+
+
+def verdict(goals: Sequence[Goal], medians: Mapping[str, float], count: int, unit: str) -> None:
+    """The last line of a script: one JSON object with its goals, and what every contender reached."""
+    for goal in goals:
+        print(f"{goal.name}: {goal.ours / goal.peer:.2f} (goal {goal.wanted})")
+    figures = {name: round(count / seconds) for name, seconds in sorted(medians.items(), key=lambda item: item[1])}
+    print(json.dumps({"goals": [goal.facts() for goal in goals], "figures": figures, "unit": unit}))

@@ -91,8 +91,11 @@ class Checkpoints:
         self._pending: _Pending | None = None
         if world.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(".*.tmp"):  # what a killed attempt did not finish
-                shutil.rmtree(left, ignore_errors=True)
+            for left in folder.glob(".*.tmp"):  # what a killed attempt did not finish: folders, and `latest` as a file
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
         zero.barrier()
 
     # -- saving -------------------------------------------------------------------------------------------------------

@@ -140,6 +140,7 @@ def test_old_checkpoints_and_leftovers_are_removed(ranks: Ranks, city: Path, tmp
     left = tmp_path / "checkpoints" / ".step-00000099.tmp"
     left.mkdir(parents=True)
     (left / "judge-00000.safetensors").write_bytes(b"half")
+    (tmp_path / "checkpoints" / ".latest.k1lled.tmp").write_bytes(b"step-000")
     settings = gan(FP32_ALONE, checkpoint_every=1, keep_last=2)
     assert ranks.call(train, settings, tmp_path, city, 0, 0) == [True, True]
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
