@@ -68,6 +68,7 @@ def test_login_node_modules_import_without_torch(tmp_path: Path) -> None:
         "evaluate.prompt_options",
         "launch.prompt_jobs",
         "launch.sweep",
+        "launch.equipment_check",
         "launch.wandb_check",
         "compare.collect",
         "compare.text",

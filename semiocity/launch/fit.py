@@ -21,6 +21,7 @@ from semiocity.errors import UserError
 from semiocity.files import read_json
 from semiocity.launch import container
 from semiocity.launch.jobs import Work, image_of
+from semiocity.train.gpu_peaks import peak_tflops
 from semiocity.train.optimizer_options import KINDS, OptimizerKind
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ GPU_SHARE = 0.95
 """Share of a GPU's memory that tensors can fill before fragmentation ends the run: an allowance, not measured."""
 RANK_OVERHEAD = 0.7e9
 """Bytes of a process that has imported torch and DeepSpeed."""
+RECOMPUTE: dict[str, tuple[Any, Any]] = {"model.recompute": (0, "all"), "model.checkpoint": (False, True)}
+"""Setting -> its values without and with recomputed activations."""
 MFU = 0.35
 """Share of the peak that is assumed before anything was measured."""
-PEAK_TFLOPS = {"a40": 150, "a100": 312, "h100": 989, "h200": 989, "gh200": 989, "b200": 2250, "l40s": 362, "v100": 125}
-"""Dense bf16 (V100: fp16) TFLOP/s by data sheet."""
 
 
 def states(phase: Mapping[str, Any], ranks: int, accumulation: int) -> dict[str, float]:
@@ -85,6 +86,28 @@ def offloaded(phase: Mapping[str, Any], ranks: int) -> float:
     return float(each * phase["parameters"] / ranks)
 
 
+def pass_bytes(phase: Mapping[str, Any], ranks: int, accumulation: int) -> float:
+    """Most bytes of a pass beside the states: activations, and what is kept of the gradients that are done.
+
+    Stage 0, and stage 1 in bf16, keep them whole to the end; else a gradient is let go of once it is in the bucket, and
+    the rank's share is summed up.
+    """
+    width = 2 if phase["precision"] == "bf16" else 4
+    stage = phase["stage"]
+    if stage == 0 or (stage == 1 and width == 2):
+        each = float(width)
+    elif phase.get("offload", "none") != "none" or _sums_are_kept(phase, accumulation):
+        each = 0.0
+    else:
+        each = (2 if phase.get("optimizer") == "adamw_bf16" else 4) / ranks
+    return float(max(held + each * done for done, held in phase["pass"]))
+
+
+def _sums_are_kept(phase: Mapping[str, Any], accumulation: int) -> bool:
+    """Whether the sums of gradients are among the states, and the very ones that the optimizer reads."""
+    return phase["stage"] == 3 or (phase["stage"] == 2 and phase["precision"] == "bf16" and accumulation > 1)
+
+
 def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: str) -> dict[str, float]:
     """Peak bytes of a rank, by what takes them. Phases keep their states together; their passes come one by one."""
     parts: dict[str, float] = {"frozen": found["frozen"], "input": found["batch"]}
@@ -98,12 +121,16 @@ def rank_bytes(found: Mapping[str, Any], ranks: int, accumulation: int, device: 
             share = 0.0  # the host's
         # With stage 3 the gradients' buffer is there twice during the pass, as measured.
         again = min(BUCKET, phase["parameters"]) * (2 if phase["precision"] == "bf16" else 4)
-        passing = max(passing, phase["peak"] + (again if phase["stage"] == 3 else 0))
+        passing = max(passing, pass_bytes(phase, ranks, accumulation) + (again if phase["stage"] == 3 else 0))
         # Stage 0: gradients, and their copies while they are summed over the ranks (as measured). Else the gradient of
-        # the share, and on CPUs what AdamW computes in between (fused on GPUs).
+        # the share, unless its sums are among the states, and on CPUs what AdamW computes in between (fused on GPUs).
         times = 4 if phase["stage"] == 0 and ranks > 1 else 1 if device == "cuda" else 3
-        moving = max(moving, share * times)
-    return {**parts, "pass": max(passing, moving), "total": sum(parts.values()) + max(passing, moving)}
+        moving = max(moving, share * (times - _sums_are_kept(phase, accumulation)))
+    parts["pass"] = max(passing, moving)
+    total = sum(parts.values())
+    if (more := found.get("start", 0) - total) > 0:
+        parts["start"] = more
+    return {**parts, "total": max(total, total + more)}
 
 
 def measure(work: Work, cluster: Cluster, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -166,12 +193,13 @@ def fit(work: Work, cluster: Cluster, gpu_gb: float | None = None, gpu: str | No
     ranks = asked.nodes * asked.ranks_per_node
     samples = job.global_batch // (ranks * job.accumulation)
     device = "cuda" if asked.gpus_per_node else "cpu"
-    can_checkpoint = job.model.get("checkpoint") is False
     variants: dict[str, dict[str, Any]] = {"job": {"samples": samples, "model": {}}}
     if samples > 1:
         variants["half"] = {"samples": samples // 2, "model": {}}
-    if can_checkpoint:
-        variants["checkpoint"] = {"samples": samples, "model": {"checkpoint": True}}
+    for key, (_, recomputed) in RECOMPUTE.items():
+        name = key.removeprefix("model.")
+        if job.model.get(name, recomputed) != recomputed:
+            variants[key] = {"samples": samples, "model": {name: recomputed}}
     found = measure(work, cluster, variants)
     parts = rank_bytes(found["job"], ranks, job.accumulation, device)
     room = room_gb(job, cluster, gpu_gb, device)
@@ -214,8 +242,13 @@ def host_bytes(found: Mapping[str, Any], ranks_per_node: int, ranks: int) -> flo
 
 
 def checkpoint_bytes(found: Mapping[str, Any]) -> float:
-    """A checkpoint on disk: master weights and two moments in fp32, and the average."""
-    return float(sum(phase["parameters"] * (12 + 4 * phase["ema"]) for phase in found["phases"]))
+    """A checkpoint on disk: master weights (bf16 with `adamw_bf16`), the optimizer's state, and the average."""
+    total = 0.0
+    for phase in found["phases"]:
+        kind = phase.get("optimizer", "adamw")
+        master = 2 if kind == "adamw_bf16" else 4
+        total += phase["parameters"] * (master + KINDS[kind].state_bytes + 4 * phase["ema"])
+    return total
 
 
 def _time(
@@ -231,9 +264,9 @@ def _time(
     speed = progress.get("samples_per_s")
     if speed:
         facts |= {"basis": "measured", "step": progress["step"]}
-    elif device == "cuda" and (peak := PEAK_TFLOPS.get((gpu or "").lower().split("-")[0])):
+    elif device == "cuda" and (peak := peak_tflops(gpu or "")):
         speed = ranks * peak * 1e12 * MFU / flops
-        facts |= {"basis": f"assumed: {MFU:.0%} of the {peak} TFLOP/s of {gpu}"}
+        facts |= {"basis": f"assumed: {MFU:.0%} of the {peak:g} TFLOP/s of {gpu}"}
     if speed:
         hours = job.steps * job.global_batch / speed / 3600
         left = (job.steps - facts["step"]) * job.global_batch / speed / 3600
@@ -273,8 +306,10 @@ def _suggestions(job: TrainJob, found: Mapping[str, Any], ranks: int, device: st
         tried.append(
             (f"accumulation={job.accumulation * 2}", found["half"], job.accumulation * 2, "same samples a step")
         )
-    if "checkpoint" in found:
-        tried.append(("model.checkpoint=true", found["checkpoint"], job.accumulation, "a third more computation"))
+    for key, (_, recomputed) in RECOMPUTE.items():
+        if key in found:
+            setting = f"{key}={json.dumps(recomputed)}"
+            tried.append((setting, found[key], job.accumulation, "a third more computation"))
     made = []
     for setting, variant, accumulation, price in tried:
         total = rank_bytes(variant, ranks, accumulation, device)["total"]
@@ -288,7 +323,7 @@ def _with(found: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def _as_bf16(found: Mapping[str, Any]) -> dict[str, Any]:
-    phases = [{**p, "precision": "bf16", "peak": p["peak"] / 2} for p in found["phases"]]
+    phases = [{**p, "precision": "bf16", "pass": [(n, held / 2) for n, held in p["pass"]]} for p in found["phases"]]
     return {**found, "phases": phases}
 
 
@@ -300,6 +335,7 @@ NAMES = {
     "average": "moving average, fp32",
     "gradients": "gradients and their buffer",
     "pass": "activations at their highest",
+    "start": "more than that while it loads",
     "frozen": "frozen modules",
     "input": "batch",
     "other": "untrained parts",

@@ -18,9 +18,6 @@ from semiocity.train.optimizer_options import KINDS
 if TYPE_CHECKING:
     from semiocity.train.options import TrainJob
 
-RECOMPUTE: dict[str, tuple[Any, Any]] = {"model.recompute": (0, "all"), "model.checkpoint": (False, True)}
-"""Setting -> its values without and with recomputed activations."""
-
 
 def settle(work: Work, cluster: Cluster) -> tuple[Work, list[str]]:
     """`work` with nothing left to choose, and lines that say what was chosen and why.
@@ -36,11 +33,12 @@ def settle(work: Work, cluster: Cluster) -> tuple[Work, list[str]]:
     asked = job.resources
     ranks = asked.nodes * asked.ranks_per_node
     samples = job.global_batch // (ranks * job.accumulation)
-    key = next((key for key in RECOMPUTE if key in job.choose), None)
+    key = next((key for key in fit.RECOMPUTE if key in job.choose), None)
     variants: dict[Any, dict[str, Any]] = {"as it is": {"samples": samples, "model": {}}}
     if key is not None:
         variants = {
-            str(value): {"samples": samples, "model": {key.removeprefix("model."): value}} for value in RECOMPUTE[key]
+            str(value): {"samples": samples, "model": {key.removeprefix("model."): value}}
+            for value in fit.RECOMPUTE[key]
         }
     found = fit.measure(work, cluster, variants)
     if not job.choose:
@@ -121,7 +119,7 @@ def _candidates(
                 phases = [{**phase, "stage": stage, "offload": offload} for phase in found[name]["phases"]]
                 settings: dict[str, Any] = {"zero.stage": stage, "zero.offload": offload}
                 if key is not None:
-                    settings[key] = next(value for value in RECOMPUTE[key] if str(value) == name)
+                    settings[key] = next(value for value in fit.RECOMPUTE[key] if str(value) == name)
                 yield settings, {**found[name], "phases": phases}
 
 

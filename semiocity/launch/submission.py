@@ -19,6 +19,7 @@ from semiocity.files import write_json
 from semiocity.launch import (
     bad_nodes,
     doctor,
+    equipment_check,
     estimate,
     facts,
     identity,
@@ -66,7 +67,7 @@ def submit(
         print(dry_run_of(work, cluster), end="")
         return False
     work, chosen = memory.settle(work, cluster)
-    for line in chosen:
+    for line in [*chosen, *_remarks(work)]:
         print(line)
     image = check(work, cluster)
     while True:
@@ -103,6 +104,16 @@ def submit(
     raise UserError(failure(attempt, work))
 
 
+def _remarks(work: Work) -> list[str]:
+    """What is odd about work, but may be meant."""
+    if work.kind != "train":
+        return []
+    from semiocity.train import schedule
+    from semiocity.train.optimizer_options import OptimizerOptions
+
+    return schedule.notes(OptimizerOptions.model_validate(work.job["optimizer"]), work.job["steps"])
+
+
 def check(work: Work, cluster: Cluster) -> Path | None:
     """What can be said of work without looking at the queue; returns its image. Raises UserError."""
     image = image_of(work.image, cluster)
@@ -112,6 +123,7 @@ def check(work: Work, cluster: Cluster) -> Path | None:
         )
     if work.kind == "train":
         wandb_check.check(work.job.get("wandb"), image, cluster)
+        equipment_check.check(work.job, image, cluster)
     return image
 
 
@@ -233,7 +245,7 @@ def dry_run_of(work: Work, cluster: Cluster) -> str:
     What the merge waits for is known when the rest is queued: JOB1 stands for the first of these sbatch files.
     """
     work, chosen = memory.settle(work, cluster)
-    for line in chosen:
+    for line in [*chosen, *_remarks(work)]:
         print(line, file=sys.stderr)
     image = check(work, cluster)
     tasks = plan_tasks(work, cluster, {}, rows_to_retry(work))

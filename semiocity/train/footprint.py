@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,8 +61,8 @@ def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any
 
     Returns {"phases": [{"name", "stage", "precision", "offload", "optimizer", "ema", "every", "parameters", "small"
     (parameters of tensors with at most 100,000 elements), "largest" (elements of the largest tensor), "untrained"
-    (bytes of what else the modules hold), "peak" (bytes beyond the weights in a pass), "flops" (of one sample,
-    recomputed ones too)}], "frozen" (bytes of modules that are never trained), "batch" (bytes of the input)}.
+    (bytes of what else the modules hold), "pass" (see `_passing`), "flops" (of one sample, recomputed ones too)}],
+    "frozen" (bytes of modules that are never trained), "start" (see `Task.start_bytes`), "batch" (bytes of the input)}.
     """
     # Torch notes at the first such context which functions make tensors. accelerate replaces them for a while when it
     # loads a model; if the first context fell into that while, the real ones would be left out for good.
@@ -77,11 +77,13 @@ def footprint(job: TrainJob, facts: DatasetFacts, samples: int) -> dict[str, Any
         for phase in phases:
             for module in phase.modules.values():
                 module.to(torch.bfloat16 if phase.zero.precision == "bf16" else torch.float32)
+        start = task.start_bytes(modules)
         batch = task.example(samples, *largest(job))
         found = [_phase(task, phase, phases, modules, trained, batch, samples) for phase in phases]
     return {
         "phases": found,
         "frozen": sum(map(_bytes, frozen.values())),
+        "start": start,
         "batch": sum(t.nbytes for t in batch.values()),
     }
 
@@ -110,11 +112,13 @@ def _phase(
             parameter.requires_grad_(other is phase)
             parameter.grad = None
 
-    live = LiveBytes()
-    for parameter in trained[phase.name]:
-        live.ignore(parameter)
-    with FlopCounterMode(display=False) as counter, live:
+    def compute() -> None:
         task.loss(phase.name, modules, batch, 0).total.backward()
+
+    passing = _passing(trained[phase.name], [*_tensors(modules), *batch.values()], compute)
+    # In a pass of its own: its hooks would keep alive what is recomputed.
+    with FlopCounterMode(display=False) as counter:
+        compute()
     for parameter in trained[phase.name]:
         parameter.grad = None
     sizes = [p.numel() for p in trained[phase.name]]
@@ -130,9 +134,49 @@ def _phase(
         "largest": max(sizes),
         "untrained": sum(_bytes(m) for m in phase.modules.values()) - sum(p.nbytes for p in trained[phase.name]),
         "small": sum(size for size in sizes if size <= 100_000),
-        "peak": live.peak,
+        "pass": passing,
         "flops": counter.get_total_flops() / samples,
     }
+
+
+def _passing(
+    trained: Sequence[nn.Parameter], there: Iterable[Tensor], compute: Callable[[], None]
+) -> list[tuple[int, int]]:
+    """Moments of a pass when most is held: (elements whose gradients are done, bytes of everything but those and what
+    was `there` before).
+
+    What is kept of gradients differs between ZeRO stages, so that the highest moment does, too. A moment is left out
+    when a later one holds as much.
+    """
+    moments: list[tuple[int, int]] = []
+    done = 0
+    live = LiveBytes()
+    for tensor in there:
+        live.ignore(tensor)
+
+    def finish(parameter: Tensor) -> None:
+        nonlocal done
+        moments.append((done, live.peak))
+        done += parameter.numel()
+        parameter.grad = None
+        live.peak = live.now
+
+    hooks = [parameter.register_post_accumulate_grad_hook(finish) for parameter in trained]
+    with live:
+        compute()
+    for hook in hooks:
+        hook.remove()
+    kept: list[tuple[int, int]] = []
+    for moment in [(done, live.peak), *reversed(moments)]:
+        if not kept or moment[1] > kept[-1][1]:
+            kept.append(moment)
+    return kept
+
+
+def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[Tensor]:
+    for module in modules.values():
+        yield from module.parameters()
+        yield from module.buffers()
 
 
 def _bytes(module: nn.Module) -> int:

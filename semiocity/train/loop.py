@@ -27,6 +27,7 @@ from semiocity.train.batch_statistics import BatchStatistics
 from semiocity.train.checkpoint import Checkpoints, Keep
 from semiocity.train.ema import Ema
 from semiocity.train.feed import Feed
+from semiocity.train.gpu_peaks import peak_tflops
 from semiocity.train.looks import Looks, averaged
 from semiocity.train.metrics import Metrics
 from semiocity.train.noise import torch_seed
@@ -34,7 +35,7 @@ from semiocity.train.norms import Norms
 from semiocity.train.options import TrainJob, check_batch, identity, is_done, load
 from semiocity.train.tasks import TASKS
 from semiocity.train.tasks.base import DatasetFacts, Task, Tensors
-from semiocity.train.throughput import Meter, peak_tflops
+from semiocity.train.throughput import Meter
 from semiocity.train.wandb_writer import open_wandb
 from semiocity.train.watchdog import Watchdog
 from semiocity.train.zero import Engine, World

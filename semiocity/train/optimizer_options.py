@@ -5,9 +5,9 @@ docs/optimizers.md has the table for users; `KINDS` is its source.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from semiocity.config import Strict
 
@@ -48,6 +48,9 @@ KINDS: dict[OptimizerKind, Kind] = {
 }
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerOptions(Strict):
     """The optimizer and the schedule of its rate."""
 
@@ -55,15 +58,16 @@ class OptimizerOptions(Strict):
     """adamw; adamw_8bit: moments in 8 bits (bitsandbytes); adamw_bf16: weights and moments in bf16 alone, rounded
     stochastically; adafactor: factored second moment; muon: orthogonal steps for the matrices of repeated layers, AdamW
     for the rest. See docs/optimizers.md."""
-    lr: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Of AdamW's moments; Adafactor has none."""
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    eps: float = Field(1e-8, gt=0, allow_inf_nan=False)
+    """Added to the root of AdamW's second moment; Adafactor has its own."""
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     momentum: float = Field(0.95, ge=0, lt=1)
     """Muon's."""
-    clip: float | None = Field(1.0, gt=0)
-    """Largest norm of the gradient; None does not clip."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; "none" does not clip."""
     warmup_steps: int = Field(0, ge=0)
     """Steps in which the rate rises linearly from 0."""
     schedule: Schedule = "constant"
@@ -74,11 +78,18 @@ class OptimizerOptions(Strict):
     min_lr: float = Field(0.0, ge=0)
     """Rate of the last step, of schedules that fall."""
 
+    @field_validator("clip", mode="before")
+    @classmethod
+    def _none_in_toml(cls, clip: Any) -> Any:
+        """TOML has no None."""
+        return None if clip == "none" else clip
+
     @model_validator(mode="after")
     def _says_only_what_counts(self) -> OptimizerOptions:
         fields = type(self).model_fields
         idle = {
             "betas": self.kind == "adafactor" and "adafactor has no betas",
+            "eps": self.kind == "adafactor" and "adafactor has its own, 1e-3 of a weight's size",
             "momentum": self.kind != "muon" and f"{self.kind} has no momentum; only muon has",
             "min_lr": self.schedule == "constant" and 'schedule = "constant" does not fall',
             "decay_steps": self.schedule != "wsd" and f'only schedule = "wsd" has them, this is "{self.schedule}"',

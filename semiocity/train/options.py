@@ -25,6 +25,10 @@ class TaskOptions(Strict):
         """What the task reads: role -> default field, such as {"image": "base.image"}."""
         raise NotImplementedError
 
+    def averages(self) -> bool:
+        """Whether any phase keeps an average of its weights ([ema])."""
+        return True
+
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError when the model cannot work at this size in pixels."""
 
@@ -269,6 +273,12 @@ class TrainJob(Job):
                 "validate_every: data.split is empty, so every row is trained on and none is held out; name a split to "
                 "train on, or set validate_every = 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _average_is_kept(self) -> TrainJob:
+        if self.model and self.ema != EmaOptions() and not self.options.averages():
+            raise ValueError("ema would not be used: no average is kept; leave [ema] out, or set model.average = true")
         return self
 
     @model_validator(mode="after")

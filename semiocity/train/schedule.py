@@ -57,6 +57,17 @@ def check_steps(options: OptimizerOptions, steps: int) -> None:
         )
 
 
+def notes(options: OptimizerOptions, steps: int) -> list[str]:
+    """What a submission says of a schedule that is odd, but right for a trial of a few steps."""
+    if options.warmup_steps <= steps:
+        return []
+    reached = learning_rate(options, steps, steps)
+    return [
+        f"optimizer.warmup_steps is {options.warmup_steps}, more than steps = {steps}: the rate ends at {reached:.3g} "
+        f"and never reaches lr = {options.lr:g}"
+    ]
+
+
 def end_of(options: OptimizerOptions, steps: int) -> dict[str, int]:
     """What a checkpoint must know of an end that may be moved; empty where none may."""
     if options.schedule != "wsd":

@@ -63,6 +63,7 @@ def flux(
         **({"rank": 4, "alpha": 8.0} if task == "flux-lora" else {}),
         **(model or {}),
     }
+    averaged = own.get("average", task == "flux-full")
     return {
         "task": task,
         "steps": 6,
@@ -73,7 +74,7 @@ def flux(
         "sample_images": 3,
         "log_every": 2,
         "optimizer": {"lr": 1e-3, "warmup_steps": 2},
-        "ema": {"decay": 0.9},
+        **({"ema": {"decay": 0.9}} if averaged else {}),
         "data": {"size": 32, "flip": True, "tail": "pad", "window": 2},
         "zero": zero,
         "model": own,

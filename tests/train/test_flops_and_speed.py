@@ -15,7 +15,8 @@ from semiocity.models import flux, flux_names, sdm_cost
 from semiocity.models.flux_step_cost import step_flops
 from semiocity.models.sdm import PAPER, SDM, SDMConfig
 from semiocity.train import throughput
-from semiocity.train.throughput import Meter, peak_tflops
+from semiocity.train.gpu_peaks import peak_tflops
+from semiocity.train.throughput import Meter
 
 FLUX: dict[str, Any] = {
     "in_channels": 16,
@@ -136,6 +137,12 @@ def test_flux_dev_costs_what_was_measured_on_it() -> None:
         ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("Tesla T4", None),
+        ("a100", 312.0),  # as SLURM's gres have it
+        ("rtx_a6000", 154.8),
+        ("rtx3090", 71.0),
+        ("a30", 165.0),
+        ("v100", 125.0),
+        ("a100_1g.5gb", None),
     ],
 )
 def test_peaks_by_name(name: str, peak: float | None) -> None:

@@ -52,6 +52,12 @@ def test_options_that_do_not_fit_are_named(model: Path, task: str, wrong: dict[s
         job_of(Path("x"), **flux(task, model, FP32, wrong))
 
 
+def test_an_average_that_is_not_kept_has_no_decay(model: Path) -> None:
+    with pytest.raises(UserError, match=r"ema would not be used: .*set model.average = true"):
+        job_of(Path("x"), **flux("flux-lora", model, FP32, ema={"decay": 0.5}))
+    assert job_of(Path("x"), **flux("flux-lora", model, FP32, {"average": True}, ema={"decay": 0.5})).ema.decay == 0.5
+
+
 def test_a_size_that_is_no_whole_number_of_tokens_is_refused(model: Path) -> None:
     with pytest.raises(UserError, match=r"data\.size: 40×40: 40 is no multiple of 16"):
         job_of(Path("x"), **flux("flux-full", model, FP32, data={"size": 40}))

@@ -193,7 +193,7 @@ def test_eight_pictures_are_learnt_visibly(ranks: Ranks, tmp_path: Path, task: s
     """Through the real text encoder and VAE classes; the last grid shows real pictures beside learnt ones."""
     model = save_flux(tmp_path / "flux", blocks=(2, 4), heads=4)
     dataset = cache(captioned_city(tmp_path / "city", ROWS), model)
-    own = {"prompt_dropout": 0.0, **({"rank": 32, "targets": ["*"]} if task == "flux-lora" else {})}
+    own = {"prompt_dropout": 0.0, **({"rank": 32, "targets": ["*"], "average": True} if task == "flux-lora" else {})}
     settings = flux(task, model, FP32, own, steps=3000, sample_every=1000, sample_images=8, checkpoint_every=1000)
     settings |= {"optimizer": {"lr": 3e-3, "warmup_steps": 50, "schedule": "cosine"}, "accumulation": 1}
     settings |= {"data": {"size": 32, "cache_mb": 8}, "ema": {"decay": 0.99}}

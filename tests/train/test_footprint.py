@@ -117,7 +117,7 @@ def found_for(parameters: int, peak: int, small: int = 0) -> dict[str, Any]:
         "parameters": parameters,
         "untrained": 0,
         "small": small,
-        "peak": peak,
+        "pass": [(0, peak)],
         "flops": 1e12,
     }
     return {"phases": [phase], "frozen": 0, "batch": 0}

@@ -185,6 +185,11 @@ def test_muon_divided_among_ranks_is_muon_on_whole_matrices(ranks: Ranks, tmp_pa
         ),
         ({"optimizer": {"kind": "adamw_bf16"}, "zero": {"precision": "fp32"}}, 'zero.precision must be "bf16"'),
         ({"optimizer": {"kind": "adafactor", "betas": [0.5, 0.9]}}, "betas would not be used: adafactor has no betas"),
+        ({"optimizer": {"kind": "adafactor", "eps": 1e-6}}, "eps would not be used: adafactor has its own"),
+        ({"optimizer": {"betas": [1.5, 0.9]}}, r"optimizer.betas\S*: .*less than 1"),
+        ({"optimizer": {"kind": "muon", "betas": [0.9, -0.1]}}, r"optimizer.betas\S*: .*greater than or equal to 0"),
+        ({"optimizer": {"lr": float("inf")}}, "optimizer.lr: .*finite"),
+        ({"optimizer": {"clip": 0}}, "optimizer.clip"),
         ({"optimizer": {"momentum": 0.5}}, "momentum would not be used: .*only muon"),
         ({"optimizer": {"min_lr": 1e-6}}, 'min_lr would not be used: schedule = "constant"'),
         ({"optimizer": {"schedule": "linear", "min_lr": 1}}, "min_lr .1. must not be above lr"),
@@ -212,6 +217,14 @@ def test_wrong_settings_are_refused(changes: dict[str, Any], said: str) -> None:
     base = {"task": "sdm", "steps": 10, "global_batch": 8, "data": {"size": 32}, "model": {"attention_resolutions": []}}
     with pytest.raises(UserError, match=said):
         job_of(Path("data/x"), **{**base, **changes})
+
+
+def test_nothing_is_clipped_where_the_job_says_so() -> None:
+    """TOML has no None."""
+    base = {"task": "sdm", "steps": 10, "global_batch": 8, "data": {"size": 32}, "model": {"attention_resolutions": []}}
+    job = job_of(Path("data/x"), **base, optimizer={"clip": "none"})
+    assert job.optimizer.clip is None
+    assert type(job).model_validate(job.model_dump(mode="json")) == job
 
 
 def test_eight_bits_on_other_ranks_are_refused(ranks: Ranks, lone_rank: Ranks, city: Path, tmp_path: Path) -> None:

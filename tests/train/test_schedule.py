@@ -12,12 +12,21 @@ from train_ranks import Ranks, train
 from semiocity.errors import UserError
 from semiocity.train.metrics import read_metrics
 from semiocity.train.optimizer_options import OptimizerOptions
-from semiocity.train.schedule import learning_rate
+from semiocity.train.schedule import learning_rate, notes
 
 
 def rates(steps: int, **options: Any) -> list[float]:
     made = OptimizerOptions(lr=2.0, **options)
     return [learning_rate(made, step, steps) for step in range(1, steps + 1)]
+
+
+def test_a_warm_up_beyond_the_end_is_remarked_upon() -> None:
+    """Not refused: a job that is tried for a few steps keeps its warm-up."""
+    (said,) = notes(OptimizerOptions(lr=1e-3, warmup_steps=500), 20)
+    assert said == (
+        "optimizer.warmup_steps is 500, more than steps = 20: the rate ends at 4e-05 and never reaches lr = 0.001"
+    )
+    assert notes(OptimizerOptions(warmup_steps=20), 20) == []
 
 
 def test_every_schedule_warms_up_and_ends_where_it_should() -> None:

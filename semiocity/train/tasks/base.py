@@ -78,6 +78,11 @@ class Task(ABC):
         """Modules that are used but never trained, such as a VAE. The loop puts them on the device, in eval mode."""
         return {}
 
+    def start_bytes(self, modules: Modules) -> int:
+        """What a rank's device holds at most before its optimizer is made, with these modules there in the end: more
+        than they when something is loaded for a while. For `semiocity fit`."""
+        return 0
+
     def frozen_digests(self) -> Mapping[str, str]:
         """Digest of the weights of each of `frozen`, and of frozen parameters inside phases. A checkpoint names them
         instead of copying them; a run does not go on with others."""

@@ -21,7 +21,7 @@ from semiocity.data.decode import decode_cropped
 from semiocity.data.loader import Arrays, Room, empty, stack, to_bytes, to_unit
 from semiocity.data.order import Batch
 from semiocity.errors import UserError
-from semiocity.models import attention, flux, flux_cost
+from semiocity.models import attention, flux, flux_cost, flux_names
 from semiocity.models.flux_step_cost import step_flops
 from semiocity.stages import flux_parts, weights
 from semiocity.stages.base import BadRow
@@ -99,6 +99,13 @@ class FluxTask(Task):
     def trained_parts(self) -> tuple[str, ...]:
         """Parts of the pipeline that the phase trains."""
         return (TRANSFORMER,)
+
+    def start_bytes(self, modules: Modules) -> int:
+        """The transformer is read in `dtype`, whatever it is stored as then; cached texts need the encoders once."""
+        held = flux_shapes.size(modules.values())
+        if not self.fly_texts:
+            held += flux_shapes.size(self._encoder(part) for part in (CLIP, T5))
+        return max(held, flux_names.count(self.config) * self.dtype.itemsize)
 
     def frozen_digests(self) -> Mapping[str, str]:
         return {part: flux_parts.revision(self.folder, part) for part in flux_parts.CLASSES}

@@ -90,6 +90,9 @@ class FluxOptions(TaskOptions):
         caption = {"embeddings": "text.embeddings"} if self.texts == "column" else {"caption": "caption.text"}
         return image | caption
 
+    def averages(self) -> bool:
+        return self.average
+
     def check_size(self, height: int, width: int) -> None:
         self._check_stride("data.size", height, width)
 

@@ -3,7 +3,7 @@ from the configuration files alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,11 @@ def encoder(folder: Path, part: str, dtype: torch.dtype) -> Any:
     """A text encoder of a pipeline."""
     maker: Any = CLIPTextModel if part == CLIP else T5EncoderModel
     return nn.Module.to(maker(AutoConfig.from_pretrained(folder / part, local_files_only=True)), dtype)
+
+
+def size(modules: Iterable[nn.Module]) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(t.nbytes for module in modules for t in (*module.parameters(), *module.buffers()))
 
 
 def example(task: FluxTask, samples: int, height: int, width: int) -> dict[str, Tensor]:
