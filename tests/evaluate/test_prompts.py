@@ -216,7 +216,7 @@ def test_a_lora_that_does_not_fit_is_refused(
 ) -> None:
     from semiocity.evaluate.flux_painter import load_pipeline
 
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for name, (inputs, outputs) in names.items():
         ends = ("lora_A", "lora_B") if name[0] == "t" else ("lora_down", "lora_up")
         state |= {f"{name}.{ends[0]}.weight": torch.ones(2, inputs), f"{name}.{ends[1]}.weight": torch.ones(outputs, 2)}
@@ -259,7 +259,7 @@ def test_the_card_names_the_base_on_the_hub(model: Path, tmp_path: Path) -> None
     shutil.copytree(model, cached / "snapshots" / commit)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
-    cards = []
+    cards: list[str] = []
     for base in (tmp_path / "FLUX.1-dev", cached, cached / "snapshots" / commit, model):
         folder = tmp_path / f"export-{len(cards)}"
         folder.mkdir()

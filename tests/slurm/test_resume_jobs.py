@@ -4,6 +4,7 @@ every ZeRO stage, and both Flux tasks. What they leave must be what an undisturb
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def comes_back(project: Project, cluster: Any, training: Training, chance: rando
     project.run(*arguments(training, name, **{"rehearse.slow_step_s": STEP_S}))
     run = project.folder / "runs" / name
     for times, stop in enumerate(stops, 1):
-        project.wait(lambda n=times, s=stop: is_past(run, n, s), f"past step {stop}", timeout_s=300)
+        project.wait(partial(is_past, run, times, stop), f"past step {stop}", timeout_s=300)
         preempt(cluster)
     project.wait(lambda: (run / "done.json").exists(), "finished after coming back", timeout_s=300)
     begun = starts(run)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alike import CHANGES, jpeg
@@ -26,7 +28,7 @@ from semiocity.files import canonical
 from semiocity.stages import duplicates
 from semiocity.stages.base import Made, Tombstone, make_stage
 from semiocity.stages.duplicates_check import leaks
-from semiocity.stages.reduce import make_reduce, revision
+from semiocity.stages.reduce import Stop, make_reduce, revision
 from semiocity.stages.reduce_runner import run_reduce
 
 OWNER = Owner.here("remove")
@@ -84,8 +86,8 @@ def first_version(monkeypatch: pytest.MonkeyPatch) -> None:
     class First(duplicates.Duplicates):
         version = 1
 
-        def conclude(self, gathered: object, threads: int, stop: object) -> object:
-            self.keys = [key for part in gathered for key in part.rows.keys.tolist()]  # type: ignore[attr-defined]
+        def conclude(self, gathered: Sequence[Any], threads: int, stop: Stop) -> duplicates.Conclusion:
+            self.keys = [key for part in gathered for key in part.rows.keys.tolist()]
             return super().conclude(gathered, threads, stop)
 
         def rows(self, conclusion: duplicates.Conclusion, shard: int) -> list[Made | Tombstone]:
