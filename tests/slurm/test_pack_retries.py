@@ -29,7 +29,7 @@ def project(tmp_path: Path, cluster: Any) -> Project:
     """Ten pictures, the seventh of which a broken decoder (ours, for this test) dies of."""
     code = copy_package(tmp_path / "package")
     decoder = code / "semiocity" / "data" / "images.py"
-    text, before = decoder.read_text(), "    image = _open(data, FORMATS"
+    text, before = decoder.read_text(), "    image = _open(data, formats"
     assert before in text
     decoder.write_text(text.replace(before, CRASH.lstrip("\n") + before, 1))
     pictures = tmp_path / "pictures"

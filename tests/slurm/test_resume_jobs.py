@@ -4,6 +4,7 @@ every ZeRO stage, and both Flux tasks. What they leave must be what an undisturb
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,11 @@ def arguments(training: Training, run: str, **more: Any) -> list[str]:
     return ["train", f"jobs/{file}.toml", *sets(*(f"{key}={value}" for key, value in everything.items()))]
 
 
-def comes_back(project: Project, cluster: Any, training: Training, chance: random.Random) -> None:
+def comes_back(
+    project: Project, cluster: Any, training: Training, chance: random.Random, bands: Sequence[tuple[int, int]] = BANDS
+) -> None:
     name = "-".join(map(str, training))
-    stops = [chance.randint(*band) for band in BANDS]
+    stops = [chance.randint(*band) for band in bands]
     print(f"{name}: preempted after steps {stops}")
     project.run(*arguments(training, f"{name}-calm"), "--wait")
     calm = project.folder / "runs" / f"{name}-calm"
@@ -100,8 +103,8 @@ def comes_back(project: Project, cluster: Any, training: Training, chance: rando
         preempt(cluster)
     project.wait(lambda: (run / "done.json").exists(), "finished after coming back", timeout_s=300)
     begun = starts(run)
-    assert len(begun) == 4 and begun == sorted(set(begun)), "it really resumed, further on each time"
-    assert project.run_status(name)["restarts"] == 3
+    assert len(begun) == 1 + len(stops) and begun == sorted(set(begun)), "it really resumed, further on each time"
+    assert project.run_status(name)["restarts"] == len(stops)
     assert results(run) == expected
 
 
@@ -119,9 +122,9 @@ def chance() -> random.Random:
     return random.Random(seed)
 
 
-def test_a_training_comes_back_from_three_preemptions(project: Project, cluster: Any, chance: random.Random) -> None:
+def test_a_training_comes_back_from_a_preemption(project: Project, cluster: Any, chance: random.Random) -> None:
     """One case of the matrix, another each time."""
-    comes_back(project, cluster, chance.choice(TRAININGS), chance)
+    comes_back(project, cluster, chance.choice(TRAININGS), chance, [(2, 9)])
 
 
 @pytest.mark.soak

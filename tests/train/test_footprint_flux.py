@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from semiocity.train.tasks.base import DatasetFacts
 BUCKET = 100_000
 """Elements; small beside the model, as DeepSpeed's is beside FLUX.1."""
 NO_FACTS = DatasetFacts("", "", (), (), None)
+
+
+@pytest.fixture
+def fresh() -> Iterator[Ranks]:
+    """Two ranks that hold nothing of other tests: they would let go of it while bytes are counted."""
+    made = Ranks()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +59,7 @@ CASES: list[Any] = [
 
 @pytest.mark.parametrize(("task", "blocks", "recompute", "stage", "accumulation"), CASES)
 def test_bytes_of_a_step_agree_with_the_allocator(
-    ranks: Ranks,
+    fresh: Ranks,
     models: dict[int, Path],
     town: Path,
     tmp_path: Path,
@@ -79,7 +88,7 @@ def test_bytes_of_a_step_agree_with_the_allocator(
         model=model | {"recompute": recompute},
     )
     monkeypatch.setattr(fit, "BUCKET", BUCKET)
-    measured = max(ranks.call(_measured, job.model_dump(mode="json"), str(tmp_path), BUCKET))
+    measured = max(fresh.call(_measured, job.model_dump(mode="json"), str(tmp_path), BUCKET))
     found = footprint(job, NO_FACTS, 8 // (2 * accumulation))
     assert fit.rank_bytes(found, 2, accumulation, "cpu")["total"] == pytest.approx(measured, rel=0.12)
 
