@@ -71,7 +71,8 @@ def page(results: dict[str, Any], scripts: dict[str, Path]) -> Iterator[str]:
             yield from ("", f"Measured on {row['machine']}.")
         if "figures" in row:
             yield from ("", f"| contender | {row['unit']} |", "|---|---|")
-            yield from (f"| {contender} | {value} |" for contender, value in row["figures"].items())
+            best_first = sorted(row["figures"].items(), key=lambda item: -item[1] if isinstance(item[1], int) else 0)
+            yield from (f"| {contender} | {value} |" for contender, value in best_first)
 
 
 def machine() -> str:
