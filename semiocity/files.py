@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +39,17 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to a temporary name in the same folder, fsync, rename, fsync the folder. Honours the umask."""
     with replacing(path) as file:
         file.write(data)
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what `replacing` left in `folder` of files whose names begin with `name`, when it was killed.
+
+    Nobody may be writing such files now.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for left in os.listdir(folder):  # noqa: PTH208, a fraction of glob's time
+            if left.startswith(f".{name}") and left.endswith(".tmp") and (folder / left).is_file():
+                (folder / left).unlink(missing_ok=True)
 
 
 @contextmanager

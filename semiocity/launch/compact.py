@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from semiocity import ranks
 from semiocity.errors import UserError
-from semiocity.files import read_json, replacing, write_json
+from semiocity.files import read_json, replacing, sweep, write_json
 from semiocity.launch.runs import Attempt
 
 DONE_LOG = "done.log"
@@ -31,10 +32,16 @@ def packed_states(attempt: Attempt) -> dict[int, dict[str, Any]]:
 
 
 def compact(attempt: Attempt) -> int:
-    """Pack the files of the attempt's tasks that are done; returns how many. Nobody else may be packing.
+    """Pack the files of the attempt's tasks that are done; returns how many. What killed tasks left half-written goes.
+
+    The attempt is over, and nobody else may be packing.
 
     What is packed is on disk before the single files go, so that a reader finds it in one place or the other.
     """
+    for folder in (attempt.folder, attempt.folder / "tasks", attempt.folder / "ends", attempt.requeue):
+        sweep(folder)
+    for _, _, folder in ranks.restarts(attempt.folder):
+        sweep(folder)
     try:
         paths = sorted(path for path in (attempt.folder / "tasks").iterdir() if path.stem.isdigit())
     except FileNotFoundError:

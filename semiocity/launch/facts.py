@@ -33,6 +33,8 @@ def _plain(value: Any) -> Any:
             return value.model_dump(mode="json")
         case tuple():
             return [_plain(item) for item in value]
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
         case _:
             return value
 
@@ -48,6 +50,7 @@ def work_of(data: Mapping[str, Any], run: Path, dataset: Path) -> Work:
             "resources": Resources.model_validate(data["resources"]),
             "image": Path(data["image"]) if data["image"] else None,
             "binds": tuple(Path(path) for path in data["binds"]),
+            "files": {key: Path(path) for key, path in data.get("files", {}).items()},
         }
     )
 

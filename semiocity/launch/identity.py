@@ -15,8 +15,8 @@ FREE = ("run", "dataset", "image", "resources")
 """Keys of a job that say where and with what it runs, not what comes out."""
 RESULTS = {"generate": "samples/manifest.json", "evaluate": "scores.json"}
 """What a run has one of; a second job with other settings would put its own in its place."""
-FREE_OF_RESULTS = ("run", "image", "resources", "tasks")
-"""Of those jobs. Another dataset's pictures are other pictures."""
+FREE_OF_RESULTS = ("run", "image", "resources", "tasks", "prompts")
+"""Of those jobs. Another dataset's pictures are other pictures; a file of prompts is known by their digest."""
 
 
 def refuse_another(work: Work, live: Collection[str]) -> None:

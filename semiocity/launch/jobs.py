@@ -54,6 +54,8 @@ class Work:
     """What it reads → digest, of work whose results are in a run folder and have no receipts."""
     binds: tuple[Path, ...] = field(default=())
     """Folders outside run and dataset that tasks read."""
+    files: dict[str, Path] = field(default_factory=dict)
+    """Key of the job -> the user's own small file that it names; tasks read the copy that the attempt takes."""
 
 
 def load_cluster(path: Path | None) -> Cluster:

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from semiocity.config import Resources, Strict, check, load_toml
 from semiocity.errors import UserError
 from semiocity.launch.pipeline_steps import FILES, Facts, Step, Thing, describe, moved
+from semiocity.launch.prompt_jobs import prompts_of
 from semiocity.launch.runs import Attempt
 
 StepName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
@@ -118,8 +119,8 @@ def of_attempt(attempt: Attempt) -> tuple[Pipeline, list[str]]:
     job = attempt.read()["job"]
     if "gate" not in job:
         raise UserError(f"{attempt.file}: queued by a version that did not note everything; run its file again")
-    file = attempt.folder / "files" / Path(job["file"]).name
-    steps = {item["name"]: moved(item, attempt.folder / "files") for item in job["steps"]}
+    file = attempt.files / Path(job["file"]).name
+    steps = {item["name"]: moved(item, attempt.files) for item in job["steps"]}
     parents = {name: tuple(job["parents"][name]) for name in steps}
     gate = check(job["gate"], Resources, where=f"{attempt.file}: gate")
     facts = _describe(file, steps)
@@ -159,7 +160,8 @@ def _describe(file: Path, steps: Mapping[str, Step]) -> dict[str, Facts]:
 def _step(name: str, entry: StepFile, found: PipelineFile) -> Step:
     kind = next(kind for kind in FILES if getattr(entry, kind) is not None)
     sets = []
-    if found.dataset is not None and kind != "pack":
+    paints = kind == "generate" and prompts_of(entry.generate or Path(), list(_dotted(entry.set)))
+    if found.dataset is not None and kind != "pack" and not paints:
         sets.append(f"dataset={json.dumps(str(found.dataset))}")
     if found.run is not None and kind in ("train", "generate", "evaluate", "report"):
         sets.append(f"run={json.dumps(found.run)}")

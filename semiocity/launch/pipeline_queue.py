@@ -95,8 +95,8 @@ def _queue(
     names = [p.step.name for p in todo]
     reserved = {p.step.name: places(p) for p in todo}
     attempt = new_attempt(pipeline.run)
-    steps = [frozen(p.step, attempt.folder / "files") for p in planned]
-    shutil.copyfile(pipeline.file, attempt.folder / "files" / pipeline.file.name)
+    steps = [frozen(p.step, attempt.files) for p in planned]
+    shutil.copyfile(pipeline.file, attempt.files / pipeline.file.name)
     launch = gate_launch(pipeline.run, cluster, pipeline.gate, code or snapshot(pipeline.run))
     index = {step.name: number for number, step in enumerate(steps)}
     data: dict[str, Any] = {

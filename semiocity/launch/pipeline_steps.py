@@ -13,7 +13,7 @@ from semiocity.config import load_toml
 from semiocity.data import manifest
 from semiocity.data.manifest import BASE
 from semiocity.errors import UserError
-from semiocity.launch import jobs, pages
+from semiocity.launch import jobs, pages, prompt_jobs
 from semiocity.launch.jobs import Work
 
 FILES = ("pack", "stage", "reduce", "view", "train", "generate", "evaluate", "report", "export")
@@ -62,7 +62,10 @@ def moved(data: Mapping[str, Any], folder: Path) -> Step:
     copy = folder / step.name / step.file.name
     if not copy.is_file():  # a view that was built is its own rule
         return step
-    return replace(step, file=copy, job=copy.with_name(step.job.name))
+    sets = step.sets
+    if step.kind == "generate" and (prompts := prompt_jobs.prompts_of(copy, sets)):
+        sets = (*sets, f"prompts={json.dumps(str(copy.with_name(prompts.name)))}")
+    return replace(step, file=copy, job=copy.with_name(step.job.name), sets=sets)
 
 
 class Thing(NamedTuple):
@@ -147,6 +150,17 @@ def describe(step: Step) -> Facts:
             rows = _rows(dataset, train.data.view, needs(train))
             run = jobs.run_folder(train.run, train.task, dataset.name)
             return Facts(_draft("train", run, train), (Thing("model", run),), rows)
+        case "generate" if prompt_jobs.prompts_of(step.file, step.sets):
+            from semiocity.evaluate.prompt_options import PromptJob, read_prompts
+
+            painting = load_toml(step.file, PromptJob, step.sets)
+            try:
+                read_prompts(painting)
+            except UserError as error:
+                raise UserError(f"{step.file}: {error}") from None
+            run = jobs.run_folder(painting.run)
+            draft = Work("generate", run, run, painting.model_dump(mode="json"), painting.resources, painting.image)
+            return Facts(draft, (Thing("samples", run),), {} if painting.model else {Thing("model", run): ()})
         case "generate":
             from semiocity.evaluate.options import GenerateJob
 
@@ -198,7 +212,7 @@ def build(step: Step, dry_run: bool = False) -> Work:
         case "train":
             return jobs.train(step.file, step.sets)
         case "generate":
-            return jobs.generate(step.file, step.sets)
+            return prompt_jobs.generate(step.file, step.sets)
         case "evaluate":
             return jobs.evaluate(step.file, step.sets)
         case "report":
@@ -218,6 +232,10 @@ def frozen(step: Step, folder: Path) -> Step:
     place = folder / step.name
     place.mkdir(parents=True, exist_ok=True)
     (place / step.file.name).write_bytes(step.file.read_bytes())
+    if step.kind == "generate" and (prompts := prompt_jobs.prompts_of(step.file, sets)):
+        copy = place / f"prompts{prompts.suffix}"
+        copy.write_bytes(prompts.read_bytes())
+        sets = (*sets, f"prompts={json.dumps(str(copy))}")
     job = place / f"job-{step.job.name.removeprefix('job-')}"
     if step.job.exists():
         job.write_bytes(step.job.read_bytes())

@@ -16,7 +16,7 @@ from semiocity.launch.pipeline_steps import Step, build
 from semiocity.launch.runs import Attempt, attempts
 from semiocity.launch.status_tasks import task_states
 
-UNIMPORTANT = {"resources", "image", "run", "tasks", "dataset"}
+UNIMPORTANT = {"resources", "image", "run", "tasks", "dataset", "prompts"}
 """Keys of a job that do not change what comes out."""
 
 

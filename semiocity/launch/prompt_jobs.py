@@ -6,28 +6,35 @@ import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from semiocity.config import apply_set, load_toml
 from semiocity.errors import UserError
-from semiocity.launch.jobs import Work, run_folder
+from semiocity.launch import jobs
+from semiocity.launch.jobs import Work
 
 
-def has_prompts(job_file: Path, sets: Sequence[str]) -> bool:
-    """Whether a job of `semiocity generate` is about prompts rather than layouts."""
-    data = {}
+def prompts_of(job_file: Path, sets: Sequence[str]) -> Path | None:
+    """The file of prompts that a job of `semiocity generate` names; None when it is about layouts."""
+    data: dict[str, Any] = {}
     with suppress(OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):  # said properly by whoever loads it
         data = tomllib.loads(job_file.read_text(encoding="utf-8"))
     for item in sets:
         apply_set(data, item)
-    return "prompts" in data
+    return Path(str(data["prompts"])) if "prompts" in data else None
+
+
+def generate(job_file: Path, sets: Sequence[str]) -> Work:
+    """Images for prompts or for layouts, whichever the job is about."""
+    return (prompts if prompts_of(job_file, sets) else jobs.generate)(job_file, sets)
 
 
 def prompts(job_file: Path, sets: Sequence[str]) -> Work:
-    """Images for a file of prompts; tasks share the prompts."""
+    """Images for a file of prompts; tasks share the prompts. Its dataset, which it has none of, is the run folder."""
     from semiocity.evaluate import prompt_options
 
     job = load_toml(job_file, prompt_options.PromptJob, sets)
-    run = run_folder(job.run)
+    run = jobs.run_folder(job.run)
     try:
         source = prompt_options.source_of(job, run)
         job = prompt_options.with_defaults(job, source)
@@ -37,14 +44,17 @@ def prompts(job_file: Path, sets: Sequence[str]) -> Work:
         raise UserError(f"{job_file}: {error}") from None
     if job.device == "cuda" and job.resources.gpus_per_node == 0:
         raise UserError(f'{job_file}: device is "cuda" but resources.gpus_per_node is 0; ask for a GPU, or take cpu')
+    own = {} if job.model else {"model": run / "export" / "config.json", "training": run / "done.json"}
     resolved = job.model_dump(mode="json") | {"prompts_digest": prompt_options.digest_of(found)}
     return Work(
         kind="generate",
         run=run,
-        dataset=job.prompts.parent.resolve(),
+        dataset=run,
         job=resolved,
         resources=job.resources,
         image=job.image,
         units=min(job.tasks, len(found)),
+        inputs=jobs.contents(**own),
         binds=tuple(path.resolve() for path in source.paths()),
+        files={"prompts": job.prompts.resolve()},
     )

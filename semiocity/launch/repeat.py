@@ -37,7 +37,7 @@ def repeat(folder: Path, cluster_file: Path | None, *, wait: bool, dry_run: bool
         return pipeline_run.run(pipeline, cluster, choose(pipeline, asked), wait=wait, dry_run=dry_run, code=code)
     for number, (attempt, data) in enumerate(newest):
         code = _code(attempt, data, target, dry_run)
-        work = _work(data, target, dry_run)
+        work = _work(attempt, data, target, dry_run)
         cluster = _cluster(cluster_file, data)
         if not submission.submit(work, cluster, wait=wait, dry_run=dry_run, replace=True, code=code) and not dry_run:
             rest = [str(later["kind"]) for _, later in newest[number + 1 :]]
@@ -79,7 +79,12 @@ def _code(attempt: Attempt, data: Mapping[str, Any], target: Path, dry_run: bool
     return copy
 
 
-def _work(data: Mapping[str, Any], target: Path, dry_run: bool) -> Work:
+def _work(attempt: Attempt, data: Mapping[str, Any], target: Path, dry_run: bool) -> Work:
+    if files := {key: attempt.files / Path(file).name for key, file in data.get("files", {}).items()}:
+        job = data["job"] | {key: str(file) for key, file in files.items()}
+        data = {**data, "files": files, "job": job}
+    if data["dataset"] == data["run"]:
+        return facts.work_of(data, target, target)
     here, there = (Path("data") / Path(data["dataset"]).name).resolve(), Path(data["dataset"])
     dataset = here if here.exists() or not there.exists() else there
     if data["kind"] == "pack":

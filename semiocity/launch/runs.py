@@ -6,6 +6,7 @@
       attempts/0001/
         attempt.json            resolved job, site, executor, task map (index -> shards), job ids, code and image
         environment.json        who submitted, where, with which versions
+        files/                  copies of what else it was submitted with: prompts, a pipeline's job files
         tasks-00000.sbatch      what was queued, one an array, named by its first task
         tasks/0003.json         what task 3 is doing, written by the task
         packed.json             the same of tasks that are done, once the attempt is over (compact.py)
@@ -60,6 +61,11 @@ class Attempt:
     @property
     def packed(self) -> Path:
         return self.folder / "packed.json"
+
+    @property
+    def files(self) -> Path:
+        """Copies of the user's files that it was submitted with."""
+        return self.folder / "files"
 
     def sbatch_file(self, first: int) -> Path:
         """The sbatch file of the array whose first task has this index."""

@@ -6,6 +6,7 @@ Standard library only, so that `semiocity status` starts at once on a login node
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -116,6 +117,9 @@ def _planned(dataset: Path, column: str, revision: str, facts: Mapping[str, Any]
 
 # ---------------------------------------------------------------- everything
 
+SILENT_S = 600.0
+"""A stage's task that has not told of a row for so long is pointed out. The first may have a model to load."""
+
 
 def collect(data: Path, runs: Path, only: Sequence[Path] = ()) -> dict[str, Any]:
     """Datasets and runs as one JSON value, or `only` some runs. Asks squeue once, for jobs that files do not settle."""
@@ -184,10 +188,22 @@ def _run(run: Path, listed: Sequence[Read], seen: Mapping[str, squeue.Seen] | No
         "progress": training_progress(run) if (run / "progress.json").exists() else "",
         "problems": problems,
         "held": [{**item._asdict(), "said": str(item)} for item in kept],
+        "silent": [item for read, state in told if (item := _silent(read, state))],
         "excluded": {
             node: why for read in now.reads for node, why in bad_nodes.avoided(read.attempt, read.data).items()
         },
     }
+
+
+def _silent(read: Read, state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A task that should have told of rows long since: SLURM believes that it runs when its controller lost the last
+    seconds before a crash, or its node hangs. (Trainings find such a rank themselves: launch/world.py.)"""
+    if state["state"] != "running" or read.data["executor"] != "slurm" or read.data["kind"] != "stage":
+        return None
+    for_s = time.time() - state.get("updated", time.time())
+    if for_s < SILENT_S:
+        return None
+    return {"attempt": read.attempt.number, "task": state["index"], "job": state["job"], "for_s": round(for_s)}
 
 
 def steps_of(data: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

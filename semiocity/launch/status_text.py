@@ -76,6 +76,11 @@ def _run(run: Mapping[str, Any]) -> list[str]:
         named = ", ".join(f"{count} {WORDS.get(cause, cause)}" for cause, count in run["causes"].items())
         lines.append(f"  ended without being done: {named}")
     lines += [f"  {item['said']}" for item in run["held"]]
+    lines += [
+        f"  task {item['task']} has written nothing for {clock(item['for_s'])}, though SLURM says that it runs; if it "
+        f"stays so: scancel {item['job']}, then semiocity retry {run['run']}"
+        for item in run["silent"]
+    ]
     lines += [f"  keeps away from {node}: {why}" for node, why in sorted(run["excluded"].items())]
     for problem in run["problems"][:5]:
         which = f"attempt {problem['attempt']}, " if several else ""

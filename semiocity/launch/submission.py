@@ -190,6 +190,7 @@ def _submit(
         _launch(work, cluster, image, code or snapshot(work.run, compiled=image is not None)), exclude=tuple(excluded)
     )
     planned = len(tasks)
+    work = _with_copies(work, attempt.files)
     data: dict[str, Any] = {
         **facts.of_work(work),
         "executor": cluster.executor,
@@ -224,6 +225,17 @@ def _submit(
             "longer, so that all fit)"
         )
     return attempt, launch, left, busy.queued
+
+
+def _with_copies(work: Work, folder: Path) -> Work:
+    """The work with copies of the user's files in `folder`, so that editing one later changes nothing queued."""
+    if not work.files:
+        return work
+    folder.mkdir()
+    copies = {key: folder / f"{key}{file.suffix}" for key, file in work.files.items()}
+    for key, copy in copies.items():
+        shutil.copyfile(work.files[key], copy)
+    return with_(work, files=copies, job=work.job | {key: str(copy) for key, copy in copies.items()})
 
 
 def cut(data: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from semiocity import ranks
 from semiocity.errors import BadNode, OutOfMemory, UserError
-from semiocity.files import read_json, write_json
+from semiocity.files import read_json, sweep, write_json
 from semiocity.launch import causes, ends, notices
 from semiocity.launch.preempt import REQUEUE_EXIT, StopFlag
 from semiocity.launch.runs import Attempt, attempts
@@ -46,8 +46,10 @@ def main(run: str, number: int, index: int) -> str:
     world = replace(world, folder=ranks.folder_of(attempt.folder, world.job_id, world.restart))
     reporter = Reporter(attempt.task_file(index), world) if world.rank == 0 else None
     report: Callable[..., None] = reporter or _silent
-    report(state="running")
     data = {**attempt.read(), "attempt": number}
+    if world.rank == 0 and world.restart > 0:
+        _sweep(attempt, data, index, world)
+    report(state="running")
     try:
         check_node(data)
         work = MERGES[data["kind"]] if index == data["merge"] else KINDS[data["kind"]]
@@ -100,6 +102,19 @@ def said(error: BaseException) -> tuple[str, str]:
         case MemoryError():
             return causes.OUT_OF_MEMORY, f"{name}: {error}"
     return causes.GPU_OUT_OF_MEMORY if name == "OutOfMemoryError" else causes.CRASH, f"{name}: {error}"
+
+
+def _sweep(attempt: Attempt, data: Mapping[str, Any], index: int, world: World) -> None:
+    """Remove what this job's earlier restarts were writing when they were killed."""
+    sweep(attempt.folder / "tasks", attempt.task_file(index).name)
+    for folder in (attempt.folder / "ends", attempt.requeue):
+        sweep(folder, f"{world.job_id}.")
+    for _, restart, folder in ranks.restarts(attempt.folder, world.job_id):
+        if restart < world.restart:
+            sweep(folder)
+    if data["kind"] == "train":
+        for name in ("progress.json", "done.json"):
+            sweep(attempt.run, name)
 
 
 def check_node(data: dict[str, Any]) -> None:

@@ -20,10 +20,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(a: argparse.Namespace) -> int:
     if a.manifest:
         return _again(a.manifest, a.out or a.manifest.parent.with_name("samples-again"))
-    from semiocity.launch import jobs, prompt_jobs
+    from semiocity.launch import prompt_jobs
 
-    work = prompt_jobs.prompts if prompt_jobs.has_prompts(a.job, a.set) else jobs.generate
-    return submitting.submit(work(a.job, a.set), a)
+    return submitting.submit(prompt_jobs.generate(a.job, a.set), a)
 
 
 def _again(manifest: Path, out: Path) -> int:

@@ -96,6 +96,7 @@ def test_two_hundred_disturbances(cluster: Cluster, ground: dict[str, Any], calm
     wanted = [*possible, *possible][: max(len(possible), WANTED if not only else 0)]
     chance.shuffle(wanted)
     scenarios: list[dict[str, Any]] = []
+    failed: list[str] = []
     rounds = 0
     while wanted:
         work = chance.choice(sorted({combo[0] for combo in wanted}))
@@ -105,10 +106,16 @@ def test_two_hundred_disturbances(cluster: Cluster, ground: dict[str, Any], calm
         rounds += 1
         strikes = [(phase, kind) for _, phase, kind in mine]
         print(f"seed {seed}, scenario {rounds}: {work} {strikes}; {len(wanted)} to come", flush=True)
-        found = disturb(cluster, ground, calm, tmp_path / f"{rounds:03d}", work, strikes, chance)
+        try:
+            found = disturb(cluster, ground, calm, tmp_path / f"{rounds:03d}", work, strikes, chance)
+        except AssertionError as error:  # the others may find something else
+            print(f"scenario {rounds} FAILED: {error}", flush=True)
+            failed.append(f"scenario {rounds}: {work} {strikes}: {str(error).splitlines()[0]}")
+            continue
         wanted += [(work, phase, kind) for phase, kind in found.pop("missed")]
         scenarios.append(found)
     assert rounds > 0
+    assert not failed, "\n".join(failed)
     if not only:
         tried = Counter(strike["kind"] for found in scenarios for strike in found["strikes"])
         assert min(tried[kind] for kind in KINDS) >= OF_EACH, tried

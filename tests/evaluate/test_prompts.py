@@ -326,7 +326,7 @@ def test_a_job_is_checked_before_it_is_queued(model: Path, lora: Path, tmp_path:
     (tmp_path / "p.txt").write_text("a\nb\n")
     file = tmp_path / "job.toml"
     file.write_text(f'prompts = "p.txt"\nrun = "r"\nmodel = "{model}"\nsize = 32\ntasks = 5\n')
-    assert prompt_jobs.has_prompts(file, [])
+    assert prompt_jobs.prompts_of(file, []) == Path("p.txt")
     work = prompt_jobs.prompts(file, [])
     assert (work.units, work.kind) == (2, "generate")
     assert model in work.binds

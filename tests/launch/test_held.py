@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_status import attempt_with
+from test_status import attempt_with, say
 
 from semiocity.launch import bad_nodes, held, squeue, status, status_text
 from semiocity.launch.squeue import Seen
@@ -81,6 +82,18 @@ def test_status_says_what_is_held_and_where_jobs_do_not_go(tmp_path: Path, monke
     assert "keeps away from n1: a task that came back: its node lacks what the job needs" in text
     queue["9_1"] = queue["9_2"] = Seen("PENDING", "ReqNodeNotAvail")
     assert status.healthy(status.collect(tmp_path / "data", tmp_path / "runs")), "the site mends that"
+
+
+def test_status_says_which_task_has_fallen_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller believes in a job that is long gone."""
+    attempt = attempt_with(tmp_path / "runs" / "caption-city", ["9_0", "9_1"], executor="slurm")
+    for index, ago_s in enumerate((30, 700)):
+        say(attempt, index, job=f"9_{index}", state="running", updated=time.time() - ago_s)
+    monkeypatch.setattr(squeue, "look", lambda _: {f"9_{index}": Seen("RUNNING", "None") for index in range(2)})
+    facts = status.collect(tmp_path / "data", tmp_path / "runs")
+    (silent,) = facts["runs"][0]["silent"]
+    assert (silent["task"], silent["job"]) == (1, "9_1")
+    assert "scancel 9_1, then semiocity retry caption-city" in status_text.render(facts)
 
 
 def test_nodes_of_an_attempt_without_failures(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from semiocity.data.lease import Owner
 from semiocity.errors import BadNode, OutOfMemory, UserError
 from semiocity.launch import bad_nodes, causes, ends, task
 from semiocity.launch.runs import Attempt, new_attempt
+from semiocity.launch.world import single
 
 
 class OutOfMemoryError(RuntimeError):
@@ -39,6 +40,27 @@ def test_a_node_without_the_dataset_is_a_bad_node_on_a_cluster_alone(tmp_path: P
         task.check_node(data)
     task.check_node({**data, "executor": "local"})
     task.check_node({**data, "dataset": str(tmp_path)})
+
+
+def test_a_job_that_comes_back_removes_what_it_was_writing_when_it_was_killed(tmp_path: Path) -> None:
+    attempt = new_attempt(tmp_path)
+    for folder in ("ranks/7.0", "ranks/7.1", "ends"):
+        (attempt.folder / folder).mkdir(parents=True)
+    mine = [
+        attempt.folder / "tasks" / ".0000.json.a.tmp",
+        attempt.folder / "ranks" / "7.0" / ".rendezvous.json.a.tmp",
+        attempt.folder / "ends" / ".7.0.a.tmp",
+        tmp_path / ".progress.json.a.tmp",
+    ]
+    others = [
+        attempt.folder / "tasks" / ".0001.json.a.tmp",
+        attempt.folder / "ranks" / "7.1" / ".0000.json.a.tmp",
+        tmp_path / ".job.json.a.tmp",
+    ]
+    for path in mine + others:
+        path.touch()
+    task._sweep(attempt, {"kind": "train"}, 0, single("7", restart=1))
+    assert [path.exists() for path in mine + others] == [False] * 4 + [True] * 3
 
 
 def submitted(run: Path, jobs: list[str], live: list[str], **more: Any) -> dict[str, Any]:

@@ -131,9 +131,9 @@ def undisturbed(project: Project) -> dict[str, Any]:
 def test_a_rank_that_saves_late_leaves_no_half_checkpoint(
     project: Project, cluster: Any, undisturbed: dict[str, Any]
 ) -> None:
-    """Rank 1 takes 10 s longer to save than rank 0 when the job is preempted. The training comes back by itself and
+    """Rank 1 takes 6 s longer to save than rank 0 when the job is preempted. The training comes back by itself and
     nobody can tell; of the other optimizers, stages and tasks: test_resume_jobs.py."""
-    slow = ["--set", "rehearse.slow_step_s=0.5", "--set", "rehearse.slow_save_s=[0, 10]"]
+    slow = ["--set", "rehearse.slow_step_s=0.5", "--set", "rehearse.slow_save_s=[0, 6]"]
     project.run("train", "jobs/demo-train.toml", *TRAIN, *slow, "--set", 'run="late"')
     run = project.folder / "runs" / "late"
     project.wait(lambda: step(run) >= 4, "past step 4")

@@ -55,7 +55,7 @@ def receipts(project: Project, column: str) -> dict[str, int]:
 
 def test_a_cancelled_step_keeps_back_what_needs_it_and_the_same_command_goes_on(project: Project) -> None:
     assert plan(project)["all"] == ("waits", "after pack, caption, hash")
-    project.run("pipeline", FILE, "--set", "caption.args.rehearse_slow_batch_s=10")
+    project.run("pipeline", FILE, "--set", "caption.args.rehearse_slow_batch_s=3")
     # Nobody is logged in any more: pack ends, its gates queue caption and hash.
     folder = project.folder / "runs" / "caption-city" / "attempts" / "0001" / "tasks"
     project.wait(lambda: len(list(folder.glob("*.json"))) >= 1, "caption at work")
