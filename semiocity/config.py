@@ -112,7 +112,9 @@ def _explain(where: str, item: Mapping[str, Any], model: type[BaseModel]) -> str
             return f"{where}: {dotted}: missing"
         case "value_error":
             said = item["msg"].removeprefix("Value error, ")  # names the keys itself where it is about several
-            return f"{where}: {dotted}: {said}" if item["loc"] else f"{where}: {said}"
+            for place in (dotted, where) if item["loc"] else (where,):
+                said = said if said.startswith((f"{place}: ", f"{place}.")) else f"{place}: {said}"
+            return said
         case _:
             return f"{where}: {dotted}: {item['msg']} (got {item['input']!r})"
 

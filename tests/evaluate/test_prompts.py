@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +321,40 @@ def test_lines_may_have_their_own_size_and_seed(tmp_path: Path) -> None:
 def test_faults_in_prompts_are_named(tmp_path: Path, name: str, texts: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_prompts(job_of(tmp_path, texts, name=name))
+
+
+def test_the_run_folder_paints_what_was_submitted_wherever_it_is(full: Path, tmp_path: Path) -> None:
+    """The prompts are copied at submission: editing the file changes nothing, and the folder alone repeats the run."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    (here / "p.txt").write_text("a street\nthe sky\n")
+    (here / "job.toml").write_text(
+        f'prompts = "p.txt"\nrun = "r"\nmodel = "{full}"\nsize = 32\nsteps = 1\ndtype = "float32"\n'
+        f"text_tokens = {TOKENS}\n"
+    )
+    semiocity(here, "generate", "job.toml", "--wait")
+    painted = files(here / "runs/r/samples")
+    assert len(painted) == 2
+    (here / "p.txt").unlink()
+    shutil.rmtree(here / "runs/r/samples")
+    semiocity(here, "retry", "r", "--wait")
+    assert files(here / "runs/r/samples") == painted
+    (here / "runs/r").rename(tmp_path / "r")
+    semiocity(there, "repeat", str(tmp_path / "r"), "--wait")
+    assert files(there / "runs/r/samples") == painted
+    (there / "job.toml").write_text((here / "job.toml").read_text())
+    (there / "p.txt").write_text("the sea\n")
+    refused = semiocity(there, "generate", "job.toml", check=False)
+    assert refused.returncode == 2 and "r is another job" in refused.stderr and "prompts_digest" in refused.stderr
+
+
+def semiocity(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "semiocity", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def test_a_job_is_checked_before_it_is_queued(model: Path, lora: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_flux import save_flux
 
 from semiocity.config import Cluster, Resources
 from semiocity.data.layout import SUFFIXES, column_folder, thousand_folder
 from semiocity.errors import UserError
-from semiocity.launch import facts, jobs, pipeline_check, pipeline_gate, pipeline_steps
+from semiocity.launch import facts, jobs, pipeline_check, pipeline_gate, pipeline_steps, prompt_jobs
 from semiocity.launch.jobs import Work
-from semiocity.launch.pipeline import choose, load
+from semiocity.launch.pipeline import Pipeline, choose, load
 from semiocity.launch.pipeline_queue import Started, jobs_of, noted
 from semiocity.launch.runs import new_attempt
 
@@ -130,12 +131,42 @@ def test_a_view_waits_for_the_columns_that_its_filter_names(project: Path) -> No
 @pytest.mark.parametrize("name", [file.name for file in sorted((ROOT / "jobs" / "pipelines").glob("*.toml"))])
 def test_every_example_is_sound(project: Path, name: str) -> None:
     shutil.copytree(ROOT / "views", project / "views")
+    (project / "prompts.txt").write_text("a street\n")
+    save_flux(project / "models" / "FLUX.1-dev")
     try:
         found = load(Path("jobs/pipelines") / name)
     except UserError as error:  # this machine has no weights, and that is all
         assert all("args.model: " in line for line in str(error).splitlines()), error
-    else:
-        assert found.steps[-1].kind == "report"
+        sound = (project / "jobs" / "pipelines" / name).read_text().replace("caption-blip2", "caption")
+        found = load(write(project, sound.replace("segment-sam", "segment"), head=""))
+    last = found.steps[-1]
+    assert last.kind in ("report", "generate")
+    assert "train" in {step.kind for step in found.steps if step.name in ancestors(found, last.name)}
+
+
+def ancestors(pipeline: Pipeline, name: str) -> set[str]:
+    return {
+        *pipeline.parents[name],
+        *(step for parent in pipeline.parents[name] for step in ancestors(pipeline, parent)),
+    }
+
+
+def test_pictures_of_prompts_are_a_step_and_their_prompts_are_kept(project: Path) -> None:
+    """A pipeline that waits goes on with the prompts that it was queued with, also when its folder was moved."""
+    (project / "prompts.txt").write_text("a street\n")
+    text = '[steps.paint]\ngenerate = "jobs/generate-flux.toml"\nset = { model = "models/flux" }\n'
+    found = load(write(project, text))
+    step, fact = found.steps[0], found.facts["paint"]
+    assert [str(thing) for thing in fact.makes] == ["the samples of demo"] and not fact.reads
+    kept = pipeline_steps.frozen(step, project / "files")
+    (project / "prompts.txt").write_text("# nothing\n")
+    with pytest.raises(UserError, match=r"steps\.paint: .*no prompt in it"):
+        load(write(project, text))
+    pipeline_steps.describe(kept)
+    (project / "files").rename(project / "elsewhere")
+    moved = pipeline_steps.moved(kept.as_json(), project / "elsewhere")
+    pipeline_steps.describe(moved)
+    assert prompt_jobs.prompts_of(moved.file, moved.sets) == project / "elsewhere" / "paint" / "prompts.txt"
 
 
 def test_a_job_that_is_queued_from_a_job_inherits_nothing_of_it() -> None:
