@@ -158,8 +158,13 @@ class Recipe(Strict):
         classes = self.classes or ()
         if len({c.name for c in classes}) != len(classes):
             raise ValueError("two classes have the same name")
-        if self.label.encoding == "colors" and len({c.color for c in classes}) != len(classes):
-            raise ValueError('label.encoding = "colors" needs classes with distinct colours')
+        seen: dict[tuple[int, int, int], str] = {}
+        for c in classes:
+            if (other := seen.setdefault(c.color, c.name)) != c.name:
+                raise ValueError(
+                    f"classes {other} and {c.name} have the same color {list(c.color)}, so nobody could tell them apart "
+                    "in a picture of labels; change one"
+                )
         if len(classes) + (self.ignore_id is not None) > 256:
             raise ValueError("label maps have 8 bits: at most 256 ids, the ignore id among them")
         if self.ignore_id is not None and self.ignore_id < len(classes):

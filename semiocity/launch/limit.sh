@@ -5,14 +5,15 @@
 #
 #   limit.sh ATTEMPT_FOLDER BATCH_PID TASK_INDEX yes|no CAUSE=BUDGET...      the last as for teardown.sh
 #
-# An attempt that got no further than the one before it, which had ended in the same way, stays: it would only burn hours.
+# An attempt that got no further than the last one that ended in the same way stays: it would only burn hours.
 # Needs bash, coreutils and scontrol.
 set -u
 attempt=$1 batch=$2 index=$3
 shift 3
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 restart=${SLURM_RESTART_COUNT:-0}
-end=$attempt/ends/$job.$restart before=$attempt/ends/$job.$((restart - 1))
+end=$attempt/ends/$job.$restart
+before=$(ls -v "$attempt/ends/$job".* 2>/dev/null | tail -n 1) # preemptions leave no note
 told=
 trap 'told=yes' TERM
 trap 'exit 0' USR1

@@ -57,8 +57,8 @@ def kill_slurmd(arena: Arena, hit: Hit, chance: random.Random) -> None:
 
 
 def kill_slurmctld(arena: Arena, hit: Hit, chance: random.Random) -> None:
-    """SIGKILL for the controller, which is started again from its saved state a moment later, as an operator does it:
-    nodes then say anew what runs there, since that state may be some seconds old and know nothing of a job's end."""
+    """SIGKILL for the controller, which is started again from its saved state a moment later. That may be some seconds
+    old: `scenario.drive` sees to it that nodes say anew what runs there."""
     file = arena.cluster.folder / "run" / "slurmctld.pid"
     end([int(file.read_text())])
     arena.release(hit["id"])
@@ -67,7 +67,6 @@ def kill_slurmctld(arena: Arena, hit: Hit, chance: random.Random) -> None:
     for _ in range(120):
         with suppress(RuntimeError):
             arena.cluster.call("squeue", "--noheader")
-            arena.cluster.call("scontrol", "reconfigure")
             return
         time.sleep(0.25)
     raise AssertionError("slurmctld does not answer after its restart")

@@ -36,6 +36,9 @@ JOBS = {
 }
 CLUSTER = 'executor = "slurm"\npartition = "main"\n'
 PATIENCE_S = 900
+REGISTER_S = 40
+"""How often an operator has nodes register anew when the controller was killed. It saves its state every few seconds,
+so it may believe in a job that ended just before; it asks about jobs that began more than 20 s ago."""
 PATIENT = 30
 """Refusals in a row, while nothing runs, after which the user gives up."""
 LEFT = (".tmp", ".lease")  # a journal is a temporary file, too
@@ -60,7 +63,11 @@ def drive(arena: Arena, work: str, strikes: list[tuple[str, str]], chance: rando
     waiting = list(enumerate(strikes))
     name, refused = "", 0
     end = time.monotonic() + PATIENCE_S
+    look = time.monotonic() + REGISTER_S
     while time.monotonic() < end:
+        if time.monotonic() > look and any(strike["kind"] == "kill_slurmctld" for strike in arena.strikes):
+            arena.cluster.call("scontrol", "reconfigure")
+            look = time.monotonic() + REGISTER_S
         if waiting and not name:
             name = f"{len(arena.strikes):03d}-{waiting[0][1][1]}-{waiting[0][1][0]}"
             arena.arm(name, work, waiting[0][1][0])

@@ -54,6 +54,12 @@ def test_an_id_with_two_meanings_is_refused(
         folder_recipe(tmp_path, classes=classes, ignore_id=9, label={"ignore_ids": ignored})
 
 
+def test_two_classes_of_one_colour_are_refused(tmp_path: Path) -> None:
+    classes = [CLASSES[0], {**CLASSES[1], "color": CLASSES[0]["color"]}]
+    with pytest.raises(ValueError, match=f"classes {CLASSES[0]['name']} and {CLASSES[1]['name']} have the same color"):
+        folder_recipe(tmp_path, classes=classes)
+
+
 def test_label_maps(tmp_path: Path) -> None:
     palette = Image.fromarray(decoded(label_png()))
     palette.putpalette([7, 7, 7, 200, 0, 0, 0, 200, 0])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from semiocity.config import Cluster, Resources, Retries
+from semiocity.files import write_json
 from semiocity.launch import bad_nodes, causes, ends, slurm
 from semiocity.launch.bad_nodes import Failed
 from semiocity.launch.causes import Evidence, cause_of
@@ -218,3 +219,29 @@ def test_a_node_is_bad_that_fails_where_others_succeed() -> None:
     all_bad = [entry for node in ("n1", "n2", "n3") for entry in failed(node, causes.BAD_NODE)]
     assert len(judge(all_bad, n4=1)) == 2, "never more than half"
     assert bad_nodes.bad_nodes(failed("n1", times=2), Counter(n2=3), bad_nodes.DAY_S + 1) == {}
+
+
+def limit_comes(job: Job, restart: int) -> dict[str, str]:
+    """The note of a job whose time limit came inside a unit of work."""
+    job.show.write_text(f"JobId=12 JobState=TIMEOUT Reason=TimeLimit StdOut={job.log} KillWait = 2\n")
+    (job.folder / "scontrol").write_text(
+        f'#!/bin/sh\ncase $2 in config) echo "KillWait = 2 sec" ;; *) cat {job.show} ;; esac\n'
+    )
+    script = SOURCE / "semiocity" / "launch" / "limit.sh"
+    lines = [
+        "sleep 60 & batch=$!",
+        f"bash {script} {job.attempt.folder} $batch 0 yes time_limit=10 & beside=$!",
+        "sleep 0.5; kill $beside; wait $beside; kill $batch",
+    ]
+    environment = {"PATH": f"{job.folder}:/usr/bin:/bin", "SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": str(restart)}
+    subprocess.run(["bash", "-c", "\n".join(lines)], env=environment, capture_output=True, check=False)
+    return job.note(restart)
+
+
+def test_a_job_that_a_limit_ends_twice_at_the_same_place_stays_also_with_preemptions_between(job: Job) -> None:
+    write_json(job.attempt.task_file(0), {"shard": 3, "rows": 16})
+    first = limit_comes(job, 0)
+    assert (first["cause"], first["hard"], first["budget"]) == ("time_limit", "yes", "time_limit")
+    assert limit_comes(job, 3)["again"] == "no", "restarts 1 and 2 were preempted, which leaves no note"
+    write_json(job.attempt.task_file(0), {"shard": 3, "rows": 32})
+    assert "again" not in limit_comes(job, 4), "it got further"

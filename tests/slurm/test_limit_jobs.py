@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,13 +19,14 @@ SETS = ["--set", "source.size=[32, 32]", "--set", "source.train=4", "--set", "so
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, cluster: Any) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory, cluster: Any) -> Iterator[Project]:
     folder = tmp_path_factory.mktemp("limit")
     code = copy_package(tmp_path_factory.mktemp("package"))
     made = make_project(folder, "", {**cluster.environment, "PYTHONPATH": str(code)})
     made.run("pack", "shards/city.toml", *SETS)
     (folder / "jobs" / "cluster.toml").write_text('executor = "slurm"\npartition = "main"\n')
-    return made
+    yield made
+    made.run("cancel", "stuck", "--yes", check=False)  # if it failed, it would come back beside every later test
 
 
 def notes(project: Project, name: str) -> list[dict[str, str]]:

@@ -1,10 +1,12 @@
-"""Two ranks and a small packed dataset for the tests of training."""
+"""Two ranks, small packed datasets and a tiny Flux for the tests of training."""
 
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flux_data import cache, captioned_city
+from tiny_flux import save_flux
 from train_ranks import Ranks
 
 from semiocity.data.lease import Owner
@@ -48,6 +50,18 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with another number of rows."""
     return packed_city(tmp_path_factory.mktemp("data") / "city", 20)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Flux pipeline of random weights."""
+    return save_flux(tmp_path_factory.mktemp("models") / "flux")
+
+
+@pytest.fixture(scope="session")
+def town(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight captioned rows of 32×32 for training, with `latent` (mirrored, too) and `text` of `model`."""
+    return cache(captioned_city(tmp_path_factory.mktemp("data") / "city", 8), model, flip=True)
 
 
 def packed_city(folder: Path, rows: int) -> Path:

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName
-from flux_data import cache, captioned_city, flux
+from flux_data import flux
 from safetensors.torch import load_file
 from tiny import sdm
-from tiny_flux import save_flux
 from torch import nn
 from train_ranks import Ranks, train
 
@@ -18,16 +17,6 @@ from semiocity.models import attention, attention_names
 from semiocity.models.float8 import Float8Linear, restore, store, store_blocks
 from semiocity.train import compiling
 from semiocity.train.metrics import read_metrics
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_flux(tmp_path_factory.mktemp("models") / "flux")
-
-
-@pytest.fixture(scope="module")
-def town(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cache(captioned_city(tmp_path_factory.mktemp("data") / "city", 8), model, flip=True)
 
 
 def losses(run: Path) -> list[float]:

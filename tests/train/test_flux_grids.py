@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
-from flux_data import SHAPES, cache, captioned_city, captioned_shapes, flux
+from flux_data import SHAPES, cache, captioned_shapes, flux
 from flux_pictures import distance, grid, painted
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_flux import save_flux
 from train_ranks import Ranks, job_of, train
 
 from semiocity.data.aspects import first_of_bucket
@@ -33,16 +32,6 @@ from semiocity.train.tasks.base import DatasetFacts
 FLY = {"latents": "fly", "texts": "fly"}
 SIZES = [(width, height) for width, height in SHAPES]
 PROMPTS = ["a street", "a tree on the left", "the sky"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_flux(tmp_path_factory.mktemp("models") / "flux")
-
-
-@pytest.fixture(scope="module")
-def town(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cache(captioned_city(tmp_path_factory.mktemp("data") / "city", 8), model, flip=True)
 
 
 @pytest.mark.parametrize(("task", "stage"), [("flux-lora", 1), ("flux-lora", 3), ("flux-full", 3)])

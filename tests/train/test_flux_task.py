@@ -28,17 +28,7 @@ from semiocity.train.noise import generator
 FP32 = {"stage": 2, "precision": "fp32"}
 FLY = {"latents": "fly", "texts": "fly"}
 ROWS = 8
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_flux(tmp_path_factory.mktemp("models") / "flux")
-
-
-@pytest.fixture(scope="module")
-def town(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight captioned pictures, with their cached columns: a global batch is the whole epoch."""
-    return cache(captioned_city(tmp_path_factory.mktemp("data") / "city", ROWS), model, flip=True)
+"""Of `town`: a global batch is the whole epoch."""
 
 
 def one_step(

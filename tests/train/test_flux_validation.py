@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from flux_data import cache, captioned_city, flux
-from tiny_flux import save_flux
+from flux_data import flux
 from train_ranks import Ranks, job_of, train
 
 from semiocity.train.lines import read_metrics
@@ -18,16 +17,6 @@ from semiocity.train.tasks.base import DatasetFacts
 
 FP32 = {"stage": 2, "precision": "fp32"}
 VALIDATE = {"validate_every": 3, "validate_samples": 6, "validate_batch": 3}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_flux(tmp_path_factory.mktemp("models") / "flux")
-
-
-@pytest.fixture(scope="module")
-def town(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cache(captioned_city(tmp_path_factory.mktemp("data") / "city", 8), model, flip=True)
 
 
 def test_a_training_shows_it_and_stays_as_it_was(ranks: Ranks, model: Path, town: Path, tmp_path: Path) -> None:
