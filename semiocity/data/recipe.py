@@ -162,7 +162,7 @@ class Recipe(Strict):
         for c in classes:
             if (other := seen.setdefault(c.color, c.name)) != c.name:
                 raise ValueError(
-                    f"classes {other} and {c.name} have the same color {list(c.color)}, so nobody could tell them apart "
+                    f"classes {other} and {c.name} have the same color {list(c.color)}: nobody can tell them apart "
                     "in a picture of labels; change one"
                 )
         if len(classes) + (self.ignore_id is not None) > 256:
