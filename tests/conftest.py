@@ -14,10 +14,10 @@ pytest_plugins = ["pytester"]
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = {"slurm": "cluster", "chaos": "cluster", "train": "ranks"}
+TOGETHER = {"slurm": "cluster", "chaos": "chaos", "train": "ranks"}
 """Folders whose tests run several processes each: one worker does them all, so that they do not starve each other."""
-ORDER = ("cluster", "ranks")
-"""What takes longest comes first, one for each worker."""
+ORDER = ("cluster", "ranks", "chaos")
+"""What takes longest comes first, one for each worker. Tests on the cluster wait for most of their time."""
 
 
 def group(nodeid: str) -> str:

@@ -235,9 +235,12 @@ def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
     from semiocity.data.manifest import BASE, corrected, merge
 
     place = Path(data["dataset"]), data["column"], data["revision"]
-    merge(*place)
+    merged = merge(*place)
     if place[1] == BASE:
-        print(rejects.summary(place[0]))
+        summary = rejects.summary(place[0])
+        print(summary)
+        if not merged["rows"]:
+            raise UserError(f"{summary}: no row was packed, so there is nothing for later steps to do")
     if corrected(*place) is not None:  # imports much, and is seldom needed
         from semiocity.data.corrected import follow
 

@@ -11,6 +11,7 @@ from make_images import jpeg, packed, write_files
 from semiocity.cli import main
 from semiocity.data.recipe import load_recipe
 from semiocity.data.rejects import counted
+from semiocity.errors import UserError
 from semiocity.launch.preempt import StopFlag
 from semiocity.launch.task import _merge
 from semiocity.launch.world import single
@@ -61,6 +62,12 @@ def test_a_dataset_of_no_rows_is_a_failure(project: Path, capsys: pytest.Capture
     pack(0)
     assert main(["pack", "shards/street.toml"]) == 1
     assert "data/street: 0 rows, 3 rejected: 3 image_unknown (data/" in capsys.readouterr().out
+    (folder,) = project.glob("data/street/columns/base/*/")
+    place = {"dataset": "data/street", "column": "base", "revision": folder.name}
+    with pytest.raises(
+        UserError, match="3 image_unknown .*: no row was packed"
+    ):  # of a queued array the last task says so
+        _merge(place, 0, single(), StopFlag(), print)
 
 
 def test_status_counts_the_receipts_of_a_merged_column(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from semiocity.launch import status
+
 SOURCE = Path(__file__).parents[2]
 
 
@@ -39,7 +43,12 @@ class Project:
         return json.loads(self.run("status", "--json", check=False).stdout)
 
     def run_status(self, name: str) -> dict[str, Any]:
-        return next(run for run in self.status()["runs"] if run["run"] == name)
+        """One run of it, asked in this process: tests wait for it, and a process a look would take the jobs' cores."""
+        with pytest.MonkeyPatch.context() as patched:
+            for key, value in self.environment.items():
+                patched.setenv(key, value)
+            found = status.collect(self.folder / "data", self.folder / "runs", [self.folder / "runs" / name])
+        return dict(found["runs"][0])
 
     def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = 180) -> None:
         """Poll until `condition` holds; the logs are shown when it never does."""
