@@ -64,9 +64,8 @@ def test_a_dataset_of_no_rows_is_a_failure(project: Path, capsys: pytest.Capture
     assert "data/street: 0 rows, 3 rejected: 3 image_unknown (data/" in capsys.readouterr().out
     (folder,) = project.glob("data/street/columns/base/*/")
     place = {"dataset": "data/street", "column": "base", "revision": folder.name}
-    with pytest.raises(
-        UserError, match="3 image_unknown .*: no row was packed"
-    ):  # of a queued array the last task says so
+    # Of a queued array the last task says so.
+    with pytest.raises(UserError, match=r"3 image_unknown .*: no row was packed"):
         _merge(place, 0, single(), StopFlag(), print)
 
 
