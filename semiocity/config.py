@@ -111,12 +111,16 @@ def _explain(where: str, item: Mapping[str, Any], model: type[BaseModel]) -> str
         case "missing":
             return f"{where}: {dotted}: missing"
         case "value_error":
-            said = item["msg"].removeprefix("Value error, ")  # names the keys itself where it is about several
-            for place in (dotted, where) if item["loc"] else (where,):
-                said = said if said.startswith((f"{place}: ", f"{place}.")) else f"{place}: {said}"
-            return said
+            lines = item["msg"].removeprefix("Value error, ").splitlines()
+            return "\n".join(f"{where}: {_placed(line, dotted, item['loc'], model)}" for line in lines)
         case _:
             return f"{where}: {dotted}: {item['msg']} (got {item['input']!r})"
+
+
+def _placed(line: str, dotted: str, loc: tuple[Any, ...], model: type[BaseModel]) -> str:
+    """A validator's line, with the key that it is about in front unless it names one itself."""
+    named = re.match(r"(\w+)[.:]", line)
+    return line if not loc or (named and named[1] in model.model_fields) else f"{dotted}: {line}"
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

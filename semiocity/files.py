@@ -46,7 +46,7 @@ def sweep(folder: Path, name: str = "") -> None:
 
     Nobody may be writing such files now.
     """
-    with suppress(FileNotFoundError, NotADirectoryError):
+    with suppress(OSError):  # another time, then: nobody is in need of its going
         for left in os.listdir(folder):  # noqa: PTH208, a fraction of glob's time
             if left.startswith(f".{name}") and left.endswith(".tmp") and (folder / left).is_file():
                 (folder / left).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = {"slurm": "cluster", "chaos": "chaos", "train": "ranks"}
-"""Folders whose tests run several processes each: one worker does them all, so that they do not starve each other."""
+"""Folders whose tests share what is costly to make, or run several processes each: one worker does a folder's."""
 ORDER = ("cluster", "ranks", "chaos")
 """What takes longest comes first, one for each worker. Tests on the cluster wait for most of their time."""
 

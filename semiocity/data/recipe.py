@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from semiocity.config import Strict, load_toml
 from semiocity.data.blur import Blur
 from semiocity.data.sources import Source, defaults_of, reads_files
+from semiocity.errors import UserError
 
 FIELDS = {
     "image": "jpg|png",
@@ -158,13 +159,8 @@ class Recipe(Strict):
         classes = self.classes or ()
         if len({c.name for c in classes}) != len(classes):
             raise ValueError("two classes have the same name")
-        seen: dict[tuple[int, int, int], str] = {}
-        for c in classes:
-            if (other := seen.setdefault(c.color, c.name)) != c.name:
-                raise ValueError(
-                    f"classes {other} and {c.name} have the same color {list(c.color)}: nobody can tell them apart "
-                    "in a picture of labels; change one"
-                )
+        if self.label.encoding == "colors" and len({c.color for c in classes}) != len(classes):
+            raise ValueError('label.encoding = "colors" needs classes with distinct colours')
         if len(classes) + (self.ignore_id is not None) > 256:
             raise ValueError("label maps have 8 bits: at most 256 ids, the ignore id among them")
         if self.ignore_id is not None and self.ignore_id < len(classes):
@@ -224,4 +220,12 @@ class Recipe(Strict):
 
 def load_recipe(path: Path, sets: Iterable[str] = ()) -> Recipe:
     """Read `shards/NAME.toml`; the name is the file's unless it says otherwise. Raises UserError."""
-    return load_toml(path, Recipe, sets, name=Path(path).stem, folder=Path(path).parent)
+    recipe = load_toml(path, Recipe, sets, name=Path(path).stem, folder=Path(path).parent)
+    seen: dict[tuple[int, int, int], str] = {}
+    for c in recipe.classes or ():
+        if (other := seen.setdefault(c.color, c.name)) != c.name:
+            raise UserError(
+                f"{path}: classes: {other} and {c.name} have the same color {list(c.color)}, so nobody can tell them "
+                "apart in a picture of labels; change one"
+            )
+    return recipe

@@ -23,5 +23,6 @@ def retry(run: Path, cluster: Cluster, wait: bool, dry_run: bool = False) -> boo
     if data["kind"] == "pipeline":
         pipeline, asked = of_attempt(found[-1])
         return pipeline_run.run(pipeline, cluster, choose(pipeline, asked), wait=wait, dry_run=dry_run)
+    data = facts.moved(found[-1], data)
     work = facts.work_of(data, run, Path(data["dataset"]))
     return submission.submit(work, cluster, wait=wait, dry_run=dry_run)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,11 @@ def compact(attempt: Attempt) -> int:
 
     What is packed is on disk before the single files go, so that a reader finds it in one place or the other.
     """
-    for folder in (attempt.folder, attempt.folder / "tasks", attempt.folder / "ends", attempt.requeue):
-        sweep(folder)
-    for _, _, folder in ranks.restarts(attempt.folder):
-        sweep(folder)
+    data = attempt.read()
+    if data["executor"] == "slurm" or data.get("host") == socket.gethostname():  # others may be at it elsewhere
+        meetings = [folder for *_, folder in ranks.restarts(attempt.folder)]
+        for folder in (attempt.folder, attempt.folder / "tasks", *meetings):
+            sweep(folder)
     try:
         paths = sorted(path for path in (attempt.folder / "tasks").iterdir() if path.stem.isdigit())
     except FileNotFoundError:

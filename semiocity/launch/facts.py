@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from semiocity.config import Resources
+from semiocity.errors import UserError
 from semiocity.launch.jobs import Work
+from semiocity.launch.runs import Attempt
 
 PACKAGES = ("semiocity", "submitit", "pydantic", "numpy", "pyarrow", "pillow", "torch", "deepspeed", "transformers")
 
@@ -53,6 +55,19 @@ def work_of(data: Mapping[str, Any], run: Path, dataset: Path) -> Work:
             "files": {key: Path(path) for key, path in data.get("files", {}).items()},
         }
     )
+
+
+def moved(attempt: Attempt, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What an attempt noted, with the places of its own copies, wherever its run folder is now. Raises UserError when a
+    copy is gone."""
+    files = {key: attempt.files / Path(file).name for key, file in data.get("files", {}).items()}
+    for file in files.values():
+        if not file.is_file():
+            raise UserError(f"{file}: the attempt's copy of what it was submitted with is gone; run its job file again")
+    found = {**data, "files": files, "job": data["job"] | {key: str(file) for key, file in files.items()}}
+    if data["dataset"] == data["run"]:
+        found["dataset"] = str(attempt.run)
+    return found
 
 
 def environment(image: Path | None) -> dict[str, Any]:

@@ -95,6 +95,8 @@ def _differing(work: Work, earlier: Mapping[str, Any]) -> dict[str, tuple[Any, A
     if work.kind == "train":
         return differences(_identity(before), _identity(work.job))
     if work.kind in RESULTS:
+        if "prompts" in work.job and "prompts" in before:  # which are about no dataset
+            return differences(*(flat(job, FREE_OF_RESULTS.__contains__) for job in (before, work.job)))
         places = ((before, earlier["dataset"]), (work.job, str(work.dataset)))  # not as they happen to be written
         return differences(*(flat({**job, "dataset": place}, FREE_OF_RESULTS.__contains__) for job, place in places))
     return differences(flat(before, _free), flat(work.job, _free))

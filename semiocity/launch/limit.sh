@@ -13,7 +13,7 @@ shift 3
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 restart=${SLURM_RESTART_COUNT:-0}
 end=$attempt/ends/$job.$restart
-before=$(ls -v "$attempt/ends/$job".* 2>/dev/null | tail -n 1) # preemptions leave no note
+before=$(grep -lx hard=yes "$attempt/ends/$job".* 2>/dev/null | sort -V | tail -n 1)
 told=
 trap 'told=yes' TERM
 trap 'exit 0' USR1

@@ -104,6 +104,9 @@ def load(file: Path, sets: Sequence[str] = ()) -> Pipeline:
         if not dot or name not in steps:
             raise UserError(f"--set {item}: expected STEP.KEY=VALUE; the steps are {', '.join(steps)}")
         steps[name] = replace(steps[name], sets=(*steps[name].sets, rest))
+    for name, step in steps.items():
+        if step.kind == "generate" and prompts_of(step.file, step.sets):  # which are about no dataset
+            steps[name] = replace(step, sets=tuple(item for item in step.sets if item != _dataset(found)))
     facts = _describe(file, steps)
     parents = _parents(file, steps, facts)
     try:
@@ -160,9 +163,8 @@ def _describe(file: Path, steps: Mapping[str, Step]) -> dict[str, Facts]:
 def _step(name: str, entry: StepFile, found: PipelineFile) -> Step:
     kind = next(kind for kind in FILES if getattr(entry, kind) is not None)
     sets = []
-    paints = kind == "generate" and prompts_of(entry.generate or Path(), list(_dotted(entry.set)))
-    if found.dataset is not None and kind != "pack" and not paints:
-        sets.append(f"dataset={json.dumps(str(found.dataset))}")
+    if found.dataset is not None and kind != "pack":
+        sets.append(_dataset(found))
     if found.run is not None and kind in ("train", "generate", "evaluate", "report"):
         sets.append(f"run={json.dumps(found.run)}")
     return Step(
@@ -173,6 +175,10 @@ def _step(name: str, entry: StepFile, found: PipelineFile) -> Step:
         job=entry.job or Path("jobs/export.toml" if kind == "export" else "jobs/pack.toml"),
         after=entry.after,
     )
+
+
+def _dataset(found: PipelineFile) -> str:
+    return f"dataset={json.dumps(str(found.dataset))}"
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:

@@ -112,7 +112,7 @@ def _queue(
             "gate": pipeline.gate.model_dump(mode="json"),
         },
         "run": str(pipeline.run),
-        "dataset": str(pipeline.facts[planned[-1].step.name].draft.dataset),
+        "dataset": str(_dataset(pipeline, planned)),
         "column": "",
         "revision": "",
         "columns": {},
@@ -209,6 +209,12 @@ def go_on(attempt: Attempt, data: dict[str, Any], launch: slurm.Launch, name: st
     data["jobs"][number] = queued[0]
     attempt.write(data)
     print(f"{name}: what found no room waits as SLURM job {queued[0]}", flush=True)
+
+
+def _dataset(pipeline: Pipeline, planned: Sequence[Planned]) -> Path:
+    """The dataset of the last step that has one: pictures of prompts are about none."""
+    drafts = [pipeline.facts[p.step.name].draft for p in planned]
+    return next((draft.dataset for draft in reversed(drafts) if draft.dataset != draft.run), pipeline.run)
 
 
 def index_of(data: Mapping[str, Any], name: str) -> int:

@@ -151,14 +151,12 @@ def describe(step: Step) -> Facts:
             run = jobs.run_folder(train.run, train.task, dataset.name)
             return Facts(_draft("train", run, train), (Thing("model", run),), rows)
         case "generate" if prompt_jobs.prompts_of(step.file, step.sets):
-            from semiocity.evaluate.prompt_options import PromptJob, read_prompts
+            from semiocity.evaluate.prompt_options import PromptJob
 
             painting = load_toml(step.file, PromptJob, step.sets)
-            try:
-                read_prompts(painting)
-            except UserError as error:
-                raise UserError(f"{step.file}: {error}") from None
             run = jobs.run_folder(painting.run)
+            there = painting.model is not None and painting.model.exists()
+            prompt_jobs.check(step.file, painting, run if there else None)
             draft = Work("generate", run, run, painting.model_dump(mode="json"), painting.resources, painting.image)
             return Facts(draft, (Thing("samples", run),), {} if painting.model else {Thing("model", run): ()})
         case "generate":

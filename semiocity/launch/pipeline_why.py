@@ -56,6 +56,8 @@ def is_complete(work: Work) -> bool:
     Results without receipts (images, scores, pages, copies) are what the newest attempt left that ended well, if it
     had these settings and read these inputs.
     """
+    if work.kind == "pack" and submission.complete(work) and not manifest.read_manifest(work.dataset)["rows"]:
+        return False  # there is nothing for later steps to do
     if work.kind in submission.MERGED - {"generate"} or work.kind == "train":
         return submission.complete(work)
     last = _last(work)
@@ -104,6 +106,8 @@ def _why_column(work: Work) -> str:
         return f"not made yet ({missing} shards)"
     if missing:
         return f"missing shards: {missing} of {work.shards}"
+    if work.kind == "pack" and submission.complete(work):
+        return "it has no rows: every file of the source was rejected, or there is none"
     if again := submission.rows_to_retry(work):
         return f"rows in {len(again)} shards failed for now"
     return "made, but not merged"

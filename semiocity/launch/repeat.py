@@ -80,10 +80,9 @@ def _code(attempt: Attempt, data: Mapping[str, Any], target: Path, dry_run: bool
 
 
 def _work(attempt: Attempt, data: Mapping[str, Any], target: Path, dry_run: bool) -> Work:
-    if files := {key: attempt.files / Path(file).name for key, file in data.get("files", {}).items()}:
-        job = data["job"] | {key: str(file) for key, file in files.items()}
-        data = {**data, "files": files, "job": job}
-    if data["dataset"] == data["run"]:
+    about_none = data["dataset"] == data["run"]
+    data = facts.moved(attempt, data)
+    if about_none:
         return facts.work_of(data, target, target)
     here, there = (Path("data") / Path(data["dataset"]).name).resolve(), Path(data["dataset"])
     dataset = here if here.exists() or not there.exists() else there

@@ -188,7 +188,7 @@ def _run(run: Path, listed: Sequence[Read], seen: Mapping[str, squeue.Seen] | No
         "progress": training_progress(run) if (run / "progress.json").exists() else "",
         "problems": problems,
         "held": [{**item._asdict(), "said": str(item)} for item in kept],
-        "silent": [item for read, state in told if (item := _silent(read, state))],
+        "silent": [] if seen is None else [item for read, state in told if (item := _silent(read, state))],
         "excluded": {
             node: why for read in now.reads for node, why in bad_nodes.avoided(read.attempt, read.data).items()
         },
@@ -197,10 +197,17 @@ def _run(run: Path, listed: Sequence[Read], seen: Mapping[str, squeue.Seen] | No
 
 def _silent(read: Read, state: Mapping[str, Any]) -> dict[str, Any] | None:
     """A task that should have told of rows long since: SLURM believes that it runs when its controller lost the last
-    seconds before a crash, or its node hangs. (Trainings find such a rank themselves: launch/world.py.)"""
-    if state["state"] != "running" or read.data["executor"] != "slurm" or read.data["kind"] != "stage":
+    seconds before a crash, or its node hangs. Trainings find such a rank themselves (train/watchdog.py); merges tell of
+    nothing."""
+    data = read.data
+    tells = data["executor"] == "slurm" and data["kind"] == "stage" and state["index"] != data["merge"]
+    if state["state"] != "running" or not tells or not state["log"]:
         return None
-    for_s = time.time() - state.get("updated", time.time())
+    for_s = time.time() - state.get("updated", 0)
+    if for_s < SILENT_S:
+        return None
+    # The file is its predecessor's until a job that came back has got as far as Python; its log begins before that.
+    for_s = min(for_s, time.time() - Path(state["log"]).stat().st_mtime)
     if for_s < SILENT_S:
         return None
     return {"attempt": read.attempt.number, "task": state["index"], "job": state["job"], "for_s": round(for_s)}

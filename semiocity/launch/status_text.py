@@ -16,6 +16,8 @@ from semiocity.launch import status
 from semiocity.launch.progress import clock
 
 BAR = 24
+MOST = 5
+"""Tasks that are named, of those with a problem."""
 WORDS = {
     "preemption": "preempted",
     "time_limit": "time limit",
@@ -59,6 +61,10 @@ def _run(run: Mapping[str, Any]) -> list[str]:
     back = f", came back {run['restarts']}x" if run["restarts"] else ""
     hours = f", {run['gpu_hours']:.1f} GPU-hours" if run["gpu_hours"] else ""
     several = len(run["attempts"]) > 1
+
+    def which(item: Mapping[str, Any]) -> str:
+        return f"attempt {item['attempt']}, " if several else ""
+
     tries = f"attempts {', '.join(map(str, run['attempts']))}" if several else f"attempt {run['attempt']}"
     head = f"{run['kind']} of {run['dataset']}, {tries}{jobs}{back}{hours}"
     lines = [f"run {run['run']} ({head}): {counts}"]
@@ -76,19 +82,20 @@ def _run(run: Mapping[str, Any]) -> list[str]:
         named = ", ".join(f"{count} {WORDS.get(cause, cause)}" for cause, count in run["causes"].items())
         lines.append(f"  ended without being done: {named}")
     lines += [f"  {item['said']}" for item in run["held"]]
-    lines += [
-        f"  task {item['task']} has written nothing for {clock(item['for_s'])}, though SLURM says that it runs; if it "
-        f"stays so: scancel {item['job']}, then semiocity retry {run['run']}"
-        for item in run["silent"]
-    ]
+    for item in run["silent"][:MOST]:
+        lines.append(
+            f"  {which(item)}task {item['task']} has written nothing for {clock(item['for_s'])}, though it runs, SLURM "
+            f"says; if it stays so: scancel {item['job']}, then semiocity retry {run['run']}"
+        )
+    if len(run["silent"]) > MOST:
+        lines.append(f"  and {len(run['silent']) - MOST} more, silent for as long")
     lines += [f"  keeps away from {node}: {why}" for node, why in sorted(run["excluded"].items())]
-    for problem in run["problems"][:5]:
-        which = f"attempt {problem['attempt']}, " if several else ""
-        lines.append(f"  {which}task {problem['task']} {problem['state']}: {problem['reason']}")
+    for problem in run["problems"][:MOST]:
+        lines.append(f"  {which(problem)}task {problem['task']} {problem['state']}: {problem['reason']}")
         if problem["log"]:
             lines.append(f"    {problem['last']}\n    {os.path.relpath(problem['log'])}")
-    if len(run["problems"]) > 5:
-        lines.append(f"  and {len(run['problems']) - 5} more; `semiocity logs {run['run']}`")
+    if len(run["problems"]) > MOST:
+        lines.append(f"  and {len(run['problems']) - MOST} more; `semiocity logs {run['run']}`")
     return lines
 
 

@@ -47,7 +47,7 @@ def main(run: str, number: int, index: int) -> str:
     reporter = Reporter(attempt.task_file(index), world) if world.rank == 0 else None
     report: Callable[..., None] = reporter or _silent
     data = {**attempt.read(), "attempt": number}
-    if world.rank == 0 and world.restart > 0:
+    if world.rank == 0:
         _sweep(attempt, data, index, world)
     report(state="running")
     try:
@@ -105,21 +105,21 @@ def said(error: BaseException) -> tuple[str, str]:
 
 
 def _sweep(attempt: Attempt, data: Mapping[str, Any], index: int, world: World) -> None:
-    """Remove what this job's earlier restarts were writing when they were killed."""
-    sweep(attempt.folder / "tasks", attempt.task_file(index).name)
-    for folder in (attempt.folder / "ends", attempt.requeue):
-        sweep(folder, f"{world.job_id}.")
-    for _, restart, folder in ranks.restarts(attempt.folder, world.job_id):
-        if restart < world.restart:
-            sweep(folder)
+    """Remove what this job's earlier lives were writing when they were killed."""
     if data["kind"] == "train":
         for name in ("progress.json", "done.json"):
             sweep(attempt.run, name)
+    if world.restart == 0:
+        return
+    sweep(attempt.folder / "tasks", attempt.task_file(index).name)
+    for _, restart, folder in ranks.restarts(attempt.folder, world.job_id):
+        if restart < world.restart:
+            sweep(folder)
 
 
 def check_node(data: dict[str, Any]) -> None:
     """Raises BadNode when this node lacks what every task needs and other nodes of the cluster have."""
-    if data["executor"] != "slurm":
+    if data["executor"] != "slurm" or data["kind"] == "pipeline":  # whose steps look at what each of them needs
         return
     if not Path(data["dataset"]).is_dir():
         raise BadNode(f"{data['dataset']}: not there on {node_name()}; its file system is not mounted")
@@ -237,10 +237,9 @@ def _merge(data: dict[str, Any], index: int, world: World, stop: StopFlag, repor
     place = Path(data["dataset"]), data["column"], data["revision"]
     merged = merge(*place)
     if place[1] == BASE:
-        summary = rejects.summary(place[0])
-        print(summary)
         if not merged["rows"]:
-            raise UserError(f"{summary}: no row was packed, so there is nothing for later steps to do")
+            raise UserError(f"no row was packed: {rejects.summary(place[0])}")
+        print(rejects.summary(place[0]))
     if corrected(*place) is not None:  # imports much, and is seldom needed
         from semiocity.data.corrected import follow
 

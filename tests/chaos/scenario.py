@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,8 @@ def drive(arena: Arena, work: str, strikes: list[tuple[str, str]], chance: rando
     look = time.monotonic() + REGISTER_S
     while time.monotonic() < end:
         if time.monotonic() > look and any(strike["kind"] == "kill_slurmctld" for strike in arena.strikes):
-            arena.cluster.call("scontrol", "reconfigure")
+            with suppress(RuntimeError):
+                arena.cluster.call("scontrol", "reconfigure")
             look = time.monotonic() + REGISTER_S
         if waiting and not name:
             name = f"{len(arena.strikes):03d}-{waiting[0][1][1]}-{waiting[0][1][0]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def disturb(
             assert scenario.leftovers(a.project) == []
             assert a.run("verify", "data/city").returncode == 0, "rows lost or repeated"
             assert scenario.faults(a, work) == [], scenario.lives(a) if work == "train" else a.units()
-        except (AssertionError, RuntimeError, OSError) as error:
+        except (AssertionError, RuntimeError, OSError, subprocess.SubprocessError) as error:
             told = [str(error), json.dumps(a.strikes, indent=1), *a.said[-12:], logs(a.project)]
             for command in (("squeue",), ("squeue", "--steps"), ("sinfo", "--long", "--Node")):
                 with suppress(RuntimeError):

@@ -25,6 +25,7 @@ from make_images import (
 from PIL import Image
 
 from semiocity.data.plan import make_plan
+from semiocity.data.recipe import load_recipe
 from semiocity.errors import UserError
 from semiocity.train.tasks.sdm import one_hot
 
@@ -55,9 +56,13 @@ def test_an_id_with_two_meanings_is_refused(
 
 
 def test_two_classes_of_one_colour_are_refused(tmp_path: Path) -> None:
-    classes = [CLASSES[0], {**CLASSES[1], "color": CLASSES[0]["color"]}]
-    with pytest.raises(ValueError, match=f"classes {CLASSES[0]['name']} and {CLASSES[1]['name']} have the same color"):
-        folder_recipe(tmp_path, classes=classes)
+    file = tmp_path / "r.toml"
+    file.write_text(
+        f'[source]\nkind = "folder"\nroot = "{tmp_path}"\n'
+        '[[classes]]\nname = "car"\ncolor = [0, 0, 142]\n[[classes]]\nname = "plate"\ncolor = [0, 0, 142]\n'
+    )
+    with pytest.raises(UserError, match=r"car and plate have the same color \[0, 0, 142\]"):
+        load_recipe(file)
 
 
 def test_label_maps(tmp_path: Path) -> None:

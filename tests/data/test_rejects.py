@@ -65,7 +65,7 @@ def test_a_dataset_of_no_rows_is_a_failure(project: Path, capsys: pytest.Capture
     (folder,) = project.glob("data/street/columns/base/*/")
     place = {"dataset": "data/street", "column": "base", "revision": folder.name}
     # Of a queued array the last task says so.
-    with pytest.raises(UserError, match=r"3 image_unknown .*: no row was packed"):
+    with pytest.raises(UserError, match=r"no row was packed: data/street: 0 rows, 3 rejected: 3 image_unknown"):
         _merge(place, 0, single(), StopFlag(), print)
 
 

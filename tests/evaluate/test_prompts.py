@@ -340,6 +340,10 @@ def test_the_run_folder_paints_what_was_submitted_wherever_it_is(full: Path, tmp
     shutil.rmtree(here / "runs/r/samples")
     semiocity(here, "retry", "r", "--wait")
     assert files(here / "runs/r/samples") == painted
+    here = here.rename(tmp_path / "moved")
+    shutil.rmtree(here / "runs/r/samples")
+    semiocity(here, "retry", "r", "--wait")
+    assert files(here / "runs/r/samples") == painted
     (here / "runs/r").rename(tmp_path / "r")
     semiocity(there, "repeat", str(tmp_path / "r"), "--wait")
     assert files(there / "runs/r/samples") == painted

@@ -225,7 +225,8 @@ def limit_comes(job: Job, restart: int) -> dict[str, str]:
     """The note of a job whose time limit came inside a unit of work."""
     job.show.write_text(f"JobId=12 JobState=TIMEOUT Reason=TimeLimit StdOut={job.log} KillWait = 2\n")
     (job.folder / "scontrol").write_text(
-        f'#!/bin/sh\ncase $2 in config) echo "KillWait = 2 sec" ;; *) cat {job.show} ;; esac\n'
+        f'#!/bin/sh\ncase "$1 $2" in "show config") echo "KillWait = 2 sec" ;; show*) cat {job.show} ;;'
+        f' *) echo "$@" >>{job.asked} ;; esac\n'
     )
     script = SOURCE / "semiocity" / "launch" / "limit.sh"
     lines = [
@@ -242,6 +243,8 @@ def test_a_job_that_a_limit_ends_twice_at_the_same_place_stays_also_with_preempt
     write_json(job.attempt.task_file(0), {"shard": 3, "rows": 16})
     first = limit_comes(job, 0)
     assert (first["cause"], first["hard"], first["budget"]) == ("time_limit", "yes", "time_limit")
-    assert limit_comes(job, 3)["again"] == "no", "restarts 1 and 2 were preempted, which leaves no note"
+    job.attempt.requeue_file("12", 1).write_text("preemption")
+    assert job.end(85, restart=1) == ["requeue 12"] and job.note(1)["cause"] == "preemption"
+    assert limit_comes(job, 3)["again"] == "no", "restart 1 saved when it was preempted, 2 was killed by that"
     write_json(job.attempt.task_file(0), {"shard": 3, "rows": 32})
     assert "again" not in limit_comes(job, 4), "it got further"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from test_status import attempt_with, say
 
+from semiocity.errors import UserError
 from semiocity.launch import bad_nodes, held, squeue, status, status_text
 from semiocity.launch.squeue import Seen
 
@@ -86,14 +88,23 @@ def test_status_says_what_is_held_and_where_jobs_do_not_go(tmp_path: Path, monke
 
 def test_status_says_which_task_has_fallen_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The controller believes in a job that is long gone."""
-    attempt = attempt_with(tmp_path / "runs" / "caption-city", ["9_0", "9_1"], executor="slurm")
-    for index, ago_s in enumerate((30, 700)):
-        say(attempt, index, job=f"9_{index}", state="running", updated=time.time() - ago_s)
-    monkeypatch.setattr(squeue, "look", lambda _: {f"9_{index}": Seen("RUNNING", "None") for index in range(2)})
+    attempt = attempt_with(tmp_path / "runs" / "caption-city", ["9_0", "9_1", "9_2"], executor="slurm")
+    for index, (told_s, logged_s) in enumerate([(30, 700), (700, 700), (700, 30)]):
+        say(attempt, index, job=f"9_{index}", state="running", updated=time.time() - told_s)
+        log = attempt.logs / f"9_{index}_0_log.out"
+        log.touch()
+        os.utime(log, (time.time() - logged_s,) * 2)
+    monkeypatch.setattr(squeue, "look", lambda _: {f"9_{index}": Seen("RUNNING", "None") for index in range(3)})
     facts = status.collect(tmp_path / "data", tmp_path / "runs")
     (silent,) = facts["runs"][0]["silent"]
-    assert (silent["task"], silent["job"]) == (1, "9_1")
+    assert (silent["task"], silent["job"]) == (1, "9_1"), "the last came back a moment ago: its file is older than it"
     assert "scancel 9_1, then semiocity retry caption-city" in status_text.render(facts)
+
+    def no_answer(_: Any) -> dict[str, Seen]:
+        raise UserError("the controller does not answer")
+
+    monkeypatch.setattr(squeue, "look", no_answer)
+    assert status.collect(tmp_path / "data", tmp_path / "runs")["runs"][0]["silent"] == []
 
 
 def test_nodes_of_an_attempt_without_failures(tmp_path: Path) -> None:

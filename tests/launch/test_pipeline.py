@@ -158,6 +158,13 @@ def test_pictures_of_prompts_are_a_step_and_their_prompts_are_kept(project: Path
     found = load(write(project, text))
     step, fact = found.steps[0], found.facts["paint"]
     assert [str(thing) for thing in fact.makes] == ["the samples of demo"] and not fact.reads
+    plain = project / "jobs" / "paint.toml"
+    plain.write_text((project / "jobs" / "generate-flux.toml").read_text().replace('prompts = "prompts.txt"', ""))
+    layouts = write(project, '[steps.paint]\ngenerate = "jobs/paint.toml"\n')
+    later = load(layouts, ["paint.prompts=prompts.txt", "paint.model=models/flux"])
+    assert later.facts["paint"].draft.dataset == fact.draft.run, "the pipeline's dataset is none of its affair"
+    with pytest.raises(UserError, match="ask for a GPU, or take cpu"):
+        load(write(project, text), ['paint.device="cuda"', "paint.resources.gpus_per_node=0"])
     kept = pipeline_steps.frozen(step, project / "files")
     (project / "prompts.txt").write_text("# nothing\n")
     with pytest.raises(UserError, match=r"steps\.paint: .*no prompt in it"):

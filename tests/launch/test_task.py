@@ -44,12 +44,11 @@ def test_a_node_without_the_dataset_is_a_bad_node_on_a_cluster_alone(tmp_path: P
 
 def test_a_job_that_comes_back_removes_what_it_was_writing_when_it_was_killed(tmp_path: Path) -> None:
     attempt = new_attempt(tmp_path)
-    for folder in ("ranks/7.0", "ranks/7.1", "ends"):
+    for folder in ("ranks/7.0", "ranks/7.1"):
         (attempt.folder / folder).mkdir(parents=True)
     mine = [
         attempt.folder / "tasks" / ".0000.json.a.tmp",
         attempt.folder / "ranks" / "7.0" / ".rendezvous.json.a.tmp",
-        attempt.folder / "ends" / ".7.0.a.tmp",
         tmp_path / ".progress.json.a.tmp",
     ]
     others = [
@@ -60,7 +59,7 @@ def test_a_job_that_comes_back_removes_what_it_was_writing_when_it_was_killed(tm
     for path in mine + others:
         path.touch()
     task._sweep(attempt, {"kind": "train"}, 0, single("7", restart=1))
-    assert [path.exists() for path in mine + others] == [False] * 4 + [True] * 3
+    assert [path.exists() for path in mine + others] == [False] * 3 + [True] * 3
 
 
 def submitted(run: Path, jobs: list[str], live: list[str], **more: Any) -> dict[str, Any]:
@@ -95,3 +94,8 @@ def test_a_runs_notes_tell_which_nodes_to_avoid(tmp_path: Path) -> None:
             ends.note(attempt, f"70_{i}", 0, causes.CRASH, "RuntimeError: odd", node)
     assert list(bad_nodes.of_run(run)) == ["n1"]
     assert "2 tasks failed there (crash), none succeeded" in bad_nodes.of_run(run)["n1"]
+
+
+def test_a_gate_needs_no_dataset_on_its_node(tmp_path: Path) -> None:
+    """The pictures of a pipeline's prompts are about none, and their run folder is made later."""
+    task.check_node({"executor": "slurm", "dataset": str(tmp_path / "later"), "kind": "pipeline"})
