@@ -5,12 +5,38 @@ Three plain words and the run folder are all that a task needs: nothing is pickl
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from semiocity.launch import task
 from semiocity.launch.compact import compact
 from semiocity.launch.runs import Attempt
+
+
+class Surviving(io.FileIO):
+    """A log whose reader may die: SLURM's step daemon takes our output, and what is done without it is kept."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+def survive() -> None:
+    """From now on no line of this process's output is an error because nobody reads it any more."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        old = getattr(sys, name)
+        old.flush()
+        raw = io.BufferedWriter(Surviving(number, "w", closefd=False))
+        how = {"line_buffering": old.line_buffering, "write_through": old.write_through}
+        setattr(sys, name, io.TextIOWrapper(raw, old.encoding, old.errors, **how))
 
 
 def main(words: list[str]) -> None:
@@ -22,4 +48,5 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    survive()
     main(sys.argv[1:])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
+from contextlib import suppress
 from types import FrameType
 
 REQUEUE_EXIT = 85
@@ -29,7 +30,10 @@ class StopFlag:
     def _set(self, number: int, _frame: FrameType | None) -> None:
         if self.reason is None:
             self.reason = signal.Signals(number).name
-            print(f"{self.reason}: finishing the unit of work at hand, then saving", file=sys.stderr, flush=True)
+            # Nothing may be raised here: it would look like an error of whatever the process is at. A print might be in
+            # the middle of another, and the log's reader may be gone.
+            with suppress(OSError):
+                os.write(2, f"{self.reason}: finishing the unit of work at hand, then saving\n".encode())
 
     def __call__(self) -> bool:
         return self.reason is not None

@@ -100,7 +100,7 @@ class Apart:
             return []
         if self.child is None:
             self._start()
-        assert self.pipe is not None
+        assert self.child is not None and self.pipe is not None
         timeout_s = self.stage.args.batch_timeout_s
         try:
             self.pipe.send(rows)
@@ -109,6 +109,9 @@ class Apart:
                 return Failure(faults.hung(timeout_s), memory=False)
             answer = self.pipe.recv()
         except (EOFError, OSError):
+            self.child.join(timeout=SETTLE_S)
+            if self.child.is_alive():
+                raise  # not about the child: whatever a signal's handler ran into, say
             code = self._end()
             if code == -signal.SIGKILL:
                 time.sleep(SETTLE_S)
