@@ -68,7 +68,7 @@ demo: env  ## packed shards, captions, masks, a trained model, scores and a page
 	$(SEMIOCITY) demo --recipe $(RECIPE) $(if $(ROOT),--root $(ROOT)) $(ARGS)
 
 # Files of tests are shared out whole (tests/conftest.py): their fixtures are made once each.
-WORKERS ?= 3
+WORKERS ?= 2
 test: env  ## every test, in under 15 minutes on 2 cores
 	$(VENV)/bin/python -m pytest -m "not soak" -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
