@@ -56,10 +56,10 @@ def is_complete(work: Work) -> bool:
     Results without receipts (images, scores, pages, copies) are what the newest attempt left that ended well, if it
     had these settings and read these inputs.
     """
-    if work.kind == "pack" and submission.complete(work) and not manifest.read_manifest(work.dataset)["rows"]:
-        return False  # there is nothing for later steps to do
     if work.kind in submission.MERGED - {"generate"} or work.kind == "train":
-        return submission.complete(work)
+        # A packing of no rows leaves nothing for later steps to do.
+        done = submission.complete(work)
+        return done and (work.kind != "pack" or bool(manifest.read_manifest(work.dataset)["rows"]))
     last = _last(work)
     if last is None or not (work.run / RESULTS[work.kind]).exists():
         return False

@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,8 @@ def _silent(read: Read, state: Mapping[str, Any]) -> dict[str, Any] | None:
     if for_s < SILENT_S:
         return None
     # The file is its predecessor's until a job that came back has got as far as Python; its log begins before that.
-    for_s = min(for_s, time.time() - Path(state["log"]).stat().st_mtime)
+    with suppress(FileNotFoundError):  # packed away a moment ago
+        for_s = min(for_s, time.time() - Path(state["log"]).stat().st_mtime)
     if for_s < SILENT_S:
         return None
     return {"attempt": read.attempt.number, "task": state["index"], "job": state["job"], "for_s": round(for_s)}
